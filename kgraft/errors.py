@@ -1,0 +1,33 @@
+"""Mistakes that a user can make, told in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: one line that names what, where and the nearest valid thing.
+
+    Library code raises it like any `ValueError`; the command line prints it and exits with code 2.
+    """
+
+
+def suggest(word: str, candidates: Iterable[str]) -> str:
+    """Sentence that points from a wrong `word` to what is valid.
+
+    Args:
+        word: What the user wrote.
+        candidates: Everything valid in its place.
+
+    Returns:
+        `" Did you mean 'x'?"` when one candidate is close, else `" Known: a, b, c."`; each with a
+        leading space, to be appended to an error's first sentence.
+
+    Example:
+        >>> suggest("resnet23", ["resnet20", "resnet32", "mobilenet_v2"])
+        " Did you mean 'resnet32'?"
+        >>> suggest("vit", ["resnet20", "resnet32"])
+        ' Known: resnet20, resnet32.'
+    """
+    known = sorted(candidates)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
