@@ -1,0 +1,222 @@
+"""How much information a layer's weights hold: entropy, l1 norm, or a user's own measure."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import keras
+import numpy as np
+
+from kgraft import equations
+from kgraft.equations import Float64
+from kgraft.errors import UserError, suggest
+from kgraft.grafting.arrays import host_view
+
+
+@runtime_checkable
+class Criterion(Protocol):
+    """Weights -> information. A larger value makes a receiver keep more of its own weights."""
+
+    def information(
+        self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
+    ) -> Float64:
+        """Information of several kernels at once.
+
+        Args:
+            kernels: backend tensors, where the weights are.
+            filter_axes: for each kernel the axes that count its filters.
+
+        Returns:
+            Shape `(len(kernels),)`, float64.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Entropy of all weights of a layer at once (eq. 6), the papers' criterion.
+
+    Only integer bin counts leave the device the weights are on; the entropy is float64.
+
+    Args:
+        bins: B, the number of equal-width bins over a layer's range.
+        binning: `"closed"`, where the largest weight belongs to the last bin, or `"authors"`, the
+            float32 expression of the authors' code, whose last bin is open.
+    """
+
+    bins: int = 10
+    binning: Literal["closed", "authors"] = "closed"
+
+    def __post_init__(self) -> None:
+        if self.bins < 1:
+            raise UserError(f"Entropy(bins={self.bins}): at least 1 bin is needed.")
+        if self.binning not in ("closed", "authors"):
+            raise UserError(
+                f"Entropy(binning={self.binning!r}): unknown binning."
+                + suggest(str(self.binning), ("closed", "authors"))
+            )
+
+    def information(
+        self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
+    ) -> Float64:
+        """Entropy of each kernel, nats, shape `(len(kernels),)`; see `Criterion`."""
+        del filter_axes
+        counts = self.counts(kernels)
+        return equations.entropy(counts, [int(np.prod(kernel.shape)) for kernel in kernels])
+
+    def counts(self, kernels: Sequence[Any]) -> np.ndarray:
+        """Bin counts of each kernel, taken where it lies: int64, shape `(len(kernels), bins)`."""
+        views = [host_view(kernel) for kernel in kernels]
+        if any(view is None for view in views):
+            return self._counts_on_device(kernels)
+        return np.array(
+            [
+                equations.bin_counts(view, self._edges(view.min(), view.max(), view.dtype))
+                for view in views
+                if view is not None
+            ]
+        ).reshape(-1, self.bins)
+
+    def _edges(self, minimum: float, maximum: float, dtype: Any) -> np.ndarray:
+        edges = equations.authors_bin_edges if self.binning == "authors" else equations.bin_edges
+        return edges(minimum, maximum, self.bins, dtype)
+
+    def _counts_on_device(self, kernels: Sequence[Any]) -> np.ndarray:
+        """Two transfers for all kernels: their ranges to the host, their counts to the host."""
+        ops = keras.ops
+        wide = [
+            ops.cast(kernel, "float32") if _is_half(kernel) else ops.stop_gradient(kernel)
+            for kernel in kernels
+        ]
+        ranges = ops.convert_to_numpy(
+            ops.stack([ops.stack([ops.min(kernel), ops.max(kernel)]) for kernel in wide])
+        )
+        at_least = ops.stack(
+            [
+                ops.stack(
+                    [
+                        ops.sum(ops.cast(kernel >= edge, "int32"))
+                        for edge in self._edges(low, high, ranges.dtype).tolist()
+                    ]
+                )
+                for kernel, (low, high) in zip(wide, ranges, strict=True)
+            ]
+        )
+        host = ops.convert_to_numpy(at_least).astype(np.int64)
+        return host[:, :-1] - host[:, 1:]
+
+
+@dataclass(frozen=True)
+class FilterEntropy:
+    """Sum of the entropies of a layer's filters (eq. 5).
+
+    Args:
+        bins: B, the number of equal-width bins over each filter's range.
+    """
+
+    bins: int = 10
+
+    def __post_init__(self) -> None:
+        if self.bins < 1:
+            raise UserError(f"FilterEntropy(bins={self.bins}): at least 1 bin is needed.")
+
+    def information(
+        self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
+    ) -> Float64:
+        """Sum of filter entropies of each kernel, nats, `(len(kernels),)`; see `Criterion`."""
+        return np.array(
+            [
+                equations.filter_entropy(_on_host(kernel), self.bins, axes)
+                for kernel, axes in zip(kernels, filter_axes, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class L1Norm:
+    """Sum of the l1 norms of a layer's filters (eq. 3), the papers' first criterion."""
+
+    def information(
+        self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
+    ) -> Float64:
+        """L1 norm of each kernel, shape `(len(kernels),)`; see `Criterion`."""
+        return np.array(
+            [
+                equations.filter_l1(_on_host(kernel), axes).sum()
+                for kernel, axes in zip(kernels, filter_axes, strict=True)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A user's own criterion.
+
+    Args:
+        measure: NumPy array of one kernel's weights (not to be written to) -> a number.
+    """
+
+    measure: Callable[[np.ndarray], float]
+
+    def information(
+        self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
+    ) -> Float64:
+        """What `measure` says of each kernel, shape `(len(kernels),)`; see `Criterion`."""
+        del filter_axes
+        return np.array([self.measure(_on_host(kernel)) for kernel in kernels], np.float64)
+
+
+_BY_NAME: dict[str, Callable[[], Criterion]] = {
+    "entropy": Entropy,
+    "filter-entropy": FilterEntropy,
+    "l1": L1Norm,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The criteria that have a name."""
+    return tuple(_BY_NAME)
+
+
+def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criterion:
+    """A criterion from its name, itself, or a function of one kernel.
+
+    Args:
+        criterion: `"entropy"`, `"filter-entropy"`, `"l1"`, a `Criterion`, or a callable that maps
+            a kernel's NumPy weights to a number.
+
+    Returns:
+        The criterion.
+
+    Raises:
+        UserError: an unknown name, or something that is none of these.
+
+    Example:
+        >>> get("entropy")
+        Entropy(bins=10, binning='closed')
+    """
+    if isinstance(criterion, str):
+        if criterion not in _BY_NAME:
+            raise UserError(f"unknown criterion {criterion!r}." + suggest(criterion, _BY_NAME))
+        return _BY_NAME[criterion]()
+    if isinstance(criterion, Criterion):
+        return criterion
+    if callable(criterion):
+        return Measured(criterion)
+    raise UserError(
+        f"criterion is a {type(criterion).__name__}; expected a name ({', '.join(_BY_NAME)}), "
+        "a Criterion or a function of a kernel's weights."
+    )
+
+
+def _is_half(kernel: Any) -> bool:
+    return keras.backend.standardize_dtype(kernel.dtype) in ("float16", "bfloat16")
+
+
+def _on_host(kernel: Any) -> np.ndarray:
+    view = host_view(kernel)
+    if view is not None:
+        return view
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(kernel)).astype(
+        np.float32, copy=False
+    )

@@ -1,0 +1,204 @@
+"""What one grafting does to K peers: the entropy-weighted ring (external scion)."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft import equations
+from kgraft.errors import UserError
+from kgraft.grafting import criteria
+from kgraft.grafting.arrays import host_view
+from kgraft.grafting.criteria import Criterion, Entropy
+from kgraft.grafting.plan import GraftPlan, Grouping
+from kgraft.grafting.ring import GraftRecord, donors, ring_mix
+
+_log = logging.getLogger("kgraft")
+
+
+@dataclass(frozen=True)
+class Graft:
+    """The external scion: each layer is blended with the same layer of the previous peer.
+
+    When: at the end of every epoch, for K >= 2 peers of one architecture. Cost: one pass over the
+    kernels to count bins and one over all weights to blend, no memory beyond one weight of K
+    peers at a time.
+
+    Args:
+        criterion: what a layer's information is: `"entropy"` (eq. 6, the papers' choice),
+            `"filter-entropy"` (eq. 5), `"l1"` (eq. 3), a `Criterion`, or a function of a kernel's
+            NumPy weights.
+        amplitude: A of eq. 7, in [0, 1]; 0 is the plain mean of the two peers.
+        sharpness: c of eq. 7, 1/nats.
+        grouping: which weights share a coefficient, see `GraftPlan.of`.
+        decimals: coefficients are rounded to so many decimals; None for no rounding.
+
+    Raises:
+        UserError: an argument is out of range or unknown.
+
+    Example:
+        >>> Graft(criterion="l1", amplitude=0.2).coefficients(np.array([[3.0], [3.0]]), (1, 0))
+        array([[0.5],
+               [0.5]])
+
+    Source: Meng et al., CVPR 2020, eq. 2, 6, 7 and Alg. 1.
+    """
+
+    criterion: "str | Criterion | Callable[[np.ndarray], float]" = "entropy"
+    amplitude: float = 0.4
+    sharpness: float = 500.0
+    grouping: Grouping = "default"
+    decimals: int | None = None
+
+    def __post_init__(self) -> None:
+        criteria.get(self.criterion)
+        if not 0 <= self.amplitude <= 1:
+            raise UserError(f"Graft(amplitude={self.amplitude}): A must lie in [0, 1].")
+        if not self.sharpness > 0:
+            raise UserError(f"Graft(sharpness={self.sharpness}): c must be positive.")
+        if self.decimals is not None and self.decimals < 1:
+            raise UserError(f"Graft(decimals={self.decimals}): at least 1, or None.")
+
+    @classmethod
+    def authors(cls, **changes: Any) -> "Graft":
+        """The authors' code: its float32 binning, coefficients rounded to 2 decimals, its groups.
+
+        Args:
+            changes: arguments of `Graft` that differ from that.
+        """
+        return replace(
+            cls(criterion=Entropy(binning="authors"), grouping="authors", decimals=2), **changes
+        )
+
+    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
+        """The plan of the first peer, after comparing the others with it.
+
+        Args:
+            models: the K peers, built.
+
+        Returns:
+            The plan that holds for all of them.
+
+        Raises:
+            UserError: fewer than one peer, a model given twice, or peers that do not match; names
+                the first difference.
+        """
+        if not models:
+            raise UserError("no peers: grafting needs at least one model.")
+        if len({id(model) for model in models}) != len(models):
+            raise UserError("a model is in the ring twice: every peer must be its own model.")
+        plan = GraftPlan.of(models[0], self.grouping)
+        for k, model in enumerate(models[1:], start=2):
+            plan.check_matches(GraftPlan.of(model, self.grouping), "peer 1", f"peer {k}")
+        return plan
+
+    def coefficients(self, information: np.ndarray, ring: Sequence[int | None]) -> np.ndarray:
+        """Share of its own weights that every peer keeps in every group (eq. 7).
+
+        Args:
+            information: shape `(K, G)`.
+            ring: each peer's donor, None for a peer that keeps what it has.
+
+        Returns:
+            Shape `(K, G)`, float64; 1 where there is no donor.
+        """
+        alphas = np.ones(information.shape, np.float64)
+        for k, donor in enumerate(ring):
+            if donor is not None:
+                alphas[k] = equations.graft_coefficient(
+                    information[k],
+                    information[donor],
+                    amplitude=self.amplitude,
+                    sharpness=self.sharpness,
+                )
+        return alphas if self.decimals is None else np.round(alphas, self.decimals)
+
+    def apply(self, models: Sequence[keras.Model], plan: GraftPlan | None = None) -> GraftRecord:
+        """Graft K peers in place, all at once.
+
+        Information is measured on the weights before the blend. A peer with a weight that is not
+        finite is never a donor; it keeps what it has and the ring closes without it, which is
+        logged as a warning.
+
+        Args:
+            models: the K peers, in ring order: peer k receives from peer k - 1.
+            plan: the peers' plan, when `check` has been called before.
+
+        Returns:
+            What was measured and done.
+
+        Raises:
+            UserError: the peers do not match.
+        """
+        plan = plan or self.check(models)
+        weights = [model.weights for model in models]
+        healthy = [_is_finite(peer) for peer in weights]
+        ring = donors(healthy)
+        information = np.full((len(models), len(plan.groups)), np.nan)
+        for k, peer in enumerate(weights):
+            if healthy[k]:
+                information[k] = self._measure(peer, plan)
+        alphas = self.coefficients(information, ring)
+        for g, group in enumerate(plan.groups):
+            for index in group.members:
+                variables = [peer[index] for peer in weights]
+                before = [_value(variable) for variable in variables]
+                after = ring_mix(before, alphas[:, g].tolist(), ring)
+                for variable, value, donor in zip(variables, after, ring, strict=True):
+                    if donor is not None:
+                        variable.assign(value)
+        return GraftRecord(
+            groups=tuple(group.name for group in plan.groups),
+            information=information,
+            coefficients=alphas,
+            donors=ring,
+        )
+
+    def _measure(self, weights: Sequence[Any], plan: GraftPlan) -> np.ndarray:
+        kernels = [weights[index].value for index in plan.kernels]
+        axes = [group.filter_axes for group in plan.groups]
+        information = criteria.get(self.criterion).information(kernels, axes)
+        if not np.isfinite(information).all():
+            worst = int(np.flatnonzero(~np.isfinite(information))[0])
+            raise UserError(
+                f"criterion {self.criterion!r} gave {information[worst]} for "
+                f"{plan.groups[worst].name}, whose weights are finite: it must return a number."
+            )
+        return information
+
+
+def warn_of_sick_peers(record: GraftRecord, told: set[int]) -> None:
+    """Log, once a peer, that its weights are not finite and that it gives nothing to the others.
+
+    Args:
+        record: the grafting just done.
+        told: peers that were named before, counted from 0; grows.
+    """
+    sick = set(np.flatnonzero(np.isnan(record.information).all(axis=1)).tolist())
+    for k in sorted(sick - told):
+        _log.warning(
+            "peer %d has weights that are not finite: it is no donor any more, its receiver takes "
+            "from the peer before it. A lower learning rate may keep it alive.",
+            k + 1,
+        )
+    told.update(sick)
+
+
+def _value(variable: Any) -> Any:
+    return keras.ops.stop_gradient(keras.ops.convert_to_tensor(variable.value))
+
+
+def _is_finite(weights: Sequence[Any]) -> bool:
+    for weight in weights:
+        if not keras.backend.is_float_dtype(weight.dtype):
+            continue
+        view = host_view(weight.value)
+        if view is None:
+            if not bool(keras.ops.all(keras.ops.isfinite(weight.value))):
+                return False
+        elif not np.isfinite(view).all():
+            return False
+    return True

@@ -1,0 +1,92 @@
+import keras
+import numpy as np
+import pytest
+
+from kgraft import equations
+from kgraft.errors import UserError
+from kgraft.grafting import Entropy, FilterEntropy, L1Norm, criteria
+from tests.reference import grafting as reference
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture
+def kernels():
+    rng = np.random.default_rng(0)
+    return [
+        rng.normal(size=s).astype(np.float32) for s in ((3, 3, 2, 4), (1, 1, 8, 3), (3, 3, 5, 1))
+    ]
+
+
+AXES = [(3,), (3,), (2, 3)]
+
+
+def tensors(kernels):
+    return [keras.ops.convert_to_tensor(kernel) for kernel in kernels]
+
+
+@pytest.mark.parametrize(
+    ("binning", "measure"),
+    [("closed", reference.entropy), ("authors", reference.authors_entropy)],
+)
+def test_entropy_of_each_kernel(kernels, binning, measure):
+    information = Entropy(binning=binning).information(tensors(kernels), AXES)
+    np.testing.assert_allclose(information, [measure(kernel) for kernel in kernels], atol=1e-12)
+
+
+@pytest.mark.parametrize("binning", ["closed", "authors"])
+def test_counts_on_an_accelerator_equal_those_on_the_host(kernels, binning):
+    criterion = Entropy(bins=7, binning=binning)
+    np.testing.assert_array_equal(
+        criterion._counts_on_device(tensors(kernels)), criterion.counts(tensors(kernels))
+    )
+
+
+def test_half_precision_kernels_are_widened_exactly(kernels):
+    half = [keras.ops.cast(kernel, "bfloat16") for kernel in tensors(kernels)]
+    wide = [keras.ops.convert_to_numpy(keras.ops.cast(kernel, "float32")) for kernel in half]
+    expected = [reference.entropy(kernel) for kernel in wide]
+    np.testing.assert_allclose(Entropy().information(half, AXES), expected, atol=1e-12)
+    np.testing.assert_array_equal(Entropy()._counts_on_device(half), Entropy().counts(half))
+
+
+def test_filter_entropy_and_l1_norm_of_each_kernel(kernels):
+    np.testing.assert_allclose(
+        L1Norm().information(tensors(kernels), AXES),
+        [np.abs(kernel).sum(dtype=np.float64) for kernel in kernels],
+    )
+    by_hand = [
+        sum(reference.entropy(kernel[..., j]) for j in range(kernel.shape[-1]))
+        for kernel in kernels[:2]
+    ] + [sum(reference.entropy(kernels[2][:, :, c, 0]) for c in range(5))]
+    np.testing.assert_allclose(FilterEntropy().information(tensors(kernels), AXES), by_hand)
+
+
+def test_a_function_of_the_weights_is_a_criterion(kernels):
+    criterion = criteria.get(np.ptp)
+    expected = [np.ptp(kernel) for kernel in kernels]
+    np.testing.assert_allclose(criterion.information(tensors(kernels), AXES), expected)
+
+
+def test_criteria_by_name():
+    assert criteria.get("entropy") == Entropy()
+    assert criteria.get("l1") == L1Norm()
+    assert criteria.get("filter-entropy") == FilterEntropy()
+    assert criteria.get(Entropy(bins=3)) == Entropy(bins=3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [("entropie", "Did you mean 'entropy'"), ("xyz", "Known: entropy"), (3, "is a int")],
+)
+def test_what_is_no_criterion_is_refused(wrong, message):
+    with pytest.raises(UserError, match=message):
+        criteria.get(wrong)
+
+
+def test_entropy_options_are_checked():
+    with pytest.raises(UserError, match="bins=0"):
+        Entropy(bins=0)
+    with pytest.raises(UserError, match="closed"):
+        Entropy(binning="close")
+    assert equations.entropy([0, 0], 0 + 1) == 0.0
