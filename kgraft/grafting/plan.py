@@ -200,9 +200,7 @@ class _Reader:
         }
         members[min(members)].extend(self._waiting)
         for weight, owner in self._rider_of.items():
-            if owner in self._stands_for:
-                owner = self._last_of[id(self._stands_for[owner])]
-            members[owner].append(weight)
+            members[self._resolved(owner)].append(weight)
         return tuple(
             Group(
                 name=self._weights[self.owners[position][0]].path,
@@ -213,6 +211,14 @@ class _Reader:
             )
             for position, riders in members.items()
         )
+
+    def _resolved(self, owner: int) -> int:
+        """The position itself, or that of the convolution which a shortcut rides with."""
+        if owner not in self._stands_for:
+            return owner
+        latest = self._last_of[id(self._stands_for[owner])]
+        assert latest is not None  # a convolution owns a coefficient
+        return latest
 
     def _visit(self, layer: Any, incoming: int | None) -> int | None:
         """Assign a layer's weights; returns the owner that what follows it rides with."""

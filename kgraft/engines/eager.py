@@ -1,0 +1,237 @@
+"""The eager engine: one Keras train step of one model at a time, on any backend.
+
+It is the oracle that every faster engine is held against. It never goes through `Model.fit`, and
+on torch not through `train_function` either: from Keras 3.16 on that wraps the model in
+DistributedDataParallel whenever `torch.distributed` is initialised, which would silently average
+the gradients of K peers.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+Logs = dict[str, Any]
+Step = Callable[[tuple[Any, ...]], Logs]
+
+
+class Stepper:
+    """One compiled model that is trained batch by batch.
+
+    A step is exactly what `model.train_on_batch` does, except that metrics accumulate over the
+    epoch and nothing is copied to the host. After every call, and after an interrupt at any
+    instant, the model's variables hold valid values: on jax no buffer is donated and the
+    variables are written after each step.
+
+    Args:
+        model: a compiled Keras model (or subclass with its own `train_step`).
+
+    Raises:
+        ValueError: the model is not compiled.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        if not model.compiled:
+            raise ValueError(f"model {model.name!r} is not compiled: call compile() first.")
+        self.model = model
+        self._backend = _BACKENDS[keras.config.backend()](model)
+        self._built = False
+
+    def build(self, data: tuple[Any, ...]) -> None:
+        """Build the model, its optimizer and its metrics from one batch; done once.
+
+        Args:
+            data: `(x, y)` or `(x, y, sample_weight)`.
+        """
+        if not self._built:
+            self.model._symbolic_build(data_batch=_triple(data))
+            self._built = True
+
+    def begin_epoch(self) -> None:
+        """Reset the metrics and turn to training mode."""
+        self.model.reset_metrics()
+        self._backend.training(True)
+
+    def end_epoch(self) -> None:
+        """Turn back to inference mode."""
+        self._backend.training(False)
+
+    def step(self, data: tuple[Any, ...], shared: Mapping[int, Any] | None = None) -> Logs:
+        """One training step on one batch.
+
+        Args:
+            data: `(x, y)` or `(x, y, sample_weight)`, backend tensors or NumPy.
+            shared: on jax, values to read instead of a variable's own, by `id(variable)`: inside
+                another model's `fit` the variables that both share (a teacher's) are not valid.
+
+        Returns:
+            The metrics so far, as tensors on the device.
+        """
+        self.build(data)
+        return self._backend.train(_triple(data), shared or {})
+
+    def logs(self) -> dict[str, float]:
+        """The metrics over the batches since `begin_epoch`."""
+        results: dict[str, float] = {}
+        for metric in self.model.metrics:
+            value = metric.result()
+            values = value if isinstance(value, dict) else {metric.name: value}
+            results.update((name, float(v)) for name, v in values.items())
+        return results
+
+    def evaluate(self, batches: Iterable[tuple[Any, ...]]) -> dict[str, float]:
+        """Metrics over some batches, in inference mode.
+
+        Args:
+            batches: iterable of `(x, y)` or `(x, y, sample_weight)`.
+
+        Returns:
+            Metric name -> value.
+        """
+        self.model.reset_metrics()
+        self._backend.training(False)
+        for data in batches:
+            self.build(data)
+            self._backend.test(_triple(data))
+        return self.logs()
+
+    def predict(self, batches: Iterable[tuple[Any, ...]]) -> np.ndarray:
+        """Outputs over some batches, in inference mode.
+
+        Args:
+            batches: iterable of tuples that begin with x.
+
+        Returns:
+            Outputs, shape `(n, ...)`.
+        """
+        self._backend.training(False)
+        return np.concatenate(
+            [keras.ops.convert_to_numpy(self._backend.predict(data[0])) for data in batches]
+        )
+
+
+class _Torch:
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def training(self, on: bool) -> None:
+        self._model.train(on)
+
+    def train(self, data: tuple[Any, ...], shared: Mapping[int, Any]) -> Logs:
+        del shared
+        return self._alone(self._model.train_step, _on_device(data))
+
+    def test(self, data: tuple[Any, ...]) -> None:
+        import torch
+
+        with torch.no_grad():
+            self._alone(self._model.test_step, _on_device(data))
+
+    def predict(self, x: Any) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self._alone(self._model.predict_step, _on_device((x,)))
+
+    def _alone(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
+        """Run a step with the model's own module, though `evaluate` may have made it a DDP one."""
+        wrapped = vars(self._model).get("ddp_model")
+        if wrapped is None:
+            return step(data)
+        self._model.__dict__["ddp_model"] = None
+        try:
+            return step(data)
+        finally:
+            self._model.__dict__["ddp_model"] = wrapped
+
+
+class _Jax:
+    def __init__(self, model: Any) -> None:
+        import jax
+
+        self._model = model
+        compiled = (lambda step: step) if model.run_eagerly else jax.jit
+        self._train, self._test = compiled(model.train_step), compiled(model.test_step)
+        self._predict = compiled(model.predict_step)
+
+    def training(self, on: bool) -> None:
+        """Nothing to switch: the steps say themselves whether they train."""
+
+    def train(self, data: tuple[Any, ...], shared: Mapping[int, Any]) -> Logs:
+        model = self._model
+        parts = [
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        ]
+        state = tuple([shared.get(id(v), v._value) for v in part] for part in parts)
+        logs, new_state = self._train(state, data)
+        _write(parts, new_state, shared)
+        return logs
+
+    def test(self, data: tuple[Any, ...]) -> None:
+        model = self._model
+        parts = [
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.metrics_variables,
+        ]
+        state = tuple([v.value for v in part] for part in parts)
+        _write(parts, self._test(state, data)[1], {})
+
+    def predict(self, x: Any) -> Any:
+        model = self._model
+        state = tuple(
+            [v.value for v in part]
+            for part in (model.trainable_variables, model.non_trainable_variables)
+        )
+        return self._predict(state, (x,))[0]
+
+
+class _TensorFlow:
+    def __init__(self, model: Any) -> None:
+        import tensorflow as tf
+
+        self._model = model
+        self._call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+
+    def training(self, on: bool) -> None:
+        """Nothing to switch: the steps say themselves whether they train."""
+
+    def train(self, data: tuple[Any, ...], shared: Mapping[int, Any]) -> Logs:
+        del shared
+        self._model.make_train_function()
+        return self._model.train_function(iter([data]))
+
+    def test(self, data: tuple[Any, ...]) -> None:
+        self._model.make_test_function()
+        self._model.test_function(iter([data]))
+
+    def predict(self, x: Any) -> Any:
+        return self._call(x)
+
+
+_BACKENDS: dict[str, Callable[[Any], Any]] = {
+    "torch": _Torch,
+    "jax": _Jax,
+    "tensorflow": _TensorFlow,
+}
+
+
+def _triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    return keras.utils.unpack_x_y_sample_weight(data)
+
+
+def _on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    return keras.tree.map_structure(
+        lambda part: None if part is None else keras.ops.convert_to_tensor(part), data
+    )
+
+
+def _write(parts: list[list[Any]], state: tuple[list[Any], ...], shared: Mapping[int, Any]) -> None:
+    for variables, values in zip(parts, state, strict=True):
+        for variable, value in zip(variables, values, strict=True):
+            if id(variable) not in shared:
+                variable.assign(value)

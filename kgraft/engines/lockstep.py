@@ -1,0 +1,154 @@
+"""Lock-step: other models see every batch that `fit` feeds to one model.
+
+Keras calls `model.train_function` once a step. Just before a step it is replaced by a function that
+puts the original back, runs it and keeps the batches it was fed; nobody learns in there. So an
+interrupted `fit` can leave at most a function behind that moves no other model and removes itself
+when it is called.
+"""
+
+import itertools
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import keras
+
+Batch = tuple[Any, ...]
+_Run = Callable[..., tuple[list[Batch], Any]]
+
+
+class Lockstep:
+    """Keeps the batches that `fit` feeds to a model, until they are taken.
+
+    The model's own training does not change by it, bit for bit. On jax it also makes Ctrl-C safe:
+    there `fit` empties the model's variables and donates their values to each step, and an
+    interrupt that hits the wrong moment would leave the model without weights.
+
+    Args:
+        model: a model that is about to be trained by `fit`.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+        self._fed: list[Batch] = []
+        self._in_place: dict[str, tuple[Any, Any]] = {}  # name -> the wrapper and what it wraps
+
+    def arm(self) -> None:
+        """Watch the next training step; called before each one."""
+        self._wrap("train_function", self._fed.extend)
+
+    def guard(self) -> None:
+        """On jax, make the next validation step safe to interrupt; called before each one."""
+        if keras.config.backend() == "jax":
+            self._wrap("test_function", _forget)
+
+    def disarm(self) -> None:
+        """Take away what an interrupted `fit` has left, and the batches nobody took."""
+        for name, (wrapper, original) in self._in_place.items():
+            if getattr(self.model, name) is wrapper:
+                setattr(self.model, name, original)
+        self._in_place.clear()
+        self._fed.clear()
+
+    def take(self) -> list[Batch]:
+        """The batches fed since the last call, in order, each as `fit` drew it."""
+        batches = self._fed.copy()
+        self._fed.clear()
+        return batches
+
+    def settle(self) -> None:
+        """On jax, put the values of the running `fit` back into the model's variables."""
+        if keras.config.backend() == "jax":
+            self.model.jax_state_sync()
+
+    def _wrap(self, name: str, keep: Callable[[list[Batch]], None]) -> None:
+        model, run = self.model, _RUNS[keras.config.backend()]
+        original = getattr(model, name)
+        if name in self._in_place and original is self._in_place[name][0]:
+            return
+
+        def watched(*arguments: Any) -> Any:
+            if getattr(model, name) is watched:
+                setattr(model, name, original)
+            batches, result = run(model, original, *arguments)
+            keep(batches)
+            return result
+
+        self._in_place[name] = (watched, original)
+        setattr(model, name, watched)
+
+
+def _forget(batches: list[Batch]) -> None:
+    del batches
+
+
+def _torch(model: Any, function: Callable[..., Any], data: list[Batch]) -> tuple[list[Batch], Any]:
+    del model
+    return list(data), function(data)
+
+
+def _tensorflow(
+    model: Any, function: Callable[..., Any], iterator: Iterator[Batch]
+) -> tuple[list[Batch], Any]:
+    batches = _pull(iterator, model.steps_per_execution)
+    return batches, function(iter(batches))
+
+
+def _jax(
+    model: Any, function: Callable[..., Any], state: tuple[Any, ...], iterator: Iterator[Batch]
+) -> tuple[list[Batch], Any]:
+    """One step; however it ends, Keras finds the latest valid values when `fit` is left.
+
+    `state` is valid until it is donated, the new one from then on; data are drawn before, because
+    an interrupt inside the data set must not come between two of `steps_per_execution` steps.
+    """
+    parts = ["trainable_variables", "non_trainable_variables"]
+    parts += ["optimizer_variables", "metrics_variables"] if len(state) == 4 else []
+    parts += ["metrics_variables"] if len(state) == 3 else []
+    latest = state
+    try:
+        batches = _pull(iterator, model.steps_per_execution)
+        with _InterruptHeld():
+            logs, latest = function(state, iter(batches))
+    finally:
+        model._jax_state = dict(zip(parts, latest, strict=True))
+        model._jax_state_synced = False
+    return batches, (logs, latest)
+
+
+_RUNS: dict[str, _Run] = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
+
+
+def _pull(iterator: Iterator[Batch], count: int) -> list[Batch]:
+    """Up to `count` batches; as `next` does, it raises StopIteration when there is none."""
+    batches = list(itertools.islice(iterator, count))
+    if not batches:
+        raise StopIteration
+    return batches
+
+
+class _InterruptHeld:
+    """Puts a Ctrl-C off until the block has ended; a second one is not held.
+
+    Python delivers it to the main thread only, so elsewhere there is nothing to hold.
+    """
+
+    def __enter__(self) -> None:
+        self._held: tuple[int, FrameType | None] | None = None
+        in_main = threading.current_thread() is threading.main_thread()
+        self._handler = signal.getsignal(signal.SIGINT) if in_main else None
+        if callable(self._handler):
+            signal.signal(signal.SIGINT, self._hold)
+
+    def __exit__(self, *error: Any) -> None:
+        if callable(self._handler):
+            signal.signal(signal.SIGINT, self._handler)
+            if self._held is not None:
+                self._handler(*self._held)
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        if self._held is not None and callable(self._handler):
+            self._handler(number, frame)
+        self._held = (number, frame)

@@ -1,0 +1,390 @@
+"""GraftingFit: K models in one loop, grafted after every epoch."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from kgraft.engines.eager import Stepper
+from kgraft.errors import UserError, suggest
+from kgraft.grafting.mixers import Graft, warn_of_sick_peers
+from kgraft.grafting.ring import GraftRecord
+from kgraft.training.distiller import distil
+from kgraft.training.feeds import Batch, Feed, feed_of
+
+_log = logging.getLogger("kgraft")
+
+Callbacks = Sequence[keras.callbacks.Callback]
+
+
+@dataclass(frozen=True)
+class GraftSchedule:
+    """At the end of which epochs peers are grafted, and on which side of the validation.
+
+    Attributes:
+        every: graft at the end of every n-th epoch.
+        first: graft at the end of the first n epochs only; None for all.
+        evaluate: `"after"` grafts before the validation, so that a logged metric belongs to the
+            weights that a checkpoint holds; `"before"` is the authors' order: train, validate,
+            save, then graft, so that the last epoch's metrics belong to ungrafted weights.
+    """
+
+    every: int = 1
+    first: int | None = None
+    evaluate: Literal["after", "before"] = "after"
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"every={self.every}: graft every n-th epoch, n at least 1.")
+        if self.first is not None and self.first < 0:
+            raise UserError(f"first={self.first}: the first n epochs, n at least 0, or None.")
+        if self.evaluate not in ("after", "before"):
+            raise UserError(
+                f"evaluate={self.evaluate!r}: validate after or before the grafting."
+                + suggest(str(self.evaluate), ("after", "before"))
+            )
+
+    def due(self, epoch: int) -> bool:
+        """Whether the end of this epoch, counted from 0, is one to graft at."""
+        return (epoch + 1) % self.every == 0 and (self.first is None or epoch < self.first)
+
+
+class GraftingFit:
+    """Trains K peers side by side and grafts them at the end of every epoch.
+
+    Every peer keeps what it was compiled with: its own optimizer, learning rate, loss and metrics.
+    It draws its own data order. With teachers, the peers learn from their mean probabilities too
+    (grafting+).
+
+    Args:
+        peers: K compiled models of one architecture, in ring order: peer k receives from k - 1.
+        teachers: M trained models whose outputs are logits; none for plain grafting.
+        graft: what a grafting does; the entropy ring by default.
+        every: graft at the end of every n-th epoch.
+        first: graft at the end of the first n epochs only.
+        evaluate: `"after"` or `"before"` the grafting, see `GraftSchedule`.
+        temperature: tau of the distillation loss.
+        seed: the peers' data orders follow from it.
+
+    Attributes:
+        peers: the K models, ordinary Keras models before, during and after training.
+        records: what each grafting measured and did, as `(epoch, GraftRecord)`.
+
+    Raises:
+        UserError: no peer, a peer that is not compiled or given twice, peers that do not match
+            (names the first difference), or an option out of range.
+
+    Example:
+        ```python
+        peers = [kgraft.models.resnet20(classes=10) for _ in range(4)]
+        for k, peer in enumerate(peers):
+            peer.compile(
+                optimizer=kgraft.SGD(kgraft.spread(0.1, k, 4), momentum=0.9, l2=5e-4),
+                loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                metrics=["accuracy"],
+            )
+        run = kgraft.GraftingFit(peers)
+        histories = run.fit(x, y, batch_size=128, epochs=200, validation_data=(xv, yv))
+        ```
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[keras.Model],
+        teachers: Sequence[keras.Model] = (),
+        *,
+        graft: Graft | None = None,
+        every: int = 1,
+        first: int | None = None,
+        evaluate: Literal["after", "before"] = "after",
+        temperature: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        self.peers = list(peers)
+        self.teachers = list(teachers)
+        self.graft = graft or Graft()
+        self.schedule = GraftSchedule(every, first, evaluate)
+        self.seed = seed
+        self.records: list[tuple[int, GraftRecord]] = []
+        if not self.peers:
+            raise UserError("no peers: GraftingFit needs at least one compiled model.")
+        for k, peer in enumerate(self.peers, start=1):
+            if not peer.compiled:
+                raise UserError(f"peer {k} ({peer.name!r}) is not compiled: call compile() first.")
+        self._check_optimizers()
+        self._plan = self.graft.check(self.peers) if all(p.built for p in self.peers) else None
+        self._students = [Stepper(peer) for peer in self.peers]
+        self._trainees = (
+            [Stepper(distil(peer, self.teachers, temperature=temperature)) for peer in self.peers]
+            if self.teachers
+            else self._students
+        )
+        self._sick: set[int] = set()
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Literal["auto", 0, 1, 2] = "auto",
+        callbacks: Callbacks | Callable[[int], Callbacks] | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: dict[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
+    ) -> list[keras.callbacks.History]:
+        """Train and graft all peers; arguments as in `keras.Model.fit` where not said otherwise.
+
+        Args:
+            x: arrays, which each peer reads in its own order; or a data set (`tf.data`,
+                `PyDataset`, torch `DataLoader`, a `Feed`), which each peer iterates for itself;
+                or a list of K data sets, one for every peer.
+            y: targets, with arrays.
+            batch_size: examples a step, with arrays; 32 by default.
+            epochs: train up to this epoch.
+            verbose: 0 is silent; the progress bar shows the first peer's metrics and, at an
+                epoch's end, everybody's.
+            callbacks: a list of Keras callbacks watches the first peer: they get its metrics and,
+                as `peer2_loss` ..., those of the others, and `alpha`, its mean coefficient. A
+                function `k -> list` gives every peer its own.
+            validation_split: share of the arrays' end that is held out.
+            validation_data: `(x, y)` or `(x, y, sample_weight)` or a data set; every peer is
+                evaluated on all of it.
+            shuffle: whether arrays are read in a new order each epoch.
+            class_weight: weight of every class.
+            sample_weight: weights of the examples, with arrays.
+            initial_epoch: epoch to begin with; orders depend on the epoch, not on the call.
+            steps_per_epoch: at most so many steps an epoch.
+            validation_batch_size: `batch_size` by default.
+            validation_freq: validate every n-th epoch.
+
+        Returns:
+            One `History` per peer.
+
+        Raises:
+            UserError: data that does not fit, see `feed_of`.
+        """
+        if validation_split and validation_data is None:
+            from keras.src.trainers.data_adapters import array_slicing
+
+            (x, y, sample_weight), validation_data = array_slicing.train_validation_split(
+                (x, y, sample_weight), validation_split=validation_split
+            )
+        feeds = self._feeds(
+            x,
+            y,
+            sample_weight,
+            batch_size=batch_size,
+            class_weight=class_weight,
+            seed=self.seed,
+            shuffle=shuffle,
+            steps=steps_per_epoch,
+        )
+        validation = None
+        if validation_data is not None:
+            validation = _validation_feed(validation_data, validation_batch_size or batch_size)
+        self._build(feeds)
+        watchers = self._watchers(callbacks, verbose=verbose, epochs=epochs, steps=feeds[0].steps)
+        _log.info(
+            "engine: eager on %s, one Keras train step a peer, %d peers",
+            keras.config.backend(),
+            len(self.peers),
+        )
+        self._run(
+            feeds,
+            watchers,
+            validation,
+            range(initial_epoch, epochs),
+            validation_freq,
+        )
+        return [peer.history for peer in self.peers]
+
+    def evaluate(self, x: Any, y: Any = None, *, batch_size: int | None = None) -> list[dict]:
+        """Loss and metrics of every peer.
+
+        Args:
+            x: arrays or a data set.
+            y: targets, with arrays.
+            batch_size: examples a step, with arrays.
+
+        Returns:
+            For each peer metric name -> value.
+        """
+        feed = feed_of(x, y, batch_size=batch_size, shuffle=False)
+        return [student.evaluate(feed.epoch(0)) for student in self._students]
+
+    def predict(self, x: Any, *, batch_size: int | None = None) -> np.ndarray:
+        """Outputs of every peer.
+
+        Args:
+            x: arrays or a data set.
+            batch_size: examples a step, with arrays.
+
+        Returns:
+            Shape `(K, n, ...)`.
+        """
+        feed = feed_of(x, batch_size=batch_size, shuffle=False)
+        return np.stack([student.predict(feed.epoch(0)) for student in self._students])
+
+    def _check_optimizers(self) -> None:
+        owner: dict[int, int] = {}
+        for k, peer in enumerate(self.peers, start=1):
+            first = owner.setdefault(id(peer.optimizer), k)
+            if first != k:
+                raise UserError(
+                    f"peer {first} and peer {k} share one optimizer: every peer needs its own."
+                )
+
+    def _feeds(self, x: Any, y: Any, sample_weight: Any, **options: Any) -> list[Feed]:
+        if isinstance(x, list) and not isinstance(x[0], int | float | list | np.ndarray):
+            if len(x) != len(self.peers):
+                raise UserError(f"{len(x)} data sets for {len(self.peers)} peers: one for each.")
+            return [feed_of(data, **options).for_peer(0) for data in x]
+        first = feed_of(x, y, sample_weight, **options)
+        return [first.for_peer(k) for k in range(len(self.peers))]
+
+    def _build(self, feeds: Sequence[Feed]) -> None:
+        for feed, trainee, student in zip(feeds, self._trainees, self._students, strict=True):
+            if trainee.model.built and trainee.model.optimizer.built:
+                continue
+            with contextlib.closing(feed.epoch(0)) as batches:
+                batch = next(batches)
+            student.build(batch)
+            trainee.build(batch)
+        self._plan = self._plan or self.graft.check(self.peers)
+
+    def _watchers(
+        self, callbacks: Any, *, verbose: Any, epochs: int, steps: int | None
+    ) -> list[keras.callbacks.CallbackList]:
+        def given(k: int) -> list[keras.callbacks.Callback]:
+            if callable(callbacks):
+                return list(callbacks(k))
+            return list(callbacks or ()) if k == 0 else []
+
+        return [
+            keras.callbacks.CallbackList(
+                given(k),
+                add_history=True,
+                add_progbar=verbose != 0 and k == 0,
+                model=peer,
+                verbose=verbose,
+                epochs=epochs,
+                steps=steps,
+            )
+            for k, peer in enumerate(self.peers)
+        ]
+
+    def _run(
+        self,
+        feeds: Sequence[Feed],
+        watchers: Sequence[keras.callbacks.CallbackList],
+        validation: Feed | None,
+        epochs: range,
+        validation_freq: int,
+    ) -> None:
+        for peer in self.peers:
+            peer.stop_training = False
+        logs: list[dict[str, Any]] = [{} for _ in self.peers]
+        for watcher in watchers:
+            watcher.on_train_begin()
+        pending: int | None = None
+        for epoch in epochs:
+            if pending is not None:
+                self._graft(pending)
+                pending = None
+            for watcher in watchers:
+                watcher.on_epoch_begin(epoch)
+            self._train_epoch(feeds, watchers, epoch)
+            logs = [trainee.logs() for trainee in self._trainees]
+            if self.schedule.due(epoch):
+                if self.schedule.evaluate == "after":
+                    self._log_alpha(logs, self._graft(epoch))
+                else:
+                    pending = epoch
+            if validation is not None and (epoch + 1) % validation_freq == 0:
+                self._validate(validation, watchers, logs)
+            _share(logs)
+            for watcher, own in zip(watchers, logs, strict=True):
+                watcher.on_epoch_end(epoch, own)
+            if any(peer.stop_training for peer in self.peers):
+                break
+        for peer in self.peers:
+            peer.optimizer.finalize_variable_values(peer.trainable_weights)
+        for watcher, own in zip(watchers, logs, strict=True):
+            watcher.on_train_end(own)
+
+    def _train_epoch(
+        self,
+        feeds: Sequence[Feed],
+        watchers: Sequence[keras.callbacks.CallbackList],
+        epoch: int,
+    ) -> None:
+        for trainee in self._trainees:
+            trainee.begin_epoch()
+        try:
+            for step, batches in enumerate(_side_by_side(feeds, epoch)):
+                for trainee, watcher, batch in zip(self._trainees, watchers, batches, strict=True):
+                    watcher.on_train_batch_begin(step)
+                    watcher.on_train_batch_end(step, trainee.step(batch))
+                if any(peer.stop_training for peer in self.peers):
+                    break
+        finally:
+            for trainee in self._trainees:
+                trainee.end_epoch()
+
+    def _graft(self, epoch: int) -> GraftRecord:
+        record = self.graft.apply(self.peers, self._plan)
+        warn_of_sick_peers(record, self._sick)
+        self.records.append((epoch, record))
+        return record
+
+    def _log_alpha(self, logs: list[dict[str, Any]], record: GraftRecord) -> None:
+        for own, alpha in zip(logs, record.mean_coefficients.tolist(), strict=True):
+            own["alpha"] = alpha
+
+    def _validate(
+        self,
+        validation: Feed,
+        watchers: Sequence[keras.callbacks.CallbackList],
+        logs: list[dict[str, Any]],
+    ) -> None:
+        for student, watcher, own in zip(self._students, watchers, logs, strict=True):
+            watcher.on_test_begin()
+            results = student.evaluate(validation.epoch(0))
+            watcher.on_test_end(results)
+            own.update((f"val_{name}", value) for name, value in results.items())
+
+
+def _validation_feed(data: Any, batch_size: int | None) -> Feed:
+    if isinstance(data, tuple):
+        count = len(keras.tree.flatten(data[0])[0])
+        return feed_of(*data, batch_size=min(batch_size or 32, count), shuffle=False)
+    return feed_of(data, shuffle=False)
+
+
+def _side_by_side(feeds: Sequence[Feed], epoch: int) -> Iterator[list[Batch]]:
+    """One batch of every peer at a time, until the first of them has no more."""
+    streams = [feed.epoch(epoch) for feed in feeds]
+    while True:
+        batches = [next(stream, None) for stream in streams]
+        found = [batch for batch in batches if batch is not None]
+        if len(found) < len(streams):
+            return
+        yield found
+
+
+def _share(logs: list[dict[str, Any]]) -> None:
+    """The first peer's logs get everybody's, as `peer2_loss` and so on."""
+    for k, own in enumerate(logs[1:], start=2):
+        logs[0].update({f"peer{k}_{name}": value for name, value in own.items()})

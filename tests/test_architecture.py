@@ -1,0 +1,91 @@
+"""The house as shared/DESIGN.md lays it out: who may import whom, and what."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MAY_IMPORT = {
+    "errors": set(),
+    "backend": set(),
+    "models": {"errors"},
+    "data": {"errors"},
+    "equations": {"errors"},
+    "grafting": {"errors", "equations"},
+    "engines": {"errors"},
+    "training": {"errors", "equations", "grafting", "engines", "data"},
+    "runs": {"errors", "equations", "grafting", "engines", "training", "models", "data"},
+}
+BACKENDS = {"torch", "jax", "tensorflow"}
+TOP_LEVEL = {"pyproject.toml", "README.md", "kgraft", "tests", "apps", "configs", "LICENSE"}
+
+
+def sources(folder):
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imports(path):
+    """Every module that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(path):
+    return path.relative_to(ROOT / "kgraft").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", sources("kgraft"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    own = part_of(path)
+    if own == "__init__":
+        return
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] == "kgraft" and len(parts) > 1 and parts[1] != own:
+            assert parts[1] in MAY_IMPORT[own], f"{own} imports {module}"
+        assert parts[0] not in ("kgraft_cli", "click"), f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", sources("kgraft"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_backends_are_named_only_in_engines_and_links(path):
+    if part_of(path) not in ("engines", "links"):
+        assert not BACKENDS & {module.split(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", sources("kgraft"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_matplotlib_is_named_only_in_analysis(path):
+    if part_of(path) != "analysis":
+        assert "matplotlib" not in {module.split(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", sources("kgraft") + sources("apps"), ids=lambda p: p.name)
+def test_a_file_is_one_idea(path):
+    assert len(path.read_text().splitlines()) <= 410
+
+
+def test_nothing_else_lies_at_the_top():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_importing_kgraft_loads_one_backend():
+    code = (
+        "import sys, kgraft; print([b for b in ('torch', 'jax', 'tensorflow') if b in sys.modules])"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert len(ast.literal_eval(printed.splitlines()[-1])) == 1
