@@ -1,4 +1,4 @@
-"""Every test starts from the same seeds, on the backend that KERAS_BACKEND names (torch by default)."""
+"""Every test starts from the same seeds, on the backend of KERAS_BACKEND (torch by default)."""
 
 import kgraft  # isort: skip  # chooses the backend before Keras is imported
 import keras
