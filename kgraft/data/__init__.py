@@ -1,1 +1,31 @@
-"""Package."""
+"""Images and labels: data sets by name, augmentation on the device, an order for every peer."""
+
+from kgraft.data.augment import Augment, Draw
+from kgraft.data.dataset import Dataset, Split, channel_statistics
+from kgraft.data.load import Entry, data_directory, describe, load, names, prepare
+from kgraft.data.order import (
+    augmentation_rng,
+    check_batch_size,
+    epoch_order,
+    split_validation,
+)
+from kgraft.data.stream import BatchStream
+
+__all__ = [
+    "load",
+    "prepare",
+    "names",
+    "describe",
+    "data_directory",
+    "Dataset",
+    "Split",
+    "Entry",
+    "Augment",
+    "Draw",
+    "BatchStream",
+    "epoch_order",
+    "augmentation_rng",
+    "split_validation",
+    "check_batch_size",
+    "channel_statistics",
+]

@@ -283,12 +283,7 @@ def _graph_of(layer: Any) -> Any | None:
     """The functional graph behind a functional or built sequential model, else None."""
     if isinstance(layer, keras.Sequential):
         return layer._functional
-    functional = isinstance(layer, keras.Model) and type(layer).call is _FUNCTIONAL.call
-    return layer if functional else None
-
-
-_FUNCTIONAL = type(keras.Model(inputs := keras.Input((1,)), inputs))
-del inputs
+    return layer if isinstance(layer, keras.Function) else None
 
 
 def _latest(owners: Sequence[int | None]) -> int | None:

@@ -1,0 +1,119 @@
+"""Classification sets in one `.npz` file: `x_train`, `y_train`, `x_test`, `y_test`."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from kgraft.data.dataset import Dataset, Split
+from kgraft.errors import UserError, suggest
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+MOST_CLASSES = 65536
+
+
+def read_npz(path: Path, *, name: str, source: str, licence: str) -> Dataset:
+    """Read a set from a `.npz` file; nothing in it is ever unpickled.
+
+    Args:
+        path: File with `x_train`, `x_test`, uint8 `(n, height, width, channels)`, and `y_train`,
+            `y_test`, integers `(n,)`, counted from 0. The classes are 0 to the largest of
+            `y_train`.
+        name: Name of the set.
+        source: Where it comes from.
+        licence: Its terms of use.
+
+    Returns:
+        The whole set, with the statistics of its training images and without a validation part.
+
+    Raises:
+        UserError: the file is missing or no such `.npz`, or an array has the wrong rank, dtype,
+            length or values.
+    """
+    arrays = _arrays(path)
+    train = _split(path, arrays, "train")
+    test = _split(path, arrays, "test")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise UserError(
+            f"{path}: x_test holds images of {_size(test.images)}, x_train of "
+            f"{_size(train.images)}; expected the same."
+        )
+    classes = int(train.labels.max()) + 1
+    if test.labels.max() >= classes:
+        raise UserError(
+            f"{path}: y_test[{test.labels.argmax()}] is {test.labels.max()}; expected labels in "
+            f"0..{classes - 1}, as in y_train."
+        )
+    names = tuple(map(str, range(classes)))
+    return Dataset(name, train, None, test, classes, names, (), (), source, licence)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected an .npz with {', '.join(KEYS)}.")
+    with path.open("rb") as stream:
+        try:
+            file = np.load(stream, allow_pickle=False)
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as problem:
+            raise UserError(
+                f"{path} is not an .npz archive, or is damaged; expected one with "
+                f"{', '.join(KEYS)}."
+            ) from problem
+        if isinstance(file, np.ndarray):
+            raise UserError(
+                f"{path} holds a single array; expected an .npz archive with {', '.join(KEYS)}."
+            )
+        with file:
+            return {key: _array(path, file, key) for key in KEYS}
+
+
+def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    if key not in file.files:
+        nearest = suggest(key, file.files) if file.files else " It holds no arrays."
+        raise UserError(f"{path}: no array {key!r}.{nearest}")
+    try:
+        return file[key]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as problem:
+        raise UserError(
+            f"{path}: {key} cannot be read: it is damaged or holds pickled Python objects; "
+            f"expected {_expected(key)}."
+        ) from problem
+
+
+def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:
+    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise UserError(_mismatch(path, f"x_{part}", images))
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise UserError(_mismatch(path, f"y_{part}", labels))
+    if len(images) != len(labels):
+        raise UserError(
+            f"{path}: x_{part} has {len(images)} images, y_{part} {len(labels)} labels; "
+            "expected as many."
+        )
+    wrong = (labels < 0) | (labels >= MOST_CLASSES)
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise UserError(
+            f"{path}: y_{part}[{at}] is {labels[at]}; expected labels counted from 0, "
+            f"at most {MOST_CLASSES - 1}."
+        )
+    return Split(images, labels.astype(np.int64))
+
+
+def _mismatch(path: Path, key: str, array: np.ndarray) -> str:
+    return (
+        f"{path}: {key} is {array.dtype} of shape {array.shape}; expected {_expected(key)}, "
+        "not empty."
+    )
+
+
+def _expected(key: str) -> str:
+    if key.startswith("x"):
+        return "uint8 of shape (n, height, width, channels)"
+    return "integers of shape (n,)"
+
+
+def _size(images: np.ndarray) -> str:
+    return "x".join(map(str, images.shape[1:]))

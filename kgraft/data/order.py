@@ -1,0 +1,96 @@
+"""Which images come when, and how a peer's random numbers are drawn.
+
+Every (seed, peer, epoch) has streams of its own, so that peers differ, and so that an epoch can be
+repeated or resumed without the ones before it. All are drawn on the host by NumPy: the same numbers
+on every backend.
+"""
+
+import numpy as np
+
+from kgraft.data.dataset import Split
+from kgraft.errors import UserError
+
+_ORDER, _AUGMENTATION, _VALIDATION = 1, 2, 3
+
+
+def epoch_order(
+    count: int, *, seed: int, peer: int, epoch: int, shuffle: bool = True
+) -> np.ndarray:
+    """Order in which a peer sees its images in one epoch.
+
+    Args:
+        count: Number of images.
+        seed: The run's seed, not negative.
+        peer: Number of the peer; peers of the same number see the same order.
+        epoch: Number of the epoch.
+        shuffle: False for the order in which the images lie.
+
+    Returns:
+        A permutation of 0..count-1, int64 `(count,)`.
+    """
+    if not shuffle:
+        return np.arange(count)
+    return np.random.default_rng([seed, peer, epoch, _ORDER]).permutation(count)
+
+
+def augmentation_rng(*, seed: int, peer: int, epoch: int) -> np.random.Generator:
+    """Generator of a peer's crops and flips in one epoch; independent of its order."""
+    return np.random.default_rng([seed, peer, epoch, _AUGMENTATION])
+
+
+def split_validation(
+    train: Split, share: float, *, classes: int, seed: int
+) -> tuple[Split, Split | None]:
+    """Take a validation part out of the training images, the same share of every class.
+
+    Args:
+        train: Images to part.
+        share: Share of them, above 0 and below 1, or a count from 1 on; 0 takes none.
+        classes: Number of classes.
+        seed: Which images of a class are taken.
+
+    Returns:
+        `(rest, validation)`, each in the order of `train`; `validation` is None for `share` 0.
+
+    Raises:
+        UserError: `share` is negative, no whole number above 1, or leaves nothing to train on.
+    """
+    if share == 0:
+        return train, None
+    is_share = 0 < share < 1
+    is_count = isinstance(share, int) and 1 <= share < len(train)
+    if not (is_share or is_count) or len(train) < 2:
+        raise UserError(
+            f"validation {share}: expected a share in [0, 1) or a whole number below the "
+            f"{len(train)} training images."
+        )
+    count = min(max(1, round(share * len(train))), len(train) - 1) if is_share else int(share)
+    rng = np.random.default_rng([seed, _VALIDATION])
+    of_class = np.bincount(train.labels, minlength=classes)
+    exact = of_class * count / len(train)
+    taken = np.floor(exact).astype(np.int64)
+    # what rounding down leaves goes to the classes that lost most by it
+    most_lost = np.argsort(taken - exact, kind="stable")
+    taken[most_lost[: count - taken.sum()]] += 1
+    chosen = np.zeros(len(train), bool)
+    for label in np.flatnonzero(taken):
+        members = np.flatnonzero(train.labels == label)
+        chosen[rng.choice(members, taken[label], replace=False)] = True
+    return (
+        Split(train.images[~chosen], train.labels[~chosen]),
+        Split(train.images[chosen], train.labels[chosen]),
+    )
+
+
+def check_batch_size(batch_size: int, count: int) -> None:
+    """Refuse a batch that the data cannot fill.
+
+    Args:
+        batch_size: Images a step.
+        count: Training images there are.
+
+    Raises:
+        UserError: `batch_size` is not in 1..count.
+    """
+    if not 1 <= batch_size <= count:
+        raise UserError(f"batch size {batch_size}: expected 1..{count}, the training images.")

@@ -1,0 +1,106 @@
+"""A peer's batches, from images that are on the device once for all peers."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kgraft.data.augment import Augment
+from kgraft.data.order import augmentation_rng, check_batch_size, epoch_order
+from kgraft.errors import UserError
+
+
+class BatchStream:
+    """The batches of one peer, the same ones whenever an epoch is asked for again.
+
+    Batches depend on `(seed, peer, epoch)` and on nothing else: a resumed run sees those of the
+    interrupted one, and two streams of the same peer number agree.
+
+    Args:
+        images: Pixels 0..255, uint8 `(n, height, width, channels)`; moved to the device here.
+        labels: Class numbers, integers `(n,)`.
+        batch_size: Images a step; the last batch of an epoch may be smaller.
+        seed: The run's seed.
+        peer: Number of the peer whose order and crops these are.
+        augment: Crops, flips and normalisation; None only scales the pixels to 0..1. One with
+            `pad=0` and `flip=False` is for evaluation.
+        shuffle: False for the order in which the images lie.
+
+    Raises:
+        UserError: the images are not uint8 of rank 4, there are not as many labels, or
+            `batch_size` is not in 1..n.
+
+    Example:
+        >>> images, labels = np.zeros((5, 8, 8, 1), np.uint8), np.arange(5)
+        >>> stream = BatchStream(images, labels, batch_size=2, seed=0, peer=0)
+        >>> [tuple(x.shape) for x, y in stream.epoch(0)]
+        [(2, 8, 8, 1), (2, 8, 8, 1), (1, 8, 8, 1)]
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        peer: int,
+        augment: Augment | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(
+                f"images: {images.dtype} of shape {images.shape}; expected uint8 of shape "
+                "(n, height, width, channels)."
+            )
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"labels: {labels.dtype} of shape {labels.shape}; expected integers of shape "
+                f"({len(images)},), one an image."
+            )
+        check_batch_size(batch_size, len(images))
+        self.count = len(images)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.peer = peer
+        self.shuffle = shuffle
+        self.augment = augment or Augment(pad=0, flip=False)
+        self._images = ops.convert_to_tensor(images)
+        self._labels = ops.convert_to_tensor(labels.astype(np.int32))
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return -(-self.count // self.batch_size)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def for_peer(self, peer: int) -> "BatchStream":
+        """The stream of another peer, over the same images on the device."""
+        sibling = copy.copy(self)
+        sibling.peer = peer
+        return sibling
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Any, Any]]:
+        """The batches of one epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+
+        Yields:
+            `(x, y)`: augmented images, float32 `(b, height, width, channels)`, and labels, int32
+            `(b,)`, tensors on the device.
+        """
+        order = epoch_order(
+            self.count, seed=self.seed, peer=self.peer, epoch=epoch, shuffle=self.shuffle
+        ).astype(np.int32)
+        rng = augmentation_rng(seed=self.seed, peer=self.peer, epoch=epoch)
+        for start in range(0, self.count, self.batch_size):
+            indices = order[start : start + self.batch_size]
+            draw = self.augment.draw(rng, len(indices))
+            chosen = ops.convert_to_tensor(indices)
+            images = ops.take(self._images, chosen, axis=0)
+            yield self.augment(images, draw), ops.take(self._labels, chosen, axis=0)

@@ -1,0 +1,104 @@
+"""Architectures by name."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import keras
+
+from kgraft.errors import UserError, suggest
+from kgraft.models.cost import filters, macs, parameters
+from kgraft.models.mobilenet import mobilenet_v2
+from kgraft.models.resnet_cifar import resnet8, resnet20, resnet32, resnet44, resnet56, resnet110
+from kgraft.models.wrn import wide_resnet
+
+_BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    "resnet8": resnet8,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "mobilenet_v2": mobilenet_v2,
+    "wrn-16-2": partial(wide_resnet, 16, 2),
+    "wrn-28-10": partial(wide_resnet, 28, 10),
+}
+_WIDE = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one architecture costs at one input size and number of classes.
+
+    Attributes:
+        name: Name in the registry.
+        parameters: Trainable numbers.
+        macs: Multiply-adds of one image's forward pass.
+        filters: Convolution filters, those of shortcuts included.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    filters: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one image's forward pass, two per multiply-add."""
+        return 2 * self.macs
+
+
+def names() -> tuple[str, ...]:
+    """Names of the listed architectures; `build` knows every other `wrn-D-K` as well."""
+    return tuple(_BUILDERS)
+
+
+def build(name: str, *, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+    """A new model of a named architecture.
+
+    Its weights are drawn from Keras' global seed (`keras.utils.set_random_seed`).
+
+    Args:
+        name: One of `names()`, or `wrn-D-K` for a wide ResNet of depth D = 6n + 4 and width K.
+        input_shape: (height, width, channels), pixels, at least 8x8.
+        classes: Number of classes, at least 2.
+
+    Returns:
+        Functional model, images `(n, height, width, channels)` -> logits `(n, classes)`.
+
+    Raises:
+        UserError: The name is unknown, or the shape or number of classes is out of range.
+
+    Example:
+        >>> build("wrn-10-1", input_shape=(8, 8, 1), classes=10).output_shape
+        (None, 10)
+    """
+    wide = _WIDE.fullmatch(name)
+    if name in _BUILDERS:
+        builder = _BUILDERS[name]
+    elif wide:
+        builder = partial(wide_resnet, int(wide[1]), int(wide[2]))
+    else:
+        raise UserError(f"model {name!r} is unknown." + suggest(name, (*names(), "wrn-D-K")))
+    return builder(input_shape=input_shape, classes=classes)
+
+
+def describe(input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> list[Row]:
+    """Costs of the listed architectures; builds each once.
+
+    Args:
+        input_shape: (height, width, channels), pixels, at least 8x8.
+        classes: Number of classes, at least 2.
+
+    Returns:
+        One row per name, in the order of `names()`.
+
+    Raises:
+        UserError: The shape or number of classes is out of range.
+    """
+    return [_row(name, build(name, input_shape=input_shape, classes=classes)) for name in names()]
+
+
+def _row(name: str, model: keras.Model) -> Row:
+    return Row(name, parameters(model), macs(model), filters(model))
