@@ -15,6 +15,7 @@ from kgraft.grafting.mixers import Graft, warn_of_sick_peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.distiller import distil
 from kgraft.training.feeds import Batch, Feed, feed_of
+from kgraft.training.learners import check_optimizers
 
 _log = logging.getLogger("kgraft")
 
@@ -27,21 +28,23 @@ class GraftSchedule:
 
     Attributes:
         every: graft at the end of every n-th epoch.
-        first: graft at the end of the first n epochs only; None for all.
+        epochs_grafted: graft at the end of the first n epochs only; None for all.
         evaluate: `"after"` grafts before the validation, so that a logged metric belongs to the
             weights that a checkpoint holds; `"before"` is the authors' order: train, validate,
             save, then graft, so that the last epoch's metrics belong to ungrafted weights.
     """
 
     every: int = 1
-    first: int | None = None
+    epochs_grafted: int | None = None
     evaluate: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise UserError(f"every={self.every}: graft every n-th epoch, n at least 1.")
-        if self.first is not None and self.first < 0:
-            raise UserError(f"first={self.first}: the first n epochs, n at least 0, or None.")
+        if self.epochs_grafted is not None and self.epochs_grafted < 0:
+            raise UserError(
+                f"epochs_grafted={self.epochs_grafted}: the first n epochs, n at least 0, or None."
+            )
         if self.evaluate not in ("after", "before"):
             raise UserError(
                 f"evaluate={self.evaluate!r}: validate after or before the grafting."
@@ -50,7 +53,9 @@ class GraftSchedule:
 
     def due(self, epoch: int) -> bool:
         """Whether the end of this epoch, counted from 0, is one to graft at."""
-        return (epoch + 1) % self.every == 0 and (self.first is None or epoch < self.first)
+        return (epoch + 1) % self.every == 0 and (
+            self.epochs_grafted is None or epoch < self.epochs_grafted
+        )
 
 
 class GraftingFit:
@@ -65,7 +70,7 @@ class GraftingFit:
         teachers: M trained models whose outputs are logits; none for plain grafting.
         graft: what a grafting does; the entropy ring by default.
         every: graft at the end of every n-th epoch.
-        first: graft at the end of the first n epochs only.
+        epochs_grafted: graft at the end of the first n epochs only; None for all.
         evaluate: `"after"` or `"before"` the grafting, see `GraftSchedule`.
         temperature: tau of the distillation loss.
         seed: the peers' data orders follow from it.
@@ -99,7 +104,7 @@ class GraftingFit:
         *,
         graft: Graft | None = None,
         every: int = 1,
-        first: int | None = None,
+        epochs_grafted: int | None = None,
         evaluate: Literal["after", "before"] = "after",
         temperature: float = 2.0,
         seed: int = 0,
@@ -107,7 +112,7 @@ class GraftingFit:
         self.peers = list(peers)
         self.teachers = list(teachers)
         self.graft = graft or Graft()
-        self.schedule = GraftSchedule(every, first, evaluate)
+        self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
         self.seed = seed
         self.records: list[tuple[int, GraftRecord]] = []
         if not self.peers:
@@ -115,7 +120,7 @@ class GraftingFit:
         for k, peer in enumerate(self.peers, start=1):
             if not peer.compiled:
                 raise UserError(f"peer {k} ({peer.name!r}) is not compiled: call compile() first.")
-        self._check_optimizers()
+        check_optimizers(self.peers)
         self._plan = self.graft.check(self.peers) if all(p.built for p in self.peers) else None
         self._students = [Stepper(peer) for peer in self.peers]
         self._trainees = (
@@ -236,15 +241,6 @@ class GraftingFit:
         """
         feed = feed_of(x, batch_size=batch_size, shuffle=False)
         return np.stack([student.predict(feed.epoch(0)) for student in self._students])
-
-    def _check_optimizers(self) -> None:
-        owner: dict[int, int] = {}
-        for k, peer in enumerate(self.peers, start=1):
-            first = owner.setdefault(id(peer.optimizer), k)
-            if first != k:
-                raise UserError(
-                    f"peer {first} and peer {k} share one optimizer: every peer needs its own."
-                )
 
     def _feeds(self, x: Any, y: Any, sample_weight: Any, **options: Any) -> list[Feed]:
         if isinstance(x, list) and not isinstance(x[0], int | float | list | np.ndarray):

@@ -129,7 +129,7 @@ def test_authors_order_validates_before_the_grafting_and_leaves_the_last_epoch_u
 
 
 def test_only_some_epochs_are_grafted():
-    run = GraftingFit([network(), network()], every=2, first=5)
+    run = GraftingFit([network(), network()], every=2, epochs_grafted=5)
     run.fit(*digits(), epochs=8, verbose=0)
     assert [epoch for epoch, _ in run.records] == [1, 3]
     assert [e for e in range(4) if GraftSchedule().due(e)] == [0, 1, 2, 3]
@@ -281,7 +281,7 @@ def test_unbuilt_peers_are_built_from_the_first_batch():
         (lambda: GraftingFit([network(compiled=False)]), "peer 1 .* is not compiled"),
         (lambda: GraftingFit([network(), network(5)]), "peer 1 and peer 2 differ"),
         (lambda: GraftingFit([network()], every=0), "every=0"),
-        (lambda: GraftingFit([network()], first=-1), "first=-1"),
+        (lambda: GraftingFit([network()], epochs_grafted=-1), "epochs_grafted=-1"),
         (lambda: GraftingFit([network()], evaluate="befor"), "Did you mean 'before'"),
         (lambda: GraftingFit([network()]).fit(*digits(), batch_size=61), "batch_size=61.*1..60"),
         (lambda: GraftingFit([network()]).fit(digits()[0], digits(9)[1]), r"\[9, 60\] examples"),

@@ -1,0 +1,120 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from kgraft.errors import UserError
+from kgraft.training.schedules import cosine, milestone_decay, spread, step_decay
+
+pytestmark = pytest.mark.core
+
+STEPS = 7
+
+
+def rates(schedule, epochs):
+    return [float(schedule(step)) for step in range(epochs * STEPS)]
+
+
+def torch_rates(make, lr, epochs):
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    scheduler = make(torch.optim.lr_scheduler, optimizer)
+    visited = []
+    for _ in range(epochs):
+        for _ in range(STEPS):
+            visited.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+        scheduler.step()
+    return visited
+
+
+def test_step_decay_drops_with_the_first_step_of_the_epoch():
+    schedule = step_decay(0.1, every=60, steps_per_epoch=391)
+    assert [float(schedule(step)) for step in (0, 60 * 391 - 1, 60 * 391, 180 * 391)] == (
+        pytest.approx([0.1, 0.1, 0.01, 0.0001], rel=1e-5)
+    )
+
+
+def test_milestones_drop_with_the_first_step_of_the_epoch():
+    schedule = milestone_decay(0.1, milestones=[2, 3], steps_per_epoch=STEPS, factor=0.5)
+    expected = [0.1] * (2 * STEPS) + [0.05] * STEPS + [0.025] * STEPS
+    assert rates(schedule, 4) == pytest.approx(expected, rel=1e-6)
+
+
+def test_cosine_stands_still_within_an_epoch_and_stays_at_zero():
+    schedule = cosine(0.1, epochs=4, steps_per_epoch=STEPS)
+    by_hand = [0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0.05 * (1 - math.sqrt(0.5)), 0.0, 0.0]
+    assert rates(schedule, 6) == pytest.approx(np.repeat(by_hand, STEPS), rel=1e-5, abs=1e-9)
+
+
+def test_schedules_are_those_of_torch():
+    assert rates(step_decay(0.3, every=3, steps_per_epoch=STEPS), 8) == pytest.approx(
+        torch_rates(lambda module, o: module.StepLR(o, 3, 0.1), 0.3, 8), rel=1e-6
+    )
+    assert rates(
+        milestone_decay(0.3, milestones=(2, 5), steps_per_epoch=STEPS), 8
+    ) == pytest.approx(
+        torch_rates(lambda module, o: module.MultiStepLR(o, [2, 5], 0.1), 0.3, 8), rel=1e-6
+    )
+    assert rates(cosine(0.3, epochs=8, steps_per_epoch=STEPS), 8) == pytest.approx(
+        torch_rates(lambda module, o: module.CosineAnnealingLR(o, 8), 0.3, 8), rel=2e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        step_decay(0.1, every=2, steps_per_epoch=STEPS),
+        milestone_decay(0.1, milestones=(1, 2), steps_per_epoch=STEPS),
+        cosine(0.1, epochs=4, steps_per_epoch=STEPS),
+    ],
+    ids=["step", "milestones", "cosine"],
+)
+def test_schedules_survive_serialisation(schedule):
+    config = keras.optimizers.schedules.serialize(schedule)
+    again = keras.optimizers.schedules.deserialize(config)
+    assert rates(again, 5) == rates(schedule, 5)
+
+
+def test_spread_gives_the_papers_rates():
+    assert [spread(0.1, k, 2) for k in range(2)] == pytest.approx([0.05, 0.1])
+    assert [round(spread(0.1, k, 4), 4) for k in range(4)] == [0.0146, 0.05, 0.0854, 0.1]
+    assert round(spread(0.1, 0, 8), 4) == 0.0038
+    assert spread(0.1, 0, 1) == 0.1
+
+
+@pytest.mark.parametrize("K", [2, 3, 8])
+def test_spread_rises_to_the_full_rate(K):
+    values = [spread(0.2, k, K) for k in range(K)]
+    assert values == sorted(values)
+    assert values[-1] == 0.2
+    assert values[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: spread(0.1, 4, 4), "k=4: 4 peers are counted from 0 to 3."),
+        (lambda: spread(0.1, -1, 2), "k=-1: 2 peers are counted from 0 to 1."),
+        (lambda: spread(0.1, 0, 0), "K=0: at least 1 is needed."),
+        (lambda: spread(-0.1, 0, 2), "lr=-0.1: a learning rate is positive."),
+        (lambda: cosine(0.1, epochs=0, steps_per_epoch=1), "epochs=0: at least 1 is needed."),
+        (
+            lambda: step_decay(0.1, every=1, steps_per_epoch=1, factor=2.0),
+            "factor=2.0: a drop multiplies by a number in (0, 1].",
+        ),
+        (
+            lambda: milestone_decay(0.1, milestones=(3, 2), steps_per_epoch=1),
+            "milestones=[3, 2]: the epochs that begin with a lower rate, increasing, from 1.",
+        ),
+        (
+            lambda: milestone_decay(0.1, milestones=(), steps_per_epoch=1),
+            "milestones=[]: the epochs that begin with a lower rate, increasing, from 1.",
+        ),
+    ],
+)
+def test_impossible_rates_are_refused_in_one_line(call, message):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert str(caught.value) == message
