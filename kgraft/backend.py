@@ -17,6 +17,10 @@ _WRITTEN_BY_KERAS = {
 }
 
 
+class BackendError(ImportError):
+    """The chosen backend is unknown or not installed."""
+
+
 def _from_config() -> str | None:
     """The backend that the user's `keras.json` names, or None.
 
@@ -43,7 +47,7 @@ def choose() -> str:
         The backend that Keras runs on, `"torch"`, `"jax"` or `"tensorflow"`.
 
     Raises:
-        ImportError: the chosen backend is unknown or not installed.
+        BackendError: the chosen backend is unknown or not installed.
     """
     wanted = os.environ.get("KERAS_BACKEND") or _from_config() or "torch"
     keras = sys.modules.get("keras")
@@ -57,9 +61,9 @@ def choose() -> str:
             )
         return running
     if wanted not in BACKENDS:
-        raise ImportError(f"KERAS_BACKEND={wanted}: kgraft runs on {', '.join(BACKENDS)}.")
+        raise BackendError(f"KERAS_BACKEND={wanted}: kgraft runs on {', '.join(BACKENDS)}.")
     if importlib.util.find_spec(wanted) is None:
         package = wanted if wanted == "torch" else f"'kgraft[{wanted}]'"
-        raise ImportError(f"backend {wanted} is not installed: pip install {package}")
+        raise BackendError(f"backend {wanted} is not installed: pip install {package}")
     os.environ["KERAS_BACKEND"] = wanted
     return wanted

@@ -81,11 +81,15 @@ def test_nothing_else_lies_at_the_top():
     assert {name for name in top if not name.startswith(".")} <= TOP_LEVEL
 
 
-def test_importing_kgraft_loads_one_backend():
-    code = (
-        "import sys, kgraft; print([b for b in ('torch', 'jax', 'tensorflow') if b in sys.modules])"
-    )
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    assert len(ast.literal_eval(printed.splitlines()[-1])) == 1
+def test_importing_kgraft_loads_no_other_backend_than_keras_does():
+    def loaded(first):
+        code = (
+            f"import sys, os; os.environ.setdefault('KERAS_BACKEND', 'torch'); import {first}; "
+            "print([b for b in ('torch', 'jax', 'tensorflow') if b in sys.modules])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        return ast.literal_eval(done.stdout.splitlines()[-1])
+
+    assert loaded("kgraft") == loaded("keras")

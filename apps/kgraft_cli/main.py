@@ -1,0 +1,77 @@
+"""The console script: finds a command, runs it, and tells every mistake in one line."""
+
+import difflib
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+_COMMANDS = {
+    "fit": "Train K peers, graft them after every epoch, keep what they learnt.",
+    "evaluate": "Test the peers of a finished run again.",
+    "models": "List the architectures with their cost.",
+    "data": "List data sets, or prepare one.",
+    "info": "Show versions, backends and devices.",
+}
+
+
+class _Lazy(click.Group):
+    """Imports a command when it runs: `kgraft --help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"kgraft_cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(_COMMANDS)}."
+            raise click.UsageError(f"unknown command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kgraft")
+def cli() -> None:
+    """Filter grafting for Keras: K peer networks revive each other's dead filters."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, with 2 after a mistake, with 130 after Ctrl-C."""
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "ABSL_MIN_LOG_LEVEL"):
+        os.environ.setdefault(name, "3")
+    try:
+        outcome: Any = cli.main(arguments, prog_name="kgraft", standalone_mode=False)
+    except click.Abort:
+        _fail("interrupted; what is finished is in the run's directory.", 130)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (ValueError, ImportError) as error:
+        if not _is_users(error):
+            raise
+        _fail(str(error), 2)
+    else:
+        sys.exit(outcome if isinstance(outcome, int) else 0)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether kgraft itself raises it: a mistake of the user's, or a backend that is missing."""
+    return type(error).__module__.partition(".")[0] == "kgraft"
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"kgraft: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,36 @@
+"""`kgraft models`: the architectures and what they cost."""
+
+import click
+
+
+@click.command("models")
+@click.option("--input-shape", default="32,32,3", metavar="H,W,C", show_default=True)
+@click.option("--classes", default=10, metavar="N", show_default=True)
+def command(input_shape: str, classes: int) -> None:
+    """List the architectures: parameters, multiply-adds (papers call them FLOPs), filters."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from kgraft import models
+    from kgraft.errors import UserError
+
+    parts = input_shape.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"--input-shape {input_shape}: expected height,width,channels: 32,32,3.")
+    height, width, channels = map(int, parts)
+    table = Table(
+        title=f"{height}x{width}x{channels}, {classes} classes; also any wrn-D-K",
+        title_justify="left",
+    )
+    table.add_column("model")
+    for name in ("parameters", "multiply-adds", "FLOPs", "filters"):
+        table.add_column(name, justify="right")
+    for row in models.describe((height, width, channels), classes):
+        table.add_row(
+            row.name,
+            f"{row.parameters:,}",
+            f"{row.macs / 1e6:,.1f} M",
+            f"{row.flops / 1e6:,.1f} M",
+            f"{row.filters:,}",
+        )
+    Console().print(table)

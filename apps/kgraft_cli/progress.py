@@ -1,0 +1,140 @@
+"""How a run shows itself: a live table on a terminal, a line an epoch elsewhere."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Rows = Sequence[dict[str, Any]]
+
+
+class PlainProgress:
+    """One line an epoch, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._epochs, self._started = 0, 0.0
+
+    def __enter__(self) -> "PlainProgress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+    def begin(self, phase: str, models: int, epochs: int, steps: int) -> None:
+        """Say what begins."""
+        self._epochs, self._started = epochs, time.monotonic()
+        self._print(f"{phase}: {_count(models)}, {epochs} epochs of {steps} steps")
+
+    def step(self, phase: str, epoch: int, step: int) -> None:
+        """Steps are not shown."""
+
+    def epoch(self, phase: str, epoch: int, rows: Rows) -> None:
+        """One line with every model's figures."""
+        left = (time.monotonic() - self._started) / epoch * (self._epochs - epoch)
+        figures = " | ".join(_line(row, numbered=len(rows) > 1) for row in rows)
+        self._print(f"{phase} {epoch}/{self._epochs} | {figures} | {left:.0f} s left")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class LiveProgress:
+    """A table with a row a model, a bar and the time left, redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps, left"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+        self._console = console
+        self._rows: Rows = ()
+        self._title = ""
+        self._epochs = self._steps = 0
+
+    def __enter__(self) -> "LiveProgress":
+        self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def begin(self, phase: str, models: int, epochs: int, steps: int) -> None:
+        """Start the phase's bar and an empty table."""
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._task = self._bar.add_task(phase, total=epochs * steps)
+        self._epochs, self._steps = epochs, steps
+        self._rows = [{"model": k + 1} for k in range(models)]
+        self._draw(phase, 0)
+
+    def step(self, phase: str, epoch: int, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=(epoch - 1) * self._steps + step)
+
+    def epoch(self, phase: str, epoch: int, rows: Rows) -> None:
+        """Fill the table with the epoch's figures."""
+        self._rows = [dict(row) for row in rows]
+        self._draw(phase, epoch)
+        if epoch == self._epochs and phase != "peers":
+            self._console.print(f"{phase}: {_line(rows[0], numbered=False)}", highlight=False)
+
+    def _draw(self, phase: str, epoch: int) -> None:
+        table = Table(title=f"{phase}, epoch {epoch}/{self._epochs}", title_justify="left")
+        table.add_column("peer" if phase == "peers" else "teacher")
+        for name in ("lr", "loss", "accuracy", "validation", "mean alpha"):
+            table.add_column(name, justify="right")
+        for row in self._rows:
+            table.add_row(
+                str(row["model"]),
+                _figure(row, "lr", ".4f"),
+                _loss(row),
+                _figure(row, "accuracy", ".2%"),
+                _figure(row, "val_accuracy", ".2%"),
+                _figure(row, "alpha", ".3f"),
+            )
+        self._live.update(Group(table, self._bar))
+
+
+def progress_on(console: Console) -> PlainProgress | LiveProgress:
+    """The display that suits where the output goes."""
+    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def _line(row: dict[str, Any], *, numbered: bool) -> str:
+    parts = [f"{row['model']}:"] if numbered else []
+    parts += [f"loss {_loss(row)}", f"acc {_figure(row, 'accuracy', '.2%')}"]
+    if "val_accuracy" in row:
+        parts.append(f"val {_figure(row, 'val_accuracy', '.2%')}")
+    if numbered and "alpha" in row:
+        parts.append(f"alpha {_figure(row, 'alpha', '.3f')}")
+    return " ".join(parts)
+
+
+def _loss(row: dict[str, Any]) -> str:
+    """The student's own loss: with a teacher `loss` has the distillation's constant part in it."""
+    return _figure(row, "student_loss" if "student_loss" in row else "loss", ".4f")
+
+
+def _figure(row: dict[str, Any], name: str, form: str) -> str:
+    return format(row[name], form) if row.get(name) is not None else "-"
+
+
+def _count(models: int) -> str:
+    return f"{models} model" if models == 1 else f"{models} models"

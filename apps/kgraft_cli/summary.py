@@ -1,0 +1,38 @@
+"""The table that a run ends with."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Every peer's last and best-on-validation epoch, the ensemble, the teachers.
+
+    Args:
+        summary: what `summary.json` holds.
+    """
+    table = Table(title="accuracy on the test images", title_justify="left")
+    table.add_column("model")
+    table.add_column("lr", justify="right")
+    table.add_column("last epoch", justify="right")
+    table.add_column("best on validation", justify="right")
+    for row in summary["peers"]:
+        table.add_row(f"peer {row['peer']}", f"{row['lr']:.4f}", *_accuracies(row))
+    table.add_section()
+    table.add_row(
+        f"ensemble of {len(summary['peers'])}", "", _share(summary["ensemble"]["test_accuracy"]), ""
+    )
+    for row in summary["teachers"]:
+        table.add_row(f"teacher {row['teacher']}", "", *_accuracies(row))
+    return table
+
+
+def _accuracies(row: dict[str, Any]) -> tuple[str, str]:
+    if "best_epoch" not in row:
+        return _share(row["test_accuracy"]), "from a file"
+    best = f"{_share(row['best_test_accuracy'])} (epoch {row['best_epoch']})"
+    return _share(row["test_accuracy"]), best
+
+
+def _share(value: float) -> str:
+    return f"{value:.2%}"

@@ -1,0 +1,226 @@
+"""A run's settings -> plain objects: images, models, optimizers, batches."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kgraft import data, models
+from kgraft.data import Augment, BatchStream, Dataset, Split
+from kgraft.errors import UserError
+from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm
+from kgraft.runs.config import Config
+from kgraft.training.optimizers import SGD
+from kgraft.training.schedules import cosine, spread, step_decay
+
+_TEACHERS = 1_000_000  # teachers' orders and seeds are counted from here, far from any peer's
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything that a run trains with, built and checked before anything is written.
+
+    Attributes:
+        config: the settings.
+        dataset: the images.
+        train: the first peer's batches; `for_peer` gives the others'.
+        validation: batches of the validation part, None without one.
+        test: batches of the test images.
+        peers: the K peers, compiled.
+        loaded: teachers that come from files.
+        untrained: teachers that the run trains first, compiled.
+    """
+
+    config: Config
+    dataset: Dataset
+    train: BatchStream
+    validation: BatchStream | None
+    test: BatchStream
+    peers: list[keras.Model]
+    loaded: list[keras.Model]
+    untrained: list[keras.Model]
+
+    def teacher_stream(self, number: int) -> BatchStream:
+        """Batches of the m-th teacher that the run trains, counted from 0."""
+        return self.train.for_peer(_TEACHERS + number)
+
+
+def assemble(config: Config) -> Assembly:
+    """Build everything a run needs.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The objects.
+
+    Raises:
+        UserError: names what does not fit: the data, an architecture, a batch larger than the
+            data, a teacher of other classes.
+    """
+    wanted = config.data
+    dataset = data.load(
+        wanted.name,
+        data_dir=wanted.directory,
+        limit_train=wanted.limit_train,
+        limit_test=wanted.limit_test,
+        validation=wanted.validation,
+        seed=config.run.seed,
+    )
+    config = _with_augmentation(config, dataset)
+    wanted = config.data
+    train = BatchStream(
+        dataset.train.images,
+        dataset.train.labels,
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+        peer=0,
+        augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
+    )
+    shape = dataset.train.images.shape[1:]
+    count, teachers = config.peers.count, config.teachers
+    if len(teachers.files) > teachers.count:
+        raise UserError(
+            f"teachers.files names {len(teachers.files)} teachers, teachers.count is "
+            f"{teachers.count}: expected {len(teachers.files)} or more."
+        )
+    loaded = [load_teacher(file, shape, dataset.classes) for file in teachers.files]
+    untrained = [
+        _compiled(
+            config, _model(config, teachers.model, shape, dataset, _TEACHERS + m), train, 0, 1
+        )
+        for m in range(teachers.count - len(loaded))
+    ]
+    peers = [
+        _compiled(config, _model(config, config.model.name, shape, dataset, k), train, k, count)
+        for k in range(count)
+    ]
+    return Assembly(
+        config=config,
+        dataset=dataset,
+        train=train,
+        validation=None if dataset.validation is None else in_order(dataset, dataset.validation),
+        test=in_order(dataset, dataset.test),
+        peers=peers,
+        loaded=loaded,
+        untrained=untrained,
+    )
+
+
+def in_order(dataset: Dataset, split: Split, batch_size: int = 512) -> BatchStream:
+    """Batches of a part for evaluation: normalised, not augmented, in the order they lie.
+
+    Args:
+        dataset: whose mean and standard deviation normalise.
+        split: the part.
+        batch_size: images a step.
+    """
+    return BatchStream(
+        split.images,
+        split.labels,
+        batch_size=min(batch_size, len(split)),
+        seed=0,
+        peer=0,
+        augment=Augment(0, False, dataset.mean, dataset.std),
+        shuffle=False,
+    )
+
+
+def graft_of(config: Config) -> Graft:
+    """The grafting that the settings describe."""
+    wanted = config.graft
+    criterion: Entropy | FilterEntropy | L1Norm
+    if wanted.criterion == "entropy":
+        criterion = Entropy(wanted.bins, wanted.binning)  # type: ignore[arg-type]
+    elif wanted.criterion == "filter-entropy":
+        criterion = FilterEntropy(wanted.bins)
+    else:
+        criterion = L1Norm()
+    return Graft(
+        criterion=criterion,
+        amplitude=wanted.amplitude,
+        sharpness=wanted.sharpness,
+        grouping=wanted.grouping,  # type: ignore[arg-type]
+        decimals=wanted.decimals,
+    )
+
+
+def load_teacher(file: str | Path, shape: tuple[int, ...], classes: int) -> keras.Model:
+    """A teacher from a `.keras` file.
+
+    Args:
+        file: the file.
+        shape: height, width and channels of the images.
+        classes: number of classes.
+
+    Raises:
+        UserError: there is no such file, it holds no Keras model, or one for other images or
+            another number of classes.
+    """
+    if not Path(file).is_file():
+        raise UserError(f"teacher {file}: no such file.")
+    try:
+        teacher = keras.models.load_model(file, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"teacher {file} is no Keras model that can be loaded: {reason}") from None
+    if teacher.input_shape[1:] != tuple(shape):
+        raise UserError(
+            f"teacher {file} takes images of {teacher.input_shape[1:]}, the data have {shape}."
+        )
+    if teacher.output_shape[-1] != classes:
+        raise UserError(
+            f"teacher {file} tells {teacher.output_shape[-1]} classes apart, the data have "
+            f"{classes}."
+        )
+    return teacher
+
+
+def seed_of(config: Config, number: int) -> int:
+    """The seed of one model's initial weights, different for every run seed and model."""
+    return int(np.random.SeedSequence([config.run.seed, number]).generate_state(1)[0])
+
+
+def teacher_seed(config: Config, number: int) -> int:
+    """The seed of the m-th trained teacher's initial weights, counted from 0."""
+    return seed_of(config, _TEACHERS + number)
+
+
+def _with_augmentation(config: Config, dataset: Dataset) -> Config:
+    """Settings that say how images are padded and flipped: by default an eighth of their side.
+
+    Only photographs may be mirrored: the CIFAR sets are, digits are not, and of a set that kgraft
+    does not know it cannot tell.
+    """
+    side = min(dataset.train.images.shape[1:3])
+    pad = side // 8 if config.data.pad is None else config.data.pad
+    flip = dataset.name.startswith("cifar") if config.data.flip is None else config.data.flip
+    return replace(config, data=replace(config.data, pad=pad, flip=flip))
+
+
+def _model(
+    config: Config, name: str, shape: tuple[int, ...], dataset: Dataset, number: int
+) -> keras.Model:
+    keras.utils.set_random_seed(seed_of(config, number))
+    return models.build(name, input_shape=shape, classes=dataset.classes)  # type: ignore[arg-type]
+
+
+def _compiled(
+    config: Config, model: keras.Model, stream: BatchStream, k: int, count: int
+) -> keras.Model:
+    wanted, schedule = config.optimizer, config.schedule
+    lr = spread(wanted.lr, k, count) if schedule.spread else wanted.lr
+    rate = lr
+    if schedule.name == "cosine":
+        rate = cosine(lr, epochs=config.run.epochs, steps_per_epoch=stream.steps)
+    elif schedule.name == "step":
+        rate = step_decay(
+            lr, every=schedule.every, steps_per_epoch=stream.steps, factor=schedule.factor
+        )
+    model.compile(
+        optimizer=SGD(rate, momentum=wanted.momentum, l2=wanted.l2, nesterov=wanted.nesterov),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model

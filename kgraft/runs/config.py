@@ -1,0 +1,292 @@
+"""Run files: TOML -> typed settings -> TOML.
+
+One table a dataclass below, one key a field; what a value may be stands in the field's type and
+metadata, and one function checks them all.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kgraft.errors import UserError, suggest
+
+
+def _number(default: Any, *, low: float, high: float | None = None) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _positive(default: float) -> Any:
+    return field(default=default, metadata={"above": 0})
+
+
+def _one_of(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long and in which batches."""
+
+    seed: int = _number(0, low=0)
+    epochs: int = _number(25, low=1)
+    batch_size: int = _number(64, low=1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images, how many, and how they are augmented; None is what suits the set."""
+
+    name: str = "digits"
+    directory: str | None = None
+    limit_train: int | None = _number(None, low=1)
+    limit_test: int | None = _number(None, low=1)
+    validation: float = _number(0.1, low=0.0, high=0.9)
+    pad: int | None = _number(None, low=0)
+    flip: bool | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """The peers' architecture."""
+
+    name: str = "resnet8"
+
+
+@dataclass(frozen=True)
+class Peers:
+    """How many there are."""
+
+    count: int = _number(4, low=1)
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Teachers of grafting+: loaded from files first, the rest trained by the run."""
+
+    count: int = _number(1, low=0)
+    model: str = "resnet20"
+    files: tuple[str, ...] = ()
+    temperature: float = _positive(2.0)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """SGD as torch does it."""
+
+    lr: float = _positive(0.1)
+    momentum: float = _number(0.9, low=0.0, high=1.0)
+    l2: float = _number(5e-4, low=0.0)
+    nesterov: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How learning rates fall, and whether each peer has its own."""
+
+    name: str = _one_of("cosine", "constant", "step", "cosine")
+    every: int = _number(60, low=1)
+    factor: float = _number(0.1, low=1e-6, high=1.0)
+    spread: bool = True
+
+
+@dataclass(frozen=True)
+class Graft:
+    """What a grafting does, and when."""
+
+    criterion: str = _one_of("entropy", "entropy", "filter-entropy", "l1")
+    bins: int = _number(10, low=1)
+    binning: str = _one_of("closed", "closed", "authors")
+    amplitude: float = _number(0.4, low=0.0, high=1.0)
+    sharpness: float = _positive(500.0)
+    decimals: int | None = _number(None, low=1)
+    grouping: str = _one_of("default", "default", "authors")
+    every: int = _number(1, low=1)
+    epochs: int | None = _number(None, low=0)
+    evaluate: str = _one_of("after", "after", "before")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run; the defaults are the quickstart."""
+
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    peers: Peers = Peers()
+    teachers: Teachers = Teachers()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    graft: Graft = Graft()
+
+    def changed(self, key: str, value: Any, source: str) -> "Config":
+        """A copy with one value replaced.
+
+        Args:
+            key: `"table.key"`.
+            value: the new value, of the key's type.
+            source: where it comes from, for errors, e.g. `"--lr"`.
+
+        Returns:
+            The changed settings.
+
+        Raises:
+            UserError: an unknown key, a wrong type, or an impossible value.
+        """
+        table, _, name = key.partition(".")
+        tables = {f.name: f for f in dataclasses.fields(self)}
+        if table not in tables:
+            raise UserError(f"{source}: unknown table {table!r}." + suggest(table, tables))
+        if not name:
+            raise UserError(f"{source}: expected table.key=value, e.g. optimizer.lr=0.05.")
+        old = getattr(self, table)
+        checked = _value(type(old), table, name, value, source)
+        return dataclasses.replace(self, **{table: dataclasses.replace(old, **{name: checked})})
+
+    def to_toml(self) -> str:
+        """The settings as a run file that `parse` reads back to the same settings."""
+        blocks = []
+        for table in dataclasses.fields(self):
+            settings = dataclasses.asdict(getattr(self, table.name))
+            lines = [f"{k} = {_toml(v)}" for k, v in settings.items() if v is not None]
+            blocks.append("\n".join([f"[{table.name}]", *lines]))
+        return "\n\n".join(blocks) + "\n"
+
+
+def read(path: str | Path) -> Config:
+    """The settings of a run file.
+
+    Args:
+        path: a TOML file; what it does not mention keeps its default.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UserError: the file is missing or no TOML, or what `parse` raises.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"run file {path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"run file {path} cannot be read: {error}") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> Config:
+    r"""The settings in a run file's text.
+
+    Args:
+        text: TOML.
+        source: the file's name, for errors.
+
+    Returns:
+        The settings; what the text does not mention keeps its default.
+
+    Raises:
+        UserError: no TOML, an unknown table or key, a wrong type, or an impossible value.
+
+    Example:
+        >>> parse("[peers]\ncount = 2", "two.toml").peers
+        Peers(count=2)
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{source} is not TOML: {error}.") from None
+    config = Config()
+    known = [f.name for f in dataclasses.fields(Config)]
+    for table, settings in tables.items():
+        if table not in known:
+            kind = "table" if isinstance(settings, Mapping) else "key outside any table"
+            raise UserError(f"{source}: unknown {kind} {table!r}." + suggest(table, known))
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{source}: {table} is a value; expected a table [{table}].")
+        for name, value in settings.items():
+            config = config.changed(f"{table}.{name}", value, source)
+    return config
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value` of the command line; the value is TOML, a bare word is a string.
+
+    Args:
+        text: e.g. `"optimizer.lr=0.05"`.
+
+    Returns:
+        Key and value.
+
+    Raises:
+        UserError: there is no `=`.
+
+    Example:
+        >>> parse_assignment("model.name=resnet20")
+        ('model.name', 'resnet20')
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: expected table.key=value, e.g. optimizer.lr=0.05.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _value(table: type, table_name: str, key: str, value: Any, source: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(table)}
+    where = f"{source}: [{table_name}]"
+    if key not in fields:
+        raise UserError(f"{where} unknown key {key!r}." + suggest(key, fields))
+    kinds = _kinds(typing.get_type_hints(table)[key])
+    if float in kinds and type(value) is int:
+        value = float(value)
+    if tuple in kinds and type(value) is list and all(type(part) is str for part in value):
+        value = tuple(value)
+    if type(value) not in kinds:
+        expected = " or ".join(_NAMES[kind] for kind in kinds if kind is not types.NoneType)
+        raise UserError(f"{where} {key} = {_toml(value)}: expected {expected}.")
+    rule = fields[key].metadata
+    if "choices" in rule and value not in rule["choices"]:
+        raise UserError(f"{where} {key} = {_toml(value)}." + suggest(value, rule["choices"]))
+    if value is not None and "above" in rule and not value > rule["above"]:
+        raise UserError(f"{where} {key} = {_toml(value)}: expected more than {rule['above']}.")
+    if value is not None and "low" in rule:
+        high = rule["high"]
+        if not rule["low"] <= value <= (float("inf") if high is None else high):
+            limit = f"{rule['low']} or more" if high is None else f"{rule['low']}..{high}"
+            raise UserError(f"{where} {key} = {_toml(value)}: expected {limit}.")
+    return value
+
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    tuple: "a list of strings",
+}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(option) or option for option in options)
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            return (
+                '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+            )
+        case list() | tuple():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case _:
+            return str(value)

@@ -1,0 +1,154 @@
+"""A run's directory: what it was told, what it did, what came out."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import kgraft
+from kgraft.engines.devices import devices
+from kgraft.errors import UserError
+from kgraft.runs.config import Config
+
+
+def default_path(config: Config) -> Path:
+    """Where a run goes when nobody says: `runs/<data>-<model>-<peers>p<teachers>t-<time>`."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    data = Path(config.data.name).stem.replace("/", "-")
+    peers = f"{config.peers.count}p{config.teachers.count}t"
+    return Path("runs") / f"{data}-{config.model.name}-{peers}-{stamp}"
+
+
+def check_free(path: Path) -> None:
+    """Refuse a directory that something else lives in.
+
+    Raises:
+        UserError: it is a file, or it is not empty.
+    """
+    if path.is_file():
+        raise UserError(f"output {path} is a file; expected a directory that is empty or new.")
+    if path.is_dir() and any(path.iterdir()):
+        what = "holds another run" if (path / "run.toml").exists() else "is not empty"
+        raise UserError(f"output directory {path} {what}: choose another --out, or remove it.")
+
+
+class RunDirectory:
+    """The files of one run, written as it goes.
+
+    `run.toml` (the resolved run file), `environment.json`, `metrics.jsonl` (a line a model and
+    epoch), `grafts.jsonl` (a line an epoch, peer and plan group), `peers/`, `teachers/`, and at the
+    very end `summary.json`: a directory without it holds a run that did not finish.
+
+    Args:
+        path: the directory; made where it is missing.
+        config: the run's settings.
+        environment: what `environment` gave.
+    """
+
+    def __init__(self, path: Path, config: Config, environment: dict[str, Any]) -> None:
+        check_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        (path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+        self._write_json("environment.json", environment)
+
+    def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append lines to `metrics.jsonl`."""
+        self._append("metrics.jsonl", rows)
+
+    def add_grafts(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append lines to `grafts.jsonl`."""
+        self._append("grafts.jsonl", rows)
+
+    def save_model(self, model: keras.Model, weights: list[Any] | None, name: str) -> None:
+        """Save an uncompiled copy, which loads in plain Keras without kgraft.
+
+        Args:
+            model: whose architecture and, by default, weights are saved.
+            weights: other weights, as from `get_weights`.
+            name: file below the directory, without `.keras`.
+        """
+        copy = type(model).from_config(model.get_config())  # clone_model would compile it too
+        copy.set_weights(model.get_weights() if weights is None else weights)
+        file = self.path / f"{name}.keras"
+        file.parent.mkdir(exist_ok=True)
+        copy.save(file)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        self._write_json("summary.json", summary)
+
+    def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        partial = self.path / f".{name}"
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.path / name)
+
+
+def environment(seeds: dict[str, Any]) -> dict[str, Any]:
+    """Versions, backend, devices, seeds and, in a checkout, the commit of kgraft.
+
+    Args:
+        seeds: the seeds that a run uses, JSON-able.
+    """
+    backend = keras.config.backend()
+    package = "tensorflow-cpu" if backend == "tensorflow" else backend
+    return {
+        "kgraft": version("kgraft"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "keras": keras.version(),
+        "numpy": version("numpy"),
+        "backend": {"name": backend, "version": _version_of(package, backend)},
+        "devices": devices(),
+        "seeds": seeds,
+    }
+
+
+def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
+    """Settings and summary of a finished run.
+
+    Args:
+        path: a run's directory.
+
+    Raises:
+        UserError: there is no run, or it did not finish.
+    """
+    from kgraft.runs.config import read
+
+    if not (path / "run.toml").is_file():
+        raise UserError(f"{path} is no run's directory: it holds no run.toml.")
+    if not (path / "summary.json").is_file():
+        raise UserError(f"the run in {path} did not finish: it holds no summary.json.")
+    return read(path / "run.toml"), json.loads((path / "summary.json").read_text())
+
+
+def _version_of(*packages: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError
+
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _commit() -> str | None:
+    done = subprocess.run(
+        ["git", "-C", str(Path(kgraft.__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None

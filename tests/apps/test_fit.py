@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kgraft_cli import main as program
+
+SMALL = [
+    *("--peers", "2", "--teachers", "0", "--epochs", "1"),
+    *("--limit-train", "80", "--limit-test", "40", "--batch-size", "32"),
+]
+
+
+@pytest.fixture
+def kgraft(capsys, tmp_path, monkeypatch):
+    """Runs the command line in an empty directory; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            program.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return left.value.code, printed.out, printed.err
+
+    return run
+
+
+def test_a_run_shows_every_epoch_and_ends_with_a_table(kgraft, tmp_path):
+    code, out, _ = kgraft("fit", *SMALL, "--teachers", "1", "--teacher-model", "resnet8")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "teacher 1: 1 model, 1 epochs of 3 steps"
+    assert any(line.startswith("peers 1/1 | 1: loss ") and " alpha " in line for line in lines)
+    for name in ("peer 1", "peer 2", "ensemble of 2", "teacher 1"):
+        assert any(name in line and "%" in line for line in lines)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert lines[-1].endswith(f"everything is in {run.relative_to(tmp_path)}")
+    assert json.loads((run / "summary.json").read_text())["seconds"] > 0
+
+
+def test_flags_win_over_set_and_set_over_the_file(kgraft, tmp_path):
+    Path("mine.toml").write_text("[run]\nepochs = 3\nseed = 5\n[optimizer]\nlr = 0.3\n")
+    code, _, _ = kgraft(
+        *("fit", "mine.toml", *SMALL, "--set", "optimizer.lr=0.2", "--set", "run.epochs=2"),
+        *("--out", "here"),
+    )
+    assert code == 0
+    resolved = Path("here/run.toml").read_text()
+    for line in ("epochs = 1", "seed = 5", "lr = 0.2", "count = 2"):
+        assert line in resolved.splitlines()
+
+
+def test_evaluate_reads_a_run_again(kgraft):
+    kgraft("fit", *SMALL, "--out", "here")
+    summary = json.loads(Path("here/summary.json").read_text())
+    code, out, _ = kgraft("evaluate", "here")
+    assert code == 0
+    assert [line.split(":")[0] for line in out.splitlines()] == ["peer 1", "peer 2", "ensemble"]
+    share = f"{summary['ensemble']['test_accuracy']:.2%}"
+    assert kgraft("evaluate", "here", "--ensemble")[1] == f"ensemble: {share}\n"
+    assert kgraft("evaluate", "here", "--peer", 2)[1].startswith("peer 2: ")
+
+
+def npz(path="data.npz", **changes):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_train": rng.integers(0, 256, (60, 8, 8, 1), np.uint8),
+        "y_train": np.arange(60) % 3,
+        "x_test": rng.integers(0, 256, (12, 8, 8, 1), np.uint8),
+        "y_test": np.arange(12) % 3,
+    }
+    np.savez(path, **{**arrays, **changes})
+    return path
+
+
+def test_an_npz_file_is_a_data_set(kgraft):
+    code, _, err = kgraft(
+        *("fit", "--dataset", npz(), "--peers", 1, "--teachers", 0, "--epochs", 1),
+        *("--batch-size", 16, "--out", "here"),
+    )
+    assert (code, err) == (0, "")
+
+
+def teacher_of_seven_classes():
+    from kgraft import models
+
+    models.resnet8(input_shape=(8, 8, 1), classes=7).save("seven.keras")
+    return "teachers.files=['seven.keras']"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda: ["--set", "optimizer.momentun=1"], "unknown key 'momentun'. Did you mean 'mom"),
+        (lambda: ["--set", "optimiser.lr=1"], "unknown table 'optimiser'. Did you mean 'optimi"),
+        (lambda: ["--set", "epochs"], "--set epochs: expected table.key=value"),
+        (lambda: ["--peers", "0"], "--peers: [peers] count = 0: expected 1 or more."),
+        (lambda: ["--peers", "two"], "Invalid value for '--peers': 'two' is not a valid integer."),
+        (lambda: ["--epoch", "2"], "No such option '--epoch'. Did you mean '--epochs'?"),
+        (lambda: ["--lr", "-1"], "--lr: [optimizer] lr = -1.0: expected more than 0."),
+        (lambda: ["--schedule", "cosin"], "Did you mean 'cosine'?"),
+        (lambda: ["--model", "resnet_20"], "model 'resnet_20' is unknown. Did you mean 'resnet20'"),
+        (lambda: ["--teacher-model", "wrn-12-1"], "nearest valid depth is 10"),
+        (lambda: ["--dataset", "digit"], "data set 'digit' is not known"),
+        (lambda: ["--dataset", "none.npz"], "none.npz: no such file"),
+        (lambda: ["--batch-size", "2000"], "batch size 2000: expected 1..1298"),
+        (lambda: ["--dataset", npz(y_train=np.arange(60) - 1)], "y_train[0] is -1; expected"),
+        (lambda: ["--dataset", npz(y_test=np.full(12, 9))], "y_test[0] is 9; expected labels in"),
+        (lambda: ["--dataset", npz(x_train=np.zeros((60, 8, 8), np.uint8))], "x_train is uint8 of"),
+        (lambda: ["--dataset", npz(x_test=np.zeros((12, 8, 8, 1)))], "x_test is float64 of shape"),
+        (lambda: ["none.toml"], "run file none.toml: no such file."),
+        (lambda: [npz()], "data.npz cannot be read"),
+        (lambda: ["--teachers", "1", "--set", teacher_of_seven_classes()], "tells 7 classes apart"),
+    ],
+)
+def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(kgraft, arguments, message):
+    given = arguments()
+    before = sorted(Path().iterdir())
+    code, out, err = kgraft("fit", *given)
+    assert (code, out) == (2, "")
+    assert err.startswith("kgraft: ") and err.count("\n") == 1
+    assert message in err
+    assert sorted(Path().iterdir()) == before
+
+
+def test_a_file_that_is_not_toml_is_named(kgraft):
+    Path("bad.toml").write_text("[run\n")
+    code, _, err = kgraft("fit", "bad.toml")
+    assert code == 2 and err.startswith("kgraft: bad.toml is not TOML: ")
+
+
+def test_another_runs_directory_is_left_alone(kgraft):
+    kgraft("fit", *SMALL, "--out", "here")
+    before = {p: p.stat().st_mtime_ns for p in Path("here").rglob("*")}
+    code, _, err = kgraft("fit", *SMALL, "--out", "here")
+    assert code == 2 and "output directory here holds another run" in err
+    assert {p: p.stat().st_mtime_ns for p in Path("here").rglob("*")} == before
+
+
+def test_evaluate_refuses_what_is_no_run(kgraft):
+    assert kgraft("evaluate", "none") == (
+        2,
+        "",
+        "kgraft: none is no run's directory: it holds no run.toml.\n",
+    )
+    kgraft("fit", *SMALL, "--out", "here")
+    assert "peers 1..2" in kgraft("evaluate", "here", "--peer", 3)[2]
+    assert "one or the other" in kgraft("evaluate", "here", "--peer", 1, "--ensemble")[2]
+
+
+def test_a_backend_that_is_not_installed_is_one_line():
+    code = (
+        "import importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'jax' else find(name, *a); "
+        "from kgraft_cli.main import main; main(['info'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "kgraft: backend jax is not installed: pip install 'kgraft[jax]'\n"

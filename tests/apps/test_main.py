@@ -1,0 +1,95 @@
+import subprocess
+import sys
+
+import click
+import pytest
+from kgraft_cli import main as program
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as left:
+        program.main(list(arguments))
+    printed = capsys.readouterr()
+    return left.value.code, printed.out, printed.err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from kgraft_cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & "
+        "{'kgraft', 'keras', 'torch', 'numpy', 'rich', 'tensorflow', 'jax'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for name in ("fit", "evaluate", "models", "data", "info"):
+        assert f"\n  {name}" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "models", "data", "info"])
+def test_every_command_has_a_help_page(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0 and out.startswith(f"Usage: kgraft {command}")
+
+
+def test_an_unknown_command_gets_a_suggestion(capsys):
+    assert run(capsys, "fti")[::2] == (
+        2,
+        "kgraft: unknown command 'fti'. Did you mean 'fit'?\n",
+    )
+    assert "Known: fit, evaluate" in run(capsys, "xyz")[2]
+
+
+def test_ctrl_c_ends_with_130(capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise click.Abort
+
+    monkeypatch.setattr(program.cli, "main", interrupted)
+    code, _, err = run(capsys, "fit")
+    assert code == 130 and err.startswith("kgraft: interrupted")
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(program.cli, "main", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        program.main(["fit"])
+
+
+def test_models_lists_every_architecture(capsys):
+    code, out, _ = run(capsys, "models", "--input-shape", "8,8,1", "--classes", "10")
+    assert code == 0
+    assert "resnet8" in out and "wrn-28-10" in out
+    code, _, err = run(capsys, "models", "--input-shape", "8x8")
+    assert code == 2 and "expected height,width,channels" in err
+
+
+def test_data_list_and_prepare(capsys, tmp_path):
+    code, out, _ = run(capsys, "data", "list", "--data-dir", str(tmp_path))
+    assert code == 0 and "digits" in out and "cifar100" in out
+    code, _, err = run(
+        capsys,
+        "data",
+        "prepare",
+        "cifar100",
+        "--archive",
+        "none.tar.gz",
+        "--data-dir",
+        str(tmp_path),
+    )
+    assert code == 2 and err.startswith("kgraft: archive none.tar.gz: no such file.")
+    assert not list(tmp_path.iterdir())
+    code, out, _ = run(capsys, "data", "prepare", "digits")
+    assert code == 0 and out.startswith("digits is ready in ")
+
+
+def test_info_names_the_backend_in_use(capsys):
+    import keras
+
+    code, out, _ = run(capsys, "info")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "(in use)" in line]
+    assert line.startswith(keras.config.backend())

@@ -1,0 +1,138 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kgraft import models
+from kgraft.errors import UserError
+from kgraft.runs import config as configs
+from kgraft.runs.config import Config
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").rglob("*.toml"))
+
+
+def test_the_quickstart_file_is_the_default():
+    quickstart = next(file for file in FILES if file.name == "quickstart.toml")
+    assert configs.read(quickstart) == Config()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_run_file_opens_with_its_command_cost_and_result(file):
+    head = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert str(file.relative_to(ROOT)) in head[0]
+    assert any(line.startswith("# Cost") for line in head)
+    assert any("Published" in line or "result" in line for line in head)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_run_file_builds_its_model(file):
+    config = configs.read(file)
+    model = models.build(config.model.name, input_shape=(32, 32, 3), classes=10)
+    assert model.output_shape == (None, 10)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_resolved_run_file_reads_back_the_same(file):
+    config = configs.read(file)
+    assert configs.parse(config.to_toml(), "copy") == config
+
+
+@given(
+    st.text(st.characters(exclude_categories=("Cs",)), max_size=20),
+    st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=8), max_size=3),
+    st.floats(1e-9, 1e9),
+    st.booleans(),
+    st.none() | st.integers(1, 10**9),
+)
+def test_any_settings_survive_being_written(name, files, lr, nesterov, limit):
+    config = Config()
+    for key, value in {
+        "data.name": name,
+        "teachers.files": files,
+        "optimizer.lr": lr,
+        "optimizer.nesterov": nesterov,
+    }.items():
+        config = config.changed(key, value, "test")
+    if limit is not None:
+        config = config.changed("data.limit_train", limit, "test")
+    assert configs.parse(config.to_toml(), "copy") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[optimizer]\nmomentun = 0.9",
+            "r.toml: [optimizer] unknown key 'momentun'. Did you mean 'momentum'?",
+        ),
+        ("[optimiser]\nlr = 0.1", "r.toml: unknown table 'optimiser'. Did you mean 'optimizer'?"),
+        ("epochs = 3", "r.toml: unknown key outside any table 'epochs'. Known: "),
+        ("run = 3", "r.toml: run is a value; expected a table [run]."),
+        ("[run]\nepochs = 2.5", "r.toml: [run] epochs = 2.5: expected a whole number."),
+        ("[run]\nepochs = true", "r.toml: [run] epochs = true: expected a whole number."),
+        ("[run]\nepochs = 0", "r.toml: [run] epochs = 0: expected 1 or more."),
+        ("[peers]\ncount = 0", "r.toml: [peers] count = 0: expected 1 or more."),
+        ("[graft]\namplitude = 1.5", "r.toml: [graft] amplitude = 1.5: expected 0.0..1.0."),
+        ("[graft]\nsharpness = 0", "r.toml: [graft] sharpness = 0.0: expected more than 0."),
+        ("[graft]\nsharpness = nan", "r.toml: [graft] sharpness = nan: expected more than 0."),
+        (
+            '[schedule]\nname = "cosin"',
+            "r.toml: [schedule] name = \"cosin\". Did you mean 'cosine'?",
+        ),
+        ('[data]\nflip = "no"', 'r.toml: [data] flip = "no": expected true or false.'),
+        ("[teachers]\nfiles = [1]", "r.toml: [teachers] files = [1]: expected a list of strings."),
+        ("[run\nepochs = 3", "r.toml is not TOML: "),
+    ],
+)
+def test_a_mistake_names_file_key_and_what_is_valid(text, message):
+    with pytest.raises(UserError) as error:
+        configs.parse(text, "r.toml")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        configs.read(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        configs.read(tmp_path / "binary.toml")
+    with pytest.raises(UserError, match="cannot be read"):
+        configs.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optimizer.lr=0.05", ("optimizer.lr", 0.05)),
+        ("run.epochs = 3", ("run.epochs", 3)),
+        ("model.name=resnet20", ("model.name", "resnet20")),
+        ('teachers.files=["a.keras"]', ("teachers.files", ["a.keras"])),
+        ("data.name=a=b", ("data.name", "a=b")),
+    ],
+)
+def test_assignments_of_the_command_line(text, expected):
+    assert configs.parse_assignment(text) == expected
+
+
+def test_an_assignment_without_a_value_is_refused():
+    with pytest.raises(UserError, match=r"expected table\.key=value"):
+        configs.parse_assignment("epochs")
+    with pytest.raises(UserError, match=r"--set run: expected table\.key=value"):
+        Config().changed("run", 3, "--set run")
+
+
+def test_every_setting_has_a_default_of_its_own_type():
+    for table in dataclasses.fields(Config):
+        settings = getattr(Config(), table.name)
+        for setting in dataclasses.fields(settings):
+            value = getattr(settings, setting.name)
+            if value is not None:
+                Config().changed(
+                    f"{table.name}.{setting.name}",
+                    list(value) if isinstance(value, tuple) else value,
+                    "default",
+                )
