@@ -7,3 +7,39 @@ in a ring, weighted by the entropy of the two layers' weights (filter grafting, 
 from kgraft import backend as _backend
 
 _backend.choose()
+
+# Only now may Keras be imported.
+from kgraft import data, models  # noqa: E402
+from kgraft.errors import UserError  # noqa: E402
+from kgraft.grafting import (  # noqa: E402
+    Entropy,
+    FilterEntropy,
+    Graft,
+    GraftPlan,
+    GraftRecord,
+    L1Norm,
+)
+from kgraft.training.callback import GraftCallback  # noqa: E402
+from kgraft.training.distiller import Distiller  # noqa: E402
+from kgraft.training.fit import GraftingFit  # noqa: E402
+from kgraft.training.optimizers import SGD  # noqa: E402
+from kgraft.training.schedules import cosine, spread, step_decay  # noqa: E402
+
+__all__ = [
+    "GraftingFit",
+    "GraftCallback",
+    "Distiller",
+    "Graft",
+    "GraftPlan",
+    "GraftRecord",
+    "Entropy",
+    "FilterEntropy",
+    "L1Norm",
+    "SGD",
+    "cosine",
+    "step_decay",
+    "spread",
+    "models",
+    "data",
+    "UserError",
+]

@@ -22,7 +22,7 @@ def command() -> None:
 
     in_use = backend.choose()
     rows = {"kgraft": version("kgraft"), "python": platform.python_version()}
-    rows |= {name: installed(name) for name in ("keras", "numpy", "tensorflow-datasets")}
+    rows |= {name: version(name) for name in ("keras", "numpy", "tensorflow-datasets")}
     for name in backend.BACKENDS:
         found = installed(name, f"{name}-cpu") or f"not installed: pip install 'kgraft[{name}]'"
         rows[name] = f"{found} (in use)" if name == in_use else found

@@ -22,9 +22,10 @@ _Run = Callable[..., tuple[list[Batch], Any]]
 class Lockstep:
     """Keeps the batches that `fit` feeds to a model, until they are taken.
 
-    The model's own training does not change by it, bit for bit. On jax it also makes Ctrl-C safe:
-    there `fit` empties the model's variables and donates their values to each step, and an
-    interrupt that hits the wrong moment would leave the model without weights.
+    The model's own training stays the same, bit for bit on torch and jax; on tensorflow it takes
+    the steps of `train_on_batch`, which TensorFlow rounds otherwise than those of `fit` (1e-7).
+    On jax Ctrl-C becomes safe: there `fit` empties the model's variables and donates their values
+    to each step, and an interrupt at the wrong moment would leave the model without weights.
 
     Args:
         model: a model that is about to be trained by `fit`.
