@@ -9,6 +9,7 @@
 | 4, 6 | `bin_edges`, `authors_bin_edges`, `bin_counts`, `entropy` | entropy of a set of weights |
 | 5 | `filter_entropy` | sum of the filters' entropies |
 | 7 | `graft_coefficient`, `literal_graft_coefficient` | share of its own that a receiver keeps |
+| 8-12 | `mean_probabilities`, `distillation_loss` | what the M teachers add to a student's loss |
 
 Numbers as in Cheng, Meng et al., arXiv 2004.12311v2 (Meng, Cheng et al., CVPR 2020, has the same).
 
@@ -19,11 +20,14 @@ touch whole weights: they run on `keras.ops`, where the weights are.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from kgraft.errors import UserError
 
 Float64 = NDArray[np.float64]
 
@@ -320,6 +324,65 @@ def internal_scion(kernel: Any, *, threshold: float, filter_axes: tuple[int, ...
     return keras.ops.transpose(keras.ops.reshape(grafted, moved.shape), np.argsort(order).tolist())
 
 
+def mean_probabilities(teacher_logits: Sequence[Any], temperature: float = 2.0) -> Any:
+    """Mean of the teachers' softened probabilities (pbar in eq. 8-12).
+
+    pbar_k = (1/M) sum_m softmax(z_m / tau)_k
+
+    Args:
+        teacher_logits: logits z_m of M >= 1 teachers, each of shape `(..., classes)`. Half
+            precision is computed in float32.
+        temperature: tau, positive.
+
+    Returns:
+        Probabilities, shape `(..., classes)`.
+
+    Raises:
+        UserError: no teacher, or teachers with different numbers of classes.
+
+    Source: arXiv 2004.12311, eq. 8-12; softening by tau is kgraft's reading.
+    """
+    if not teacher_logits:
+        raise UserError("no teachers: their mean needs at least one.")
+    classes = [logits.shape[-1] for logits in teacher_logits]
+    if len({count for count in classes if count is not None}) > 1:
+        raise UserError(f"teachers with {classes} classes have no mean: all need the same number.")
+    softened = [keras.ops.softmax(_single(z) / temperature, axis=-1) for z in teacher_logits]
+    return sum(softened) / len(softened)
+
+
+def distillation_loss(
+    student_logits: Any, teacher_probabilities: Any, temperature: float = 2.0
+) -> Any:
+    """What a student loses by not saying what its teachers say, per image (KD in eq. 8-12).
+
+    KD_i = - tau^2 sum_k pbar_k log softmax(z_s / tau)_k
+
+    It is tau^2 KL(pbar || softmax(z_s / tau)) plus tau^2 times the entropy of pbar, which the
+    student does not move: the gradients, tau (softmax(z_s / tau) - pbar), are equal.
+
+    Args:
+        student_logits: z_s, shape `(..., classes)`. Half precision is computed in float32.
+        teacher_probabilities: pbar, softened with the same tau, same shape.
+        temperature: tau, positive.
+
+    Returns:
+        Nats, shape `(...)`; their mean over the batch is added to the loss.
+
+    Raises:
+        UserError: student and teachers differ in the number of classes.
+
+    Source: arXiv 2004.12311, eq. 8-12; log softmax(z / tau) is kgraft's reading.
+    """
+    own, taught = student_logits.shape[-1], teacher_probabilities.shape[-1]
+    if None not in (own, taught) and own != taught:
+        raise UserError(f"the student has {own} classes and its teachers {taught}.")
+    log_probabilities = keras.ops.log_softmax(_single(student_logits) / temperature, axis=-1)
+    return -(temperature**2) * keras.ops.sum(
+        keras.ops.cast(teacher_probabilities, log_probabilities.dtype) * log_probabilities, axis=-1
+    )
+
+
 def _filters_first(kernel: NDArray[Any], filter_axes: tuple[int, ...]) -> NDArray[Any]:
     count = math.prod(kernel.shape[axis] for axis in filter_axes)
     return np.moveaxis(kernel, filter_axes, range(len(filter_axes))).reshape(count, -1)
@@ -328,3 +391,9 @@ def _filters_first(kernel: NDArray[Any], filter_axes: tuple[int, ...]) -> NDArra
 def _other_axes(rank: int, filter_axes: tuple[int, ...]) -> tuple[int, ...]:
     counted = {axis % rank for axis in filter_axes}
     return tuple(axis for axis in range(rank) if axis not in counted)
+
+
+def _single(logits: Any) -> Any:
+    """Half precision as float32; any other float type as it is."""
+    dtype = keras.backend.standardize_dtype(logits.dtype)
+    return keras.ops.cast(logits, "float32") if dtype in ("float16", "bfloat16") else logits

@@ -1,8 +1,7 @@
 """Distiller: a student that learns from labels and from the mean of M teachers (grafting+).
 
-Eq. 8-12 of Cheng, Meng et al., arXiv 2004.12311v2: loss = CE(y, p_s) + KD. `mean_probabilities`
-is pbar, `distillation_loss` one image's KD, `DistillationLoss` its mean over the batch as a Keras
-loss, `Distiller` the sum of both as a model.
+Eq. 8-12 of Cheng, Meng et al., arXiv 2004.12311v2: loss = CE(y, p_s) + KD. `DistillationLoss` is
+KD's mean over the batch as a Keras loss, `Distiller` the sum of both as a model.
 """
 
 import math
@@ -12,68 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from kgraft.equations import distillation_loss, mean_probabilities
 from kgraft.errors import UserError
 
 _PROBABILITIES = ("softmax", "sigmoid")
-
-
-def mean_probabilities(teacher_logits: Sequence[Any], temperature: float = 2.0) -> Any:
-    """Mean of the teachers' softened probabilities (pbar in eq. 8-12).
-
-    pbar_k = (1/M) sum_m softmax(z_m / tau)_k
-
-    Args:
-        teacher_logits: logits z_m of M >= 1 teachers, each of shape `(..., classes)`. Half
-            precision is computed in float32.
-        temperature: tau, positive.
-
-    Returns:
-        Probabilities, shape `(..., classes)`.
-
-    Raises:
-        UserError: no teacher, or teachers with different numbers of classes.
-
-    Source: arXiv 2004.12311, eq. 8-12; softening by tau is kgraft's reading.
-    """
-    if not teacher_logits:
-        raise UserError("no teachers: their mean needs at least one.")
-    classes = [logits.shape[-1] for logits in teacher_logits]
-    if not all(_fit(classes[0], other) for other in classes):
-        raise UserError(f"teachers with {classes} classes have no mean: all need the same number.")
-    total = sum(ops.softmax(_single(logits) / temperature, axis=-1) for logits in teacher_logits)
-    return total / len(teacher_logits)
-
-
-def distillation_loss(
-    student_logits: Any, teacher_probabilities: Any, temperature: float = 2.0
-) -> Any:
-    """What a student loses by not saying what its teachers say, per image (KD in eq. 8-12).
-
-    KD_i = - tau^2 sum_k pbar_k log softmax(z_s / tau)_k
-
-    It is tau^2 KL(pbar || softmax(z_s / tau)) plus tau^2 times the entropy of pbar, which the
-    student does not move: the gradients, tau (softmax(z_s / tau) - pbar), are equal.
-
-    Args:
-        student_logits: z_s, shape `(..., classes)`. Half precision is computed in float32.
-        teacher_probabilities: pbar, softened with the same tau, same shape.
-        temperature: tau, positive.
-
-    Returns:
-        Nats, shape `(...)`; their mean over the batch is added to the loss.
-
-    Raises:
-        UserError: student and teachers differ in the number of classes.
-
-    Source: arXiv 2004.12311, eq. 8-12; log softmax(z / tau) is kgraft's reading.
-    """
-    own, taught = student_logits.shape[-1], teacher_probabilities.shape[-1]
-    if not _fit(own, taught):
-        raise UserError(f"the student has {own} classes and its teachers {taught}.")
-    log_probabilities = ops.log_softmax(_single(student_logits) / temperature, axis=-1)
-    return -(temperature**2) * ops.sum(
-        ops.cast(teacher_probabilities, log_probabilities.dtype) * log_probabilities, axis=-1
-    )
 
 
 @keras.saving.register_keras_serializable("kgraft")
@@ -389,9 +330,3 @@ def _check_logits(model: keras.Model, name: str) -> None:
 def _uncompiled(model: keras.Model) -> dict[str, Any]:
     """A model's config without its compile settings."""
     return {**keras.saving.serialize_keras_object(model), "compile_config": None}
-
-
-def _single(logits: Any) -> Any:
-    """Half precision as float32; any other float type as it is."""
-    dtype = keras.backend.standardize_dtype(logits.dtype)
-    return ops.cast(logits, "float32") if dtype in ("float16", "bfloat16") else logits

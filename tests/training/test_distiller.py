@@ -3,14 +3,13 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kgraft.equations import distillation_loss, mean_probabilities
 from kgraft.errors import UserError
 from kgraft.training import distiller as module
 from kgraft.training.distiller import (
     DistillationLoss,
     Distiller,
     distil,
-    distillation_loss,
-    mean_probabilities,
     student_of,
 )
 from kgraft.training.optimizers import SGD
