@@ -23,11 +23,11 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for name in ("fit", "evaluate", "models", "data", "info"):
+    for name in ("fit", "evaluate", "models", "data", "bench", "info"):
         assert f"\n  {name}" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate", "models", "data", "info"])
+@pytest.mark.parametrize("command", ["fit", "evaluate", "models", "data", "bench", "info"])
 def test_every_command_has_a_help_page(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0 and out.startswith(f"Usage: kgraft {command}")
@@ -93,3 +93,13 @@ def test_info_names_the_backend_in_use(capsys):
     assert code == 0
     (line,) = [line for line in out.splitlines() if "(in use)" in line]
     assert line.startswith(keras.config.backend())
+
+
+def test_bench_times_a_grafting_against_a_step(capsys):
+    code, out, _ = run(
+        capsys,
+        *("bench", "--model", "resnet8", "--peers", "2", "--batch-size", "16", "--repeats", "2"),
+    )
+    assert code == 0
+    assert out.startswith("2 x resnet8, digits, batch 16, median of 2: step ")
+    assert run(capsys, "bench", "--repeats", "0")[0] == 2
