@@ -108,15 +108,17 @@ def _jax(
     parts = ["trainable_variables", "non_trainable_variables"]
     parts += ["optimizer_variables", "metrics_variables"] if len(state) == 4 else []
     parts += ["metrics_variables"] if len(state) == 3 else []
-    latest = state
-    try:
-        batches = _pull(iterator, model.steps_per_execution)
-        with _InterruptHeld():
-            logs, latest = function(state, iter(batches))
-    finally:
-        model._jax_state = dict(zip(parts, latest, strict=True))
+
+    def attach(values: tuple[Any, ...]) -> None:
+        model._jax_state = dict(zip(parts, values, strict=True))
         model._jax_state_synced = False
-    return batches, (logs, latest)
+
+    attach(state)
+    batches = _pull(iterator, model.steps_per_execution)
+    with _InterruptHeld():
+        logs, new_state = function(state, iter(batches))
+        attach(new_state)
+    return batches, (logs, new_state)
 
 
 _RUNS: dict[str, _Run] = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
