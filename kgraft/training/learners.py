@@ -31,18 +31,14 @@ class Learner:
         self.first_pass = 0
         self._place, self._source = place, source
         self._own: Generator[Batch, None, None] | None = None
-        self._prepared = False
 
     def prepare(self, batch: Batch) -> None:
         """Build the peer from a batch of `fit`, and open its own data with batches as large."""
-        if self._prepared:
-            return
         self.stepper.build(batch)
         if self._source is not None:
             size = int(keras.tree.flatten(batch)[0].shape[0])
             feed = self._source.feed(self._place, size)
             self._own = self._batches(feed, once=self._source.once)
-        self._prepared = True
 
     def learn(self, batch: Batch) -> None:
         """One step: on the next of its own batches, or on this one."""
