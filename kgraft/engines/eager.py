@@ -6,7 +6,7 @@ DistributedDataParallel whenever `torch.distributed` is initialised, which would
 the gradients of K peers.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -57,19 +57,17 @@ class Stepper:
         """Turn back to inference mode."""
         self._backend.training(False)
 
-    def step(self, data: tuple[Any, ...], shared: Mapping[int, Any] | None = None) -> Logs:
+    def step(self, data: tuple[Any, ...]) -> Logs:
         """One training step on one batch.
 
         Args:
             data: `(x, y)` or `(x, y, sample_weight)`, backend tensors or NumPy.
-            shared: on jax, values to read instead of a variable's own, by `id(variable)`: inside
-                another model's `fit` the variables that both share (a teacher's) are not valid.
 
         Returns:
             The metrics so far, as tensors on the device.
         """
         self.build(data)
-        return self._backend.train(_triple(data), shared or {})
+        return self._backend.train(_triple(data))
 
     def logs(self) -> dict[str, float]:
         """The metrics over the batches since `begin_epoch`."""
@@ -118,8 +116,7 @@ class _Torch:
     def training(self, on: bool) -> None:
         self._model.train(on)
 
-    def train(self, data: tuple[Any, ...], shared: Mapping[int, Any]) -> Logs:
-        del shared
+    def train(self, data: tuple[Any, ...]) -> Logs:
         return self._alone(self._model.train_step, _on_device(data))
 
     def test(self, data: tuple[Any, ...]) -> None:
@@ -158,7 +155,7 @@ class _Jax:
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
 
-    def train(self, data: tuple[Any, ...], shared: Mapping[int, Any]) -> Logs:
+    def train(self, data: tuple[Any, ...]) -> Logs:
         model = self._model
         parts = [
             model.trainable_variables,
@@ -166,9 +163,9 @@ class _Jax:
             model.optimizer.variables,
             model.metrics_variables,
         ]
-        state = tuple([shared.get(id(v), v._value) for v in part] for part in parts)
+        state = tuple([v.value for v in part] for part in parts)
         logs, new_state = self._train(state, data)
-        _write(parts, new_state, shared)
+        _write(parts, new_state)
         return logs
 
     def test(self, data: tuple[Any, ...]) -> None:
@@ -179,7 +176,7 @@ class _Jax:
             model.metrics_variables,
         ]
         state = tuple([v.value for v in part] for part in parts)
-        _write(parts, self._test(state, data)[1], {})
+        _write(parts, self._test(state, data)[1])
 
     def predict(self, x: Any) -> Any:
         model = self._model
@@ -200,8 +197,7 @@ class _TensorFlow:
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
 
-    def train(self, data: tuple[Any, ...], shared: Mapping[int, Any]) -> Logs:
-        del shared
+    def train(self, data: tuple[Any, ...]) -> Logs:
         self._model.make_train_function()
         return self._model.train_function(iter([data]))
 
@@ -230,8 +226,7 @@ def _on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _write(parts: list[list[Any]], state: tuple[list[Any], ...], shared: Mapping[int, Any]) -> None:
+def _write(parts: list[list[Any]], state: tuple[list[Any], ...]) -> None:
     for variables, values in zip(parts, state, strict=True):
         for variable, value in zip(variables, values, strict=True):
-            if id(variable) not in shared:
-                variable.assign(value)
+            variable.assign(value)

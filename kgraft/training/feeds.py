@@ -159,7 +159,13 @@ def feed_of(
         _only_with_arrays(
             f"a {type(x).__name__}", y=y, sample_weight=sample_weight, batch_size=batch_size
         )
-        return AdapterFeed(x, limit=steps, class_weight=class_weight)
+        try:
+            return AdapterFeed(x, limit=steps, class_weight=class_weight)
+        except ValueError as error:
+            raise UserError(
+                f"x is a {type(x).__name__}, which Keras cannot read: expected arrays, a "
+                "PyDataset, a tf.data.Dataset, a torch DataLoader or a generator."
+            ) from error
     if class_weight is not None:
         sample_weight = data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
     arrays = keras.tree.map_structure(

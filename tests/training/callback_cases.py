@@ -1,19 +1,10 @@
 """Tiny networks and data for the tests of GraftCallback."""
 
-import tempfile
-
 import keras
 import numpy as np
 from keras import layers
 
 BACKEND = keras.config.backend()
-if BACKEND == "jax":  # the same tiny network is compiled over and over
-    import jax
-
-    compiled_steps = tempfile.TemporaryDirectory()
-    jax.config.update("jax_compilation_cache_dir", compiled_steps.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 COUNT, BATCH = 22, 4  # six batches, the last one partial
 
 

@@ -286,6 +286,7 @@ def test_unbuilt_peers_are_built_from_the_first_batch():
         (lambda: GraftingFit([network()]).fit(*digits(), batch_size=61), "batch_size=61.*1..60"),
         (lambda: GraftingFit([network()]).fit(digits()[0], digits(9)[1]), r"\[9, 60\] examples"),
         (lambda: GraftingFit([network()]).fit(Numbers(), batch_size=2), "yields whole batches"),
+        (lambda: GraftingFit([network()]).fit({1, 2}), "x is a set, which Keras cannot read"),
     ],
 )
 def test_mistakes_are_told_in_one_line(build, message):
