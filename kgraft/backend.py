@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 BACKENDS = ("torch", "jax", "tensorflow")
@@ -35,6 +36,20 @@ def _from_config() -> str | None:
     if not isinstance(config, dict) or config == _WRITTEN_BY_KERAS:
         return None
     return config.get("backend")
+
+
+def installed_version(backend: str) -> str | None:
+    """Version of an installed backend, None for one that is not installed; imports nothing.
+
+    Args:
+        backend: one of `BACKENDS`.
+    """
+    for package in (backend, f"{backend}-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def choose() -> str:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "grafting": {"errors", "equations"},
     "engines": {"errors"},
     "training": {"errors", "equations", "grafting", "engines", "data"},
-    "runs": {"errors", "equations", "grafting", "engines", "training", "models", "data"},
+    "runs": {"backend", "errors", "equations", "grafting", "engines", "training", "models", "data"},
 }
 BACKENDS = {"torch", "jax", "tensorflow"}
 TOP_LEVEL = {"pyproject.toml", "README.md", "kgraft", "tests", "apps", "configs", "LICENSE"}

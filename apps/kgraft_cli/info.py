@@ -7,24 +7,17 @@ import click
 def command() -> None:
     """Show what kgraft runs on: versions, the backends found, the devices of the one in use."""
     import platform
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import version
 
     from kgraft import backend
     from kgraft.engines.devices import devices
-
-    def installed(*packages: str) -> str | None:
-        for package in packages:
-            try:
-                return version(package)
-            except PackageNotFoundError:
-                continue
-        return None
 
     in_use = backend.choose()
     rows = {"kgraft": version("kgraft"), "python": platform.python_version()}
     rows |= {name: version(name) for name in ("keras", "numpy", "tensorflow-datasets")}
     for name in backend.BACKENDS:
-        found = installed(name, f"{name}-cpu") or f"not installed: pip install 'kgraft[{name}]'"
+        found = backend.installed_version(name)
+        found = found or f"not installed: pip install 'kgraft[{name}]'"
         rows[name] = f"{found} (in use)" if name == in_use else found
     rows["devices"] = ", ".join(devices())
     for name, value in rows.items():

@@ -1,1 +1,1 @@
-"""Package."""
+"""A run file -> typed settings -> plain objects -> a run directory."""

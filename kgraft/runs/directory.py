@@ -12,9 +12,10 @@ from typing import Any
 import keras
 
 import kgraft
+from kgraft.backend import installed_version
 from kgraft.engines.devices import devices
 from kgraft.errors import UserError
-from kgraft.runs.config import Config
+from kgraft.runs.config import Config, read
 
 
 def default_path(config: Config) -> Path:
@@ -100,8 +101,7 @@ def environment(seeds: dict[str, Any]) -> dict[str, Any]:
     Args:
         seeds: the seeds that a run uses, JSON-able.
     """
-    backend = keras.config.backend()
-    package = "tensorflow-cpu" if backend == "tensorflow" else backend
+    name = keras.config.backend()
     return {
         "kgraft": version("kgraft"),
         "commit": _commit(),
@@ -109,7 +109,7 @@ def environment(seeds: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "keras": keras.version(),
         "numpy": version("numpy"),
-        "backend": {"name": backend, "version": _version_of(package, backend)},
+        "backend": {"name": name, "version": installed_version(name)},
         "devices": devices(),
         "seeds": seeds,
     }
@@ -124,24 +124,11 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         UserError: there is no run, or it did not finish.
     """
-    from kgraft.runs.config import read
-
     if not (path / "run.toml").is_file():
         raise UserError(f"{path} is no run's directory: it holds no run.toml.")
     if not (path / "summary.json").is_file():
         raise UserError(f"the run in {path} did not finish: it holds no summary.json.")
     return read(path / "run.toml"), json.loads((path / "summary.json").read_text())
-
-
-def _version_of(*packages: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError
-
-    for package in packages:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return None
 
 
 def _commit() -> str | None:
