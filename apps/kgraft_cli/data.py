@@ -2,8 +2,10 @@
 
 import click
 
+from kgraft_cli.main import Commands
 
-@click.group("data")
+
+@click.group("data", cls=Commands)
 def command() -> None:
     """List data sets, or prepare one."""
 

@@ -17,7 +17,8 @@ def command() -> None:
     rows |= {name: version(name) for name in ("keras", "numpy", "tensorflow-datasets")}
     for name in backend.BACKENDS:
         found = backend.installed_version(name)
-        found = found or f"not installed: pip install 'kgraft[{name}]'"
+        package = name if name == "torch" else f"'kgraft[{name}]'"
+        found = found or f"not installed: pip install {package}"
         rows[name] = f"{found} (in use)" if name == in_use else found
     rows["devices"] = ", ".join(devices())
     for name, value in rows.items():

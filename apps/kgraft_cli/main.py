@@ -18,7 +18,29 @@ _COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class Commands(click.Group):
+    """A group that shows its help page without a command, and the nearest one for a wrong one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without a command: the help page on stderr, exit code 2, on every release of click."""
+        if not args:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one is near."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], known, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
+            raise click.UsageError(f"unknown command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class _Lazy(Commands):
     """Imports a command when it runs: `kgraft --help` answers at once."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -29,15 +51,6 @@ class _Lazy(click.Group):
             return None
         command: click.Command = importlib.import_module(f"kgraft_cli.{cmd_name}").command
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _COMMANDS and not args[0].startswith("-"):
-            close = difflib.get_close_matches(args[0], _COMMANDS, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(_COMMANDS)}."
-            raise click.UsageError(f"unknown command {args[0]!r}. {hint}", ctx)
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -57,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         outcome: Any = cli.main(arguments, prog_name="kgraft", standalone_mode=False)
     except click.Abort:
-        _fail("interrupted; what is finished is in the run's directory.", 130)
+        _fail("interrupted.", 130)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (ValueError, ImportError) as error:

@@ -155,7 +155,7 @@ def feed_of(
     if isinstance(x, Feed):
         _only_with_arrays("a feed", y=y, sample_weight=sample_weight, batch_size=batch_size)
         return x
-    if not can_convert_arrays((x, y, sample_weight)):
+    if not is_arrays(x, y, sample_weight):
         _only_with_arrays(
             f"a {type(x).__name__}", y=y, sample_weight=sample_weight, batch_size=batch_size
         )
@@ -181,6 +181,11 @@ def feed_of(
     return ArrayFeed(arrays, size, seed=seed, shuffle=shuffle, limit=steps)
 
 
+def is_arrays(*parts: Any) -> bool:
+    """Whether these are arrays, nests of arrays or None, and no data set."""
+    return bool(can_convert_arrays(parts))
+
+
 def _on_device(part: Any) -> Any:
     """A tensor; floating point becomes `floatx`, as in `fit`."""
     tensor = keras.ops.convert_to_tensor(part if _has_dtype(part) else np.asarray(part))
@@ -199,4 +204,4 @@ def _only_with_arrays(what: str, **given: Any) -> None:
             raise UserError(f"{name} cannot be given with {what}, which yields whole batches.")
 
 
-__all__ = ["AdapterFeed", "ArrayFeed", "Batch", "Feed", "feed_of"]
+__all__ = ["AdapterFeed", "ArrayFeed", "Batch", "Feed", "feed_of", "is_arrays"]

@@ -14,7 +14,7 @@ from kgraft.errors import UserError, suggest
 from kgraft.grafting.mixers import Graft, warn_of_sick_peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.distiller import distil
-from kgraft.training.feeds import Batch, Feed, feed_of
+from kgraft.training.feeds import Batch, Feed, feed_of, is_arrays
 from kgraft.training.learners import check_optimizers
 
 _log = logging.getLogger("kgraft")
@@ -243,12 +243,12 @@ class GraftingFit:
         return np.stack([student.predict(feed.epoch(0)) for student in self._students])
 
     def _feeds(self, x: Any, y: Any, sample_weight: Any, **options: Any) -> list[Feed]:
-        if isinstance(x, list) and not isinstance(x[0], int | float | list | np.ndarray):
-            if len(x) != len(self.peers):
-                raise UserError(f"{len(x)} data sets for {len(self.peers)} peers: one for each.")
-            return [feed_of(data, **options).for_peer(0) for data in x]
-        first = feed_of(x, y, sample_weight, **options)
-        return [first.for_peer(k) for k in range(len(self.peers))]
+        if not isinstance(x, list) or is_arrays(x, y, sample_weight):
+            first = feed_of(x, y, sample_weight, **options)
+            return [first.for_peer(k) for k in range(len(self.peers))]
+        if len(x) != len(self.peers):
+            raise UserError(f"{len(x)} data sets for {len(self.peers)} peers: one for each.")
+        return [feed_of(data, y, sample_weight, **options) for data in x]
 
     def _build(self, feeds: Sequence[Feed]) -> None:
         for feed, trainee, student in zip(feeds, self._trainees, self._students, strict=True):

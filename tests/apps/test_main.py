@@ -39,6 +39,16 @@ def test_an_unknown_command_gets_a_suggestion(capsys):
         "kgraft: unknown command 'fti'. Did you mean 'fit'?\n",
     )
     assert "Known: fit, evaluate" in run(capsys, "xyz")[2]
+    assert run(capsys, "data", "xyz")[::2] == (
+        2,
+        "kgraft: unknown command 'xyz'. Known: list, prepare.\n",
+    )
+
+
+@pytest.mark.parametrize("group", [(), ("data",)])
+def test_a_group_without_a_command_shows_its_help_page(capsys, group):
+    page = run(capsys, *group, "--help")[1]
+    assert run(capsys, *group) == (2, "", page)
 
 
 def test_ctrl_c_ends_with_130(capsys, monkeypatch):
@@ -47,7 +57,7 @@ def test_ctrl_c_ends_with_130(capsys, monkeypatch):
 
     monkeypatch.setattr(program.cli, "main", interrupted)
     code, _, err = run(capsys, "fit")
-    assert code == 130 and err.startswith("kgraft: interrupted")
+    assert (code, err) == (130, "kgraft: interrupted.\n")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):

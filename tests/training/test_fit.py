@@ -202,6 +202,33 @@ def test_every_peer_can_have_a_data_set_of_its_own():
         GraftingFit(peers).fit([Numbers()] * 3)
 
 
+def test_a_list_of_tensors_feeds_a_model_of_several_inputs():
+    def two_inputs():
+        inputs = [keras.Input((8, 8, 1)), keras.Input((8, 8, 1))]
+        merged = layers.Flatten()(layers.Conv2D(2, 3)(layers.Add()(inputs)))
+        model = keras.Model(inputs, layers.Dense(3)(merged))
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    x, y = digits()
+    peers = [two_inputs(), two_inputs()]
+    x = keras.ops.convert_to_tensor(x)
+    GraftingFit(peers).fit([x, x], y, epochs=1, verbose=0, batch_size=20)
+    assert [int(peer.optimizer.iterations) for peer in peers] == [3, 3]
+
+
+def test_a_feed_of_ones_own_keeps_its_order():
+    x, y = digits()
+    own = feed_of(x, y, batch_size=20, seed=4)
+    listed, numbered = ([network(), network()] for _ in range(2))
+    for a, b in zip(listed, numbered, strict=True):
+        b.set_weights(a.get_weights())
+    GraftingFit(listed).fit([own.for_peer(0), own.for_peer(1)], epochs=1, verbose=0)
+    GraftingFit(numbered).fit(own, epochs=1, verbose=0)
+    for a, b in zip(listed, numbered, strict=True):
+        np.testing.assert_array_equal(a.get_weights()[0], b.get_weights()[0])
+
+
 def test_a_generator_cannot_feed_two_peers():
     def generator():
         while True:
