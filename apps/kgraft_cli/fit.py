@@ -53,6 +53,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
 
     from rich.console import Console
 
+    from kgraft.errors import UserError
     from kgraft.runs import config as configs
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import check_free, default_path
@@ -67,7 +68,9 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
     for name, value in flags.items():
         if value is not None:
             config = config.changed(_FLAGS[name], value, f"--{name.replace('_', '-')}")
-    path = Path(out) if out else default_path(config)
+    if out == "":
+        raise UserError("--out is empty: expected the directory of the run.")
+    path = default_path(config) if out is None else Path(out)
     check_free(path)
     assembly = assemble(config)
     console = Console()

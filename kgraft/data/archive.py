@@ -166,8 +166,9 @@ def read_archive(path: Path, spec: ArchiveSpec) -> Contents:
         UserError: the archive is missing, truncated, damaged or not the expected one.
     """
     if not path.is_file():
+        what = "is a directory; expected the archive's file" if path.is_dir() else "no such file"
         raise UserError(
-            f"archive {path}: no such file. Without --archive, kgraft data prepare {spec.name} "
+            f"archive {path}: {what}. Without --archive, kgraft data prepare {spec.name} "
             f"downloads {spec.file}."
         )
     raw = _members(path, spec)

@@ -189,10 +189,7 @@ class _Jax:
 
 class _TensorFlow:
     def __init__(self, model: Any) -> None:
-        import tensorflow as tf
-
         self._model = model
-        self._call = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
 
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
@@ -206,7 +203,8 @@ class _TensorFlow:
         self._model.test_function(iter([data]))
 
     def predict(self, x: Any) -> Any:
-        return self._call(x)
+        self._model.make_predict_function()
+        return self._model.predict_function([(x,)])
 
 
 _BACKENDS: dict[str, Callable[[Any], Any]] = {

@@ -30,10 +30,11 @@ def check_free(path: Path) -> None:
     """Refuse a directory that something else lives in.
 
     Raises:
-        UserError: it is a file, or it is not empty.
+        UserError: it or what it lies in is a file, or it is not empty.
     """
-    if path.is_file():
-        raise UserError(f"output {path} is a file; expected a directory that is empty or new.")
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise UserError(f"output {path}: {part} is a file; expected a directory.")
     if path.is_dir() and any(path.iterdir()):
         what = "holds another run" if (path / "run.toml").exists() else "is not empty"
         raise UserError(f"output directory {path} {what}: choose another --out, or remove it.")
@@ -50,11 +51,17 @@ class RunDirectory:
         path: the directory; made where it is missing.
         config: the run's settings.
         environment: what `environment` gave.
+
+    Raises:
+        UserError: the directory is not free or cannot be made.
     """
 
     def __init__(self, path: Path, config: Config, environment: dict[str, Any]) -> None:
         check_free(path)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
         self.path = path
         (path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
         self._write_json("environment.json", environment)

@@ -140,6 +140,22 @@ def test_another_runs_directory_is_left_alone(kgraft):
     assert {p: p.stat().st_mtime_ns for p in Path("here").rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "--out is empty"),
+        ("file", "output file: file is a file; expected a directory."),
+        ("file/run", "output file/run: file is a file; expected a directory."),
+        ("/proc/run", "output /proc/run cannot be made: "),
+    ],
+)
+def test_an_output_that_cannot_be_made_is_told_in_one_line(kgraft, out, message):
+    Path("file").touch()
+    code, printed, err = kgraft("fit", *SMALL, "--out", out)
+    assert (code, printed, err.count("\n")) == (2, "", 1)
+    assert message in err
+
+
 def test_evaluate_refuses_what_is_no_run(kgraft):
     assert kgraft("evaluate", "none") == (
         2,

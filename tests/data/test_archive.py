@@ -76,7 +76,7 @@ def test_the_checksum_is_that_of_the_file(tiny_cifar100, contents_of, write_arch
 
 def test_a_missing_archive_is_refused(tmp_path, tiny_cifar100):
     assert "no such file" in refusal(tmp_path / "absent.tar.gz", tiny_cifar100)
-    assert "no such file" in refusal(tmp_path, tiny_cifar100)
+    assert "is a directory" in refusal(tmp_path, tiny_cifar100)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.98, 0.9999])
