@@ -1,5 +1,6 @@
 """Every test starts from the same seeds, on the backend of KERAS_BACKEND (torch by default)."""
 
+import signal
 import tempfile
 
 import kgraft  # isort: skip  # chooses the backend before Keras is imported
@@ -7,6 +8,9 @@ import keras
 import pytest
 
 assert kgraft.__name__
+
+# a process that a script starts in the background ignores Ctrl-C, and so would the tests of it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if keras.config.backend() == "jax":  # the same tiny networks are compiled over and over
     import jax
