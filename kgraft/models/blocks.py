@@ -1,36 +1,66 @@
 """The layers that every architecture is built of, as PyTorch's reference networks have them.
 
-Padding is symmetric, convolutions have no bias (a batch normalisation follows each), kernels start
-from the fan-in that PyTorch counts, and every kernel has an initializer of its own. All layers are
-Keras' own and say `channels_last`, so that a saved model loads without kgraft and under any
+Padding is symmetric, kernels start from the fan-in or fan-out that PyTorch counts, every kernel has
+an initializer of its own, and batch normalisation keeps PyTorch's running variance. All layers are
+saved as Keras' own and say `channels_last`, so that a model file loads without kgraft and under any
 `keras.json`.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import keras
 
 from kgraft.errors import UserError
+from kgraft.models.batch_norm import BatchNormalization
 
 SMALLEST_SIDE = 8
 """Pixels: at 8x8 the last stage of MobileNetV2, three halvings on, still has one position."""
 
-Initialise = Callable[[int], Any]
-"""Fan-in -> a new Keras initializer."""
+
+@dataclass(frozen=True)
+class Fan:
+    """What a kernel's scale follows from, as PyTorch counts it.
+
+    Attributes:
+        inputs: Numbers that one output is a sum over, `kh * kw * channels / groups`.
+        outputs: `kh * kw * filters`.
+    """
+
+    inputs: int
+    outputs: int
 
 
-def kaiming_normal(fan_in: int) -> Any:
-    """`torch.nn.init.kaiming_normal_`: N(0, 2 / fan_in), not truncated as Keras' `HeNormal` is."""
-    return keras.initializers.RandomNormal(stddev=math.sqrt(2.0 / fan_in))
+Initialise = Callable[[Fan], Any]
+"""Fan -> a new Keras initializer."""
 
 
-def torch_uniform(fan_in: int) -> Any:
-    """What PyTorch's layers start from if told nothing: U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))."""
-    bound = 1.0 / math.sqrt(fan_in)
+def kaiming_normal(fan: Fan) -> Any:
+    """`torch.nn.init.kaiming_normal_`: N(0, 2 / fan-in), not truncated as Keras' `HeNormal` is."""
+    return keras.initializers.RandomNormal(stddev=math.sqrt(2.0 / fan.inputs))
+
+
+def kaiming_normal_out(fan: Fan) -> Any:
+    """`torch.nn.init.kaiming_normal_(mode="fan_out")`: N(0, 2 / fan-out)."""
+    return keras.initializers.RandomNormal(stddev=math.sqrt(2.0 / fan.outputs))
+
+
+def torch_uniform(fan: Fan) -> Any:
+    """What PyTorch's layers start from if told nothing: U(-1 / sqrt(fan-in), 1 / sqrt(fan-in)).
+
+    Kernels and biases alike; `kaiming_uniform_(a=sqrt(5))` is another name of it.
+    """
+    bound = 1.0 / math.sqrt(fan.inputs)
     return keras.initializers.RandomUniform(-bound, bound)
+
+
+def zeros(fan: Fan) -> Any:
+    """Zeros, whatever the fan."""
+    del fan
+    return keras.initializers.Zeros()
 
 
 def image_input(input_shape: Sequence[int], classes: int) -> Any:
@@ -41,7 +71,7 @@ def image_input(input_shape: Sequence[int], classes: int) -> Any:
         classes: Number of classes, at least 2.
 
     Returns:
-        Symbolic float32 images `(n, height, width, channels)`.
+        Symbolic images `(n, height, width, channels)` of Keras' default float type.
 
     Raises:
         UserError: Either is out of range or of the wrong kind.
@@ -60,13 +90,43 @@ def image_input(input_shape: Sequence[int], classes: int) -> Any:
         )
     if not isinstance(classes, Integral) or classes < 2:
         raise UserError(f"classes={classes!r}: a classifier needs at least 2 classes.")
-    return keras.Input(tuple(map(int, sizes)), dtype="float32", name="images")
+    return keras.Input(tuple(map(int, sizes)), name="images")
+
+
+def per_stage(network: str, depth: int, *, rest: int) -> int:
+    """Blocks in each of three stages of a network of two-layer blocks.
+
+    Args:
+        network: What it is called, for the error.
+        depth: Its layers, 6n + rest.
+        rest: Layers outside the blocks.
+
+    Returns:
+        n, at least 1.
+
+    Raises:
+        UserError: `depth` is no such number.
+    """
+    if depth < 6 + rest or (depth - rest) % 6:
+        nearest = max(6 + rest, rest + 6 * round((depth - rest) / 6))
+        raise UserError(
+            f"{network} depth {depth} is not 6n + {rest} with n >= 1: the nearest valid depth is "
+            f"{nearest}."
+        )
+    return (depth - rest) // 6
 
 
 def convolution(
-    x: Any, filters: int, size: int, *, name: str, strides: int = 1, initialise: Initialise
+    x: Any,
+    filters: int,
+    size: int,
+    *,
+    name: str,
+    strides: int = 1,
+    initialise: Initialise,
+    bias: Initialise | None = None,
 ) -> Any:
-    """Square convolution without bias, padded by `size // 2` on every side as PyTorch pads.
+    """Square convolution, padded by `size // 2` on every side as PyTorch pads.
 
     Keras' `"same"` does that at stride 1; at stride 2 it would pad the far sides only.
 
@@ -76,12 +136,13 @@ def convolution(
         size: Side of the kernel, odd.
         name: Of the layer.
         strides: Step in both directions.
-        initialise: What the kernel starts from, given its fan-in `size * size * c`.
+        initialise: What the kernel starts from.
+        bias: What the bias starts from; None for no bias, where a normalisation follows.
 
     Returns:
         `(n, ceil(h / strides), ceil(w / strides), filters)`.
     """
-    fan_in = size * size * x.shape[-1]
+    fan = Fan(size * size * x.shape[-1], size * size * filters)
     x, padding = _padded(x, size, strides, name)
     return keras.layers.Conv2D(
         filters,
@@ -89,8 +150,9 @@ def convolution(
         strides=strides,
         padding=padding,
         data_format="channels_last",
-        use_bias=False,
-        kernel_initializer=initialise(fan_in),
+        use_bias=bias is not None,
+        kernel_initializer=initialise(fan),
+        bias_initializer=(bias or zeros)(fan),
         name=name,
     )(x)
 
@@ -98,10 +160,11 @@ def convolution(
 def depthwise_convolution(
     x: Any, size: int, *, name: str, strides: int = 1, initialise: Initialise
 ) -> Any:
-    """One filter per channel; like `convolution` otherwise.
+    """One filter per channel, no bias; like `convolution` otherwise.
 
     The fan-in is `size * size`, as in PyTorch; Keras' own count would be `c` times that.
     """
+    fan = Fan(size * size, size * size * x.shape[-1])
     x, padding = _padded(x, size, strides, name)
     return keras.layers.DepthwiseConv2D(
         size,
@@ -109,13 +172,13 @@ def depthwise_convolution(
         padding=padding,
         data_format="channels_last",
         use_bias=False,
-        depthwise_initializer=initialise(size * size),
+        depthwise_initializer=initialise(fan),
         name=name,
     )(x)
 
 
 def batch_norm(x: Any, *, name: str, scale: Any = "ones") -> Any:
-    """Batch normalisation with PyTorch's constants: its momentum 0.1 is Keras' 0.9.
+    """Batch normalisation with PyTorch's constants and running variance.
 
     Args:
         x: `(n, h, w, c)`.
@@ -125,14 +188,36 @@ def batch_norm(x: Any, *, name: str, scale: Any = "ones") -> Any:
     Returns:
         Same shape as `x`.
     """
-    return keras.layers.BatchNormalization(
-        momentum=0.9, epsilon=1e-5, gamma_initializer=scale, name=name
-    )(x)
+    return BatchNormalization(gamma_initializer=scale, name=name)(x)
 
 
-def relu(x: Any, *, name: str) -> Any:
-    """Rectifier, any shape."""
+def relu(x: Any, *, name: str, negative_slope: float = 0.0) -> Any:
+    """Rectifier, any shape; leaky where there is a slope."""
+    if negative_slope:
+        return keras.layers.LeakyReLU(negative_slope=negative_slope, name=name)(x)
     return keras.layers.Activation("relu", name=name)(x)
+
+
+def max_pool(x: Any, size: int, *, name: str) -> Any:
+    """Largest of every `size` x `size` positions at stride 2, padded as PyTorch's networks do.
+
+    A size of 2 needs no padding (an odd last row is pooled alone, PyTorch's `ceil_mode`); a size of
+    3 is padded by 1 on every side, with zeros: x must not be negative.
+
+    Args:
+        x: `(n, h, w, c)`.
+        size: 2 or 3.
+        name: Of the layer.
+
+    Returns:
+        `(n, ceil(h / 2), ceil(w / 2), c)`.
+    """
+    padding = "same"
+    if size == 3:
+        x, padding = _padded(x, size, 2, name)
+    return keras.layers.MaxPooling2D(
+        size, strides=2, padding=padding, data_format="channels_last", name=name
+    )(x)
 
 
 def add(x: Any, shortcut: Any, *, name: str) -> Any:
@@ -157,22 +242,22 @@ def subsampled_shortcut(x: Any, filters: int, *, strides: int) -> Any:
     return keras.ops.pad(x[:, ::strides, ::strides, :], ((0, 0), (0, 0), (0, 0), (side, side)))
 
 
-def classifier(x: Any, classes: int, *, initialise: Initialise, bias: Any) -> Any:
+def classifier(x: Any, classes: int, *, initialise: Initialise, bias: Initialise) -> Any:
     """Global average pooling and a dense layer.
 
     Args:
         x: `(n, h, w, c)`, any h and w.
         classes: Number of logits.
-        initialise: What the kernel starts from, given its fan-in `c`.
-        bias: Initializer of the bias.
+        initialise: What the kernel starts from.
+        bias: What the bias starts from.
 
     Returns:
         Logits `(n, classes)`.
     """
-    channels = x.shape[-1]
+    fan = Fan(x.shape[-1], classes)
     x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name="pool")(x)
     return keras.layers.Dense(
-        int(classes), kernel_initializer=initialise(channels), bias_initializer=bias, name="logits"
+        int(classes), kernel_initializer=initialise(fan), bias_initializer=bias(fan), name="logits"
     )(x)
 
 

@@ -58,9 +58,7 @@ def mobilenet_v2(
     x = blocks.convolution(x, 1280, 1, name="last", initialise=torch_uniform)
     x = blocks.batch_norm(x, name="last_bn")
     x = blocks.relu(x, name="last_relu")
-    logits = blocks.classifier(
-        x, classes, initialise=torch_uniform, bias=torch_uniform(x.shape[-1])
-    )
+    logits = blocks.classifier(x, classes, initialise=torch_uniform, bias=torch_uniform)
     return keras.Model(images, logits, name=name)
 
 

@@ -10,19 +10,27 @@ import keras
 from kgraft.errors import UserError, suggest
 from kgraft.models.cost import filters, macs, parameters
 from kgraft.models.mobilenet import mobilenet_v2
-from kgraft.models.resnet_cifar import resnet8, resnet20, resnet32, resnet44, resnet56, resnet110
+from kgraft.models.resnet_cifar import LEAKY_SLOPE, resnet_cifar
+from kgraft.models.resnet_imagenet import resnet18, resnet34, resnet50
+from kgraft.models.vgg import vgg16
 from kgraft.models.wrn import wide_resnet
 
+_CIFAR_DEPTHS = (8, 20, 32, 44, 56, 110)
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {
-    "resnet8": resnet8,
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
+    **{f"resnet{depth}": partial(resnet_cifar, depth) for depth in _CIFAR_DEPTHS},
     "mobilenet_v2": mobilenet_v2,
+    "vgg16": vgg16,
     "wrn-16-2": partial(wide_resnet, 16, 2),
     "wrn-28-10": partial(wide_resnet, 28, 10),
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+}
+_LEAKY: dict[str, Callable[..., keras.Model]] = {
+    f"resnet{depth}-leaky": partial(
+        resnet_cifar, depth, negative_slope=LEAKY_SLOPE, name=f"resnet{depth}-leaky"
+    )
+    for depth in _CIFAR_DEPTHS
 }
 _WIDE = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
 
@@ -50,38 +58,49 @@ class Row:
 
 
 def names() -> tuple[str, ...]:
-    """Names of the listed architectures; `build` knows every other `wrn-D-K` as well."""
+    """Names of the listed architectures.
+
+    `build` knows besides every other `wrn-D-K`, and the CIFAR ResNets as `resnetN-leaky`.
+    """
     return tuple(_BUILDERS)
 
 
-def build(name: str, *, input_shape: tuple[int, int, int], classes: int) -> keras.Model:
+def build(
+    name: str, *, input_shape: tuple[int, int, int], classes: int, dropout: float = 0.0
+) -> keras.Model:
     """A new model of a named architecture.
 
     Its weights are drawn from Keras' global seed (`keras.utils.set_random_seed`).
 
     Args:
-        name: One of `names()`, or `wrn-D-K` for a wide ResNet of depth D = 6n + 4 and width K.
+        name: One of `names()`; `wrn-D-K` for a wide ResNet of depth D = 6n + 4 and width K; or
+            `resnetN-leaky` for a CIFAR ResNet with leaky rectifiers.
         input_shape: (height, width, channels), pixels, at least 8x8.
         classes: Number of classes, at least 2.
+        dropout: Share of activations dropped in a wide ResNet's blocks, in [0, 1).
 
     Returns:
         Functional model, images `(n, height, width, channels)` -> logits `(n, classes)`.
 
     Raises:
-        UserError: The name is unknown, or the shape or number of classes is out of range.
+        UserError: The name is unknown, the shape or number of classes is out of range, or the
+            architecture has no dropout.
 
     Example:
         >>> build("wrn-10-1", input_shape=(8, 8, 1), classes=10).output_shape
         (None, 10)
     """
     wide = _WIDE.fullmatch(name)
-    if name in _BUILDERS:
-        builder = _BUILDERS[name]
-    elif wide:
-        builder = partial(wide_resnet, int(wide[1]), int(wide[2]))
-    else:
-        raise UserError(f"model {name!r} is unknown." + suggest(name, (*names(), "wrn-D-K")))
-    return builder(input_shape=input_shape, classes=classes)
+    if wide:
+        return wide_resnet(
+            int(wide[1]), int(wide[2]), input_shape=input_shape, classes=classes, dropout=dropout
+        )
+    known = {**_BUILDERS, **_LEAKY}
+    if name not in known:
+        raise UserError(f"model {name!r} is unknown." + suggest(name, (*known, "wrn-D-K")))
+    if dropout:
+        raise UserError(f"model {name!r} has no dropout: only wrn-D-K has.")
+    return known[name](input_shape=input_shape, classes=classes)
 
 
 def describe(input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> list[Row]:

@@ -38,11 +38,7 @@ def wide_resnet(
     Raises:
         UserError: `depth` is not 6n + 4, or another argument is out of range.
     """
-    if depth < 10 or (depth - 4) % 6:
-        nearest = max(10, 4 + 6 * round((depth - 4) / 6))
-        raise UserError(
-            f"WRN depth {depth} is not 6n + 4 with n >= 1: the nearest valid depth is {nearest}."
-        )
+    per_stage = blocks.per_stage("WRN", depth, rest=4)
     if width < 1:
         raise UserError(f"WRN width {width} is not valid: the nearest valid width is 1.")
     if not 0 <= dropout < 1:
@@ -50,7 +46,7 @@ def wide_resnet(
     images = blocks.image_input(input_shape, classes)
     x = blocks.convolution(images, 16, 3, name="stem", initialise=kaiming_normal)
     for stage, filters in enumerate((16 * width, 32 * width, 64 * width), start=1):
-        for block in range(1, (depth - 4) // 6 + 1):
+        for block in range(1, per_stage + 1):
             x = _preactivation_block(
                 x,
                 filters,
@@ -59,7 +55,7 @@ def wide_resnet(
                 name=f"stage{stage}_block{block}",
             )
     x = _norm_relu(x, name="last_bn", relu="last_relu")
-    logits = blocks.classifier(x, classes, initialise=kaiming_normal, bias="zeros")
+    logits = blocks.classifier(x, classes, initialise=kaiming_normal, bias=blocks.zeros)
     return keras.Model(images, logits, name=name or f"wrn-{depth}-{width}")
 
 

@@ -8,7 +8,7 @@ from kgraft.models import blocks, cost
 pytestmark = pytest.mark.core
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "wrn-10-1"])
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "wrn-10-1", "vgg16", "resnet18"])
 @pytest.mark.parametrize("input_shape", [(8, 8, 1), (33, 47, 5)])
 def test_any_size_channels_and_classes(name, input_shape):
     model = models.build(name, input_shape=input_shape, classes=3)
@@ -64,9 +64,9 @@ def test_a_convolution_followed_by_normalisation_has_no_bias():
 
 def test_padding_is_the_same_on_all_sides_at_stride_2():
     images = keras.Input((8, 8, 1))
-    one = blocks.convolution(images, 1, 3, strides=2, name="conv", initialise=lambda fan_in: "ones")
+    one = blocks.convolution(images, 1, 3, strides=2, name="conv", initialise=lambda fan: "ones")
     each = blocks.depthwise_convolution(
-        images, 3, strides=2, name="depthwise", initialise=lambda fan_in: "ones"
+        images, 3, strides=2, name="depthwise", initialise=lambda fan: "ones"
     )
     corner = np.zeros((1, 8, 8, 1), "float32")
     corner[0, 0, 0] = 1  # within reach of the first window, whose centre is the corner itself

@@ -22,8 +22,12 @@ def test_names_are_listed_in_a_fixed_order():
         "resnet56",
         "resnet110",
         "mobilenet_v2",
+        "vgg16",
         "wrn-16-2",
         "wrn-28-10",
+        "resnet18",
+        "resnet34",
+        "resnet50",
     )
 
 
@@ -37,7 +41,7 @@ def test_any_wide_resnet_is_known_by_its_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet23", "model 'resnet23' is unknown. Did you mean 'resnet32'?"),
+        ("resnet201", "model 'resnet201' is unknown. Did you mean 'resnet20'?"),
         ("wrn28-10", "model 'wrn28-10' is unknown. Did you mean 'wrn-28-10'?"),
         ("vit", "model 'vit' is unknown. Known: "),
         ("wrn-17-2", "WRN depth 17 is not 6n + 4 with n >= 1: the nearest valid depth is 16."),
