@@ -19,7 +19,7 @@ def command(input_shape: str, classes: int) -> None:
         raise UserError(f"--input-shape {input_shape}: expected height,width,channels: 32,32,3.")
     height, width, channels = map(int, parts)
     table = Table(
-        title=f"{height}x{width}x{channels}, {classes} classes; also any wrn-D-K, and resnetN-leaky",
+        title=f"{height}x{width}x{channels}, {classes} classes; also wrn-D-K, resnetN-leaky",
         title_justify="left",
     )
     table.add_column("model")

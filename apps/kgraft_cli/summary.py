@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """Every peer's last and best-on-validation epoch, the ensemble, the teachers.
+    """Every peer's last and best epoch, the ensemble, the teachers.
 
     Args:
         summary: what `summary.json` holds.
@@ -15,7 +15,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table.add_column("model")
     table.add_column("lr", justify="right")
     table.add_column("last epoch", justify="right")
-    table.add_column("best on validation", justify="right")
+    table.add_column(f"best on {summary['selected_on']}", justify="right")
     for row in summary["peers"]:
         table.add_row(f"peer {row['peer']}", f"{row['lr']:.4f}", *_accuracies(row))
     table.add_section()

@@ -90,10 +90,9 @@ class Augment:
             )
         if draw is not None:
             images = self._crop(images, draw)
-        std = np.asarray(self.std)
-        scale = ops.convert_to_tensor(1 / (255 * std), dtype="float32")
-        shift = ops.convert_to_tensor(-np.asarray(self.mean) / std, dtype="float32")
-        return ops.cast(images, "float32") * scale + shift
+        # one division more than needed: the very numbers of torchvision's ToTensor and Normalize
+        mean, std = (ops.convert_to_tensor(part, dtype="float32") for part in (self.mean, self.std))
+        return (ops.cast(images, "float32") / 255 - mean) / std
 
     def _crop(self, images: Any, draw: Draw) -> Any:
         """All crops at once: one gather of pixels from the padded batch, laid out flat.

@@ -90,7 +90,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _unbiased(count: Any, dtype: Any) -> Any:
-    """Bessel's n / (n - 1), and 1 for n = 1, where torch refuses to train; n is a tensor in TF graphs."""
+    """Bessel's n / (n - 1), and 1 for n = 1, where torch refuses; a tensor in TensorFlow graphs."""
     if isinstance(count, int):
         return count / max(count - 1, 1)
     return ops.cast(count, dtype) / ops.cast(ops.maximum(count - 1, 1), dtype)

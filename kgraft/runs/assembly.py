@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from kgraft.errors import UserError
 from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm
 from kgraft.runs.config import Config
 from kgraft.training.optimizers import SGD
-from kgraft.training.schedules import cosine, spread, step_decay
+from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
 
 _TEACHERS = 1_000_000  # teachers' orders and seeds are counted from here, far from any peer's
 
@@ -59,16 +60,7 @@ def assemble(config: Config) -> Assembly:
         UserError: names what does not fit: the data, an architecture, a batch larger than the
             data, a teacher of other classes.
     """
-    wanted = config.data
-    dataset = data.load(
-        wanted.name,
-        data_dir=wanted.directory,
-        limit_train=wanted.limit_train,
-        limit_test=wanted.limit_test,
-        validation=wanted.validation,
-        seed=config.run.seed,
-    )
-    config = _with_augmentation(config, dataset)
+    config, dataset = images_of(config)
     wanted = config.data
     train = BatchStream(
         dataset.train.images,
@@ -79,7 +71,7 @@ def assemble(config: Config) -> Assembly:
         augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
     )
     shape = dataset.train.images.shape[1:]
-    count, teachers = config.peers.count, config.teachers
+    teachers = config.teachers
     if len(teachers.files) > teachers.count:
         raise UserError(
             f"teachers.files names {len(teachers.files)} teachers, teachers.count is "
@@ -88,13 +80,22 @@ def assemble(config: Config) -> Assembly:
     loaded = [load_teacher(file, shape, dataset.classes) for file in teachers.files]
     untrained = [
         _compiled(
-            config, _model(config, teachers.model, shape, dataset, _TEACHERS + m), train, 0, 1
+            config,
+            _built(config, teachers.model, 0.0, dataset, _TEACHERS + m),
+            config.optimizer.lr,
+            train,
         )
         for m in range(teachers.count - len(loaded))
     ]
+    wanted_model = config.model
     peers = [
-        _compiled(config, _model(config, config.model.name, shape, dataset, k), train, k, count)
-        for k in range(count)
+        _compiled(
+            config,
+            _built(config, wanted_model.name, wanted_model.dropout, dataset, k),
+            peer_rate(config, k),
+            train,
+        )
+        for k in range(config.peers.count)
     ]
     return Assembly(
         config=config,
@@ -106,6 +107,38 @@ def assemble(config: Config) -> Assembly:
         loaded=loaded,
         untrained=untrained,
     )
+
+
+def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Dataset]:
+    """The images that a run's settings name, and the settings with the data's own filled in.
+
+    Args:
+        config: the settings.
+        data_dir: where prepared sets are, if not where the settings say.
+
+    Returns:
+        The settings, now with padding, flips, mean and deviation, and the images that they are of.
+
+    Raises:
+        UserError: the data cannot be had, or the settings do not fit them.
+    """
+    wanted = config.data
+    dataset = data.load(
+        wanted.name,
+        data_dir=data_dir or wanted.directory,
+        limit_train=wanted.limit_train,
+        limit_test=wanted.limit_test,
+        validation=wanted.validation,
+        seed=config.run.seed,
+    )
+    if config.run.select == "test":
+        if dataset.validation is not None:
+            raise UserError(
+                "run.select is 'test', and data.validation holds images out: expected "
+                "data.validation = 0, or run.select = 'validation'."
+            )
+        dataset = replace(dataset, validation=dataset.test)
+    return _with_augmentation(config, dataset)
 
 
 def in_order(dataset: Dataset, split: Split, batch_size: int = 512) -> BatchStream:
@@ -187,40 +220,72 @@ def teacher_seed(config: Config, number: int) -> int:
     return seed_of(config, _TEACHERS + number)
 
 
-def _with_augmentation(config: Config, dataset: Dataset) -> Config:
-    """Settings that say how images are padded and flipped: by default an eighth of their side.
+def peer_rate(config: Config, k: int) -> float:
+    """The initial learning rate of a peer, counted from 0."""
+    lr = config.optimizer.lr
+    return spread(lr, k, config.peers.count) if config.schedule.spread else lr
 
-    Only photographs may be mirrored: the CIFAR sets are, digits are not, and of a set that kgraft
-    does not know it cannot tell.
+
+def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Dataset]:
+    """Settings that say how images are padded, flipped and normalised, and data that agree.
+
+    By default they are padded by an eighth of their side and normalised by the set's own mean and
+    deviation. Only photographs may be mirrored: the CIFAR sets are, digits are not, and of a set
+    that kgraft does not know it cannot tell.
     """
+    wanted, channels = config.data, dataset.train.images.shape[-1]
     side = min(dataset.train.images.shape[1:3])
-    pad = side // 8 if config.data.pad is None else config.data.pad
-    flip = dataset.name.startswith("cifar") if config.data.flip is None else config.data.flip
-    return replace(config, data=replace(config.data, pad=pad, flip=flip))
+    mean = dataset.mean if wanted.mean is None else wanted.mean
+    std = dataset.std if wanted.std is None else wanted.std
+    for name, numbers in (("mean", mean), ("std", std)):
+        if len(numbers) not in (1, channels):
+            raise UserError(
+                f"data.{name} holds {len(numbers)} numbers; expected one a channel: {channels}."
+            )
+    wanted = replace(
+        wanted,
+        pad=side // 8 if wanted.pad is None else wanted.pad,
+        flip=dataset.name.startswith("cifar") if wanted.flip is None else wanted.flip,
+        mean=mean,
+        std=std,
+    )
+    return replace(config, data=wanted), replace(dataset, mean=mean, std=std)
 
 
-def _model(
-    config: Config, name: str, shape: tuple[int, ...], dataset: Dataset, number: int
-) -> keras.Model:
+def _built(config: Config, name: str, dropout: float, dataset: Dataset, number: int) -> keras.Model:
     keras.utils.set_random_seed(seed_of(config, number))
-    return models.build(name, input_shape=shape, classes=dataset.classes)  # type: ignore[arg-type]
+    return models.build(
+        name,
+        input_shape=dataset.train.images.shape[1:],
+        classes=dataset.classes,
+        dropout=dropout,
+    )
 
 
-def _compiled(
-    config: Config, model: keras.Model, stream: BatchStream, k: int, count: int
-) -> keras.Model:
-    wanted, schedule = config.optimizer, config.schedule
-    lr = spread(wanted.lr, k, count) if schedule.spread else wanted.lr
-    rate = lr
-    if schedule.name == "cosine":
-        rate = cosine(lr, epochs=config.run.epochs, steps_per_epoch=stream.steps)
-    elif schedule.name == "step":
-        rate = step_decay(
-            lr, every=schedule.every, steps_per_epoch=stream.steps, factor=schedule.factor
-        )
+def _compiled(config: Config, model: keras.Model, lr: float, stream: BatchStream) -> keras.Model:
+    wanted = config.optimizer
     model.compile(
-        optimizer=SGD(rate, momentum=wanted.momentum, l2=wanted.l2, nesterov=wanted.nesterov),
+        optimizer=SGD(
+            _rate(config, lr, stream.steps),
+            momentum=wanted.momentum,
+            l2=wanted.l2,
+            nesterov=wanted.nesterov,
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     return model
+
+
+def _rate(config: Config, lr: float, steps: int) -> Any:
+    schedule, epochs = config.schedule, config.run.epochs
+    rate: Any = lr
+    if schedule.name == "cosine":
+        rate = cosine(lr, epochs=epochs, steps_per_epoch=steps)
+    elif schedule.name == "cosine-per-step":
+        rate = cosine_per_step(lr, epochs=epochs, steps_per_epoch=steps)
+    elif schedule.name == "step":
+        rate = step_decay(lr, every=schedule.every, steps_per_epoch=steps, factor=schedule.factor)
+    if schedule.warmup:
+        rate = warmup(rate, epochs=schedule.warmup, steps_per_epoch=steps)
+    return rate

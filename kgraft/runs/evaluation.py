@@ -4,9 +4,8 @@ from pathlib import Path
 
 import keras
 
-from kgraft import data
 from kgraft.errors import UserError
-from kgraft.runs.assembly import in_order
+from kgraft.runs.assembly import images_of, in_order
 from kgraft.runs.directory import read_run
 from kgraft.runs.run import accuracy, ensemble, predict
 
@@ -31,14 +30,7 @@ def evaluate_run(
     count = len(summary["peers"])
     if peer is not None and not 1 <= peer <= count:
         raise UserError(f"--peer {peer}: the run in {path} has peers 1..{count}.")
-    dataset = data.load(
-        config.data.name,
-        data_dir=data_dir or config.data.directory,
-        limit_train=config.data.limit_train,
-        limit_test=config.data.limit_test,
-        validation=config.data.validation,
-        seed=config.run.seed,
-    )
+    _, dataset = images_of(config, data_dir)
     test = in_order(dataset, dataset.test)
     chosen = range(1, count + 1) if peer is None else [peer]
     logits = {f"peer {k}": predict(_load(path, k), test) for k in chosen}

@@ -9,7 +9,7 @@ import numpy as np
 
 from kgraft.data import BatchStream
 from kgraft.engines.eager import Stepper
-from kgraft.runs.assembly import Assembly, graft_of, seed_of, teacher_seed
+from kgraft.runs.assembly import Assembly, graft_of, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, environment
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.training.fit import GraftingFit
@@ -42,7 +42,7 @@ def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> 
         rows.append(
             {
                 "peer": k + 1,
-                "lr": _initial_rate(peer),
+                "lr": peer_rate(assembly.config, k),
                 "test_accuracy": accuracy(logits[-1], assembly.dataset.test.labels),
                 "validation_accuracy": recorder.last[k].get("val_accuracy"),
                 "last_epoch": recorder.last[k].get("epoch"),
@@ -61,6 +61,7 @@ def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> 
                 assembly.dataset.validation.labels,
             ),
         },
+        "selected_on": assembly.config.run.select,
         "seconds": round(seconds, 3),
         "images_per_second": _trained_images(assembly) / seconds,
     }
@@ -178,13 +179,6 @@ def _best(model: keras.Model, recorder: Recorder, k: int, assembly: Assembly) ->
         "best_validation_accuracy": recorder.best_accuracy[k],
         "best_test_accuracy": test_accuracy,
     }
-
-
-def _initial_rate(model: keras.Model) -> float:
-    settings = model.optimizer.get_config()["learning_rate"]
-    if isinstance(settings, dict):
-        return float(settings["config"]["initial_learning_rate"])
-    return float(settings)
 
 
 def _trained_images(assembly: Assembly) -> int:

@@ -5,6 +5,8 @@
 | `step_decay` | `StepLR` | "slr": x0.1 every 60 epochs |
 | `milestone_decay` | `MultiStepLR` | |
 | `cosine` | `CosineAnnealingLR`, stepped per epoch | "dlr", with `spread` over the peers |
+| `cosine_per_step` | `CosineAnnealingLR`, stepped per batch | |
+| `warmup` | `LinearLR`, chained with another | |
 | `spread` | | the initial learning rate of each of K peers |
 
 A Keras schedule counts optimizer steps, a PyTorch scheduler epochs: each function takes
@@ -113,6 +115,62 @@ def cosine(
     return EpochCosineDecay(lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
 
 
+def cosine_per_step(
+    lr: float, *, epochs: int, steps_per_epoch: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Learning rate that falls from `lr` to 0 along half a cosine, a little at every step.
+
+    Args:
+        lr: learning rate of the first step, positive.
+        epochs: epochs to anneal over, at least 1; after them the rate stays 0.
+        steps_per_epoch: optimizer steps in an epoch, at least 1.
+
+    Returns:
+        lr (1 + cos(pi step / (epochs steps_per_epoch))) / 2, as
+        `keras.optimizers.schedules.CosineDecay`.
+
+    Raises:
+        UserError: an argument is out of range.
+
+    Example:
+        >>> schedule = cosine_per_step(0.1, epochs=2, steps_per_epoch=2)
+        >>> [round(float(schedule(step)), 4) for step in range(5)]
+        [0.1, 0.0854, 0.05, 0.0146, 0.0]
+    """
+    _check(lr=lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    return keras.optimizers.schedules.CosineDecay(lr, decay_steps=epochs * steps_per_epoch)
+
+
+def warmup(
+    schedule: "float | keras.optimizers.schedules.LearningRateSchedule",
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """A schedule whose first epochs rise linearly, step by step, to what it says.
+
+    Args:
+        schedule: a learning rate or a schedule, which counts its steps from the very first.
+        epochs: epochs to rise over, at least 1.
+        steps_per_epoch: optimizer steps in an epoch, at least 1.
+
+    Returns:
+        schedule(step) * min(1, (step + 1) / (epochs steps_per_epoch)).
+
+    Raises:
+        UserError: an argument is out of range.
+
+    Example:
+        >>> schedule = warmup(0.1, epochs=2, steps_per_epoch=2)
+        >>> [round(float(schedule(step)), 4) for step in range(5)]
+        [0.025, 0.05, 0.075, 0.1, 0.1]
+
+    Source: Goyal et al., arXiv 1706.02677, section 2.2.
+    """
+    _check(lr=1.0, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    return Warmup(schedule, steps=epochs * steps_per_epoch)
+
+
 def spread(lr: float, k: int, K: int) -> float:
     """Initial learning rate of one of K peers: the first has the lowest, the last `lr` itself.
 
@@ -169,6 +227,39 @@ class EpochCosineDecay(keras.optimizers.schedules.LearningRateSchedule):
             "epochs": self.epochs,
             "steps_per_epoch": self.steps_per_epoch,
         }
+
+
+@keras.saving.register_keras_serializable("kgraft")
+class Warmup(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear rise to another schedule; made by `warmup`.
+
+    Args:
+        schedule: a learning rate or a schedule.
+        steps: optimizer steps to rise over.
+    """
+
+    def __init__(self, schedule: Any, steps: int) -> None:
+        self.schedule = schedule
+        self.steps = steps
+
+    def __call__(self, step: Any) -> Any:
+        """Learning rate of an optimizer step, counted from 0, scalar tensor."""
+        done = keras.ops.cast(keras.ops.convert_to_tensor(step) + 1, keras.config.floatx())
+        rate = self.schedule(step) if callable(self.schedule) else self.schedule
+        return rate * keras.ops.minimum(1.0, done / self.steps)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "Warmup":
+        """The schedule that `get_config` described."""
+        schedule = config["schedule"]
+        if isinstance(schedule, dict):
+            schedule = keras.saving.deserialize_keras_object(schedule)
+        return cls(schedule, config["steps"])
 
 
 def _check(*, lr: float, factor: float = 1.0, **counts: int) -> None:

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from kgraft.errors import UserError
-from kgraft.training.schedules import cosine, milestone_decay, spread, step_decay
+from kgraft.training.schedules import (
+    cosine,
+    cosine_per_step,
+    milestone_decay,
+    spread,
+    step_decay,
+    warmup,
+)
 
 pytestmark = pytest.mark.core
 
@@ -16,7 +23,7 @@ def rates(schedule, epochs):
     return [float(schedule(step)) for step in range(epochs * STEPS)]
 
 
-def torch_rates(make, lr, epochs):
+def torch_rates(make, lr, epochs, per_step=False):
     torch = pytest.importorskip("torch")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
     scheduler = make(torch.optim.lr_scheduler, optimizer)
@@ -25,7 +32,10 @@ def torch_rates(make, lr, epochs):
         for _ in range(STEPS):
             visited.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
-        scheduler.step()
+            if per_step:
+                scheduler.step()
+        if not per_step:
+            scheduler.step()
     return visited
 
 
@@ -62,14 +72,49 @@ def test_schedules_are_those_of_torch():
     )
 
 
+def test_schedules_per_step_are_those_of_torch():
+    ours = cosine_per_step(0.3, epochs=8, steps_per_epoch=STEPS)
+    theirs = torch_rates(lambda m, o: m.CosineAnnealingLR(o, 8 * STEPS), 0.3, 8, per_step=True)
+    assert rates(ours, 8) == pytest.approx(theirs, rel=2e-5, abs=1e-8)
+
+    rise = 3 * STEPS
+
+    def chained(module, optimizer):
+        return module.ChainedScheduler(
+            [
+                module.LinearLR(optimizer, 1 / rise, total_iters=rise - 1),
+                module.CosineAnnealingLR(optimizer, 8 * STEPS),
+            ]
+        )
+
+    ours = warmup(ours, epochs=3, steps_per_epoch=STEPS)
+    assert rates(ours, 8) == pytest.approx(
+        torch_rates(chained, 0.3, 8, per_step=True), rel=1e-4, abs=1e-8
+    )
+
+
+def test_warmup_drives_an_optimizer_that_is_saved_and_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    schedule = warmup(step_decay(0.1, every=1, steps_per_epoch=4), epochs=1, steps_per_epoch=2)
+    model.compile(keras.optimizers.SGD(schedule), "mse")
+    model.fit(np.ones((3, 1)), np.ones((3, 1)), batch_size=1, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert float(loaded.optimizer.learning_rate) == float(model.optimizer.learning_rate)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
         step_decay(0.1, every=2, steps_per_epoch=STEPS),
         milestone_decay(0.1, milestones=(1, 2), steps_per_epoch=STEPS),
         cosine(0.1, epochs=4, steps_per_epoch=STEPS),
+        cosine_per_step(0.1, epochs=4, steps_per_epoch=STEPS),
+        warmup(0.1, epochs=2, steps_per_epoch=STEPS),
+        warmup(cosine(0.1, epochs=4, steps_per_epoch=STEPS), epochs=2, steps_per_epoch=STEPS),
     ],
-    ids=["step", "milestones", "cosine"],
+    ids=["step", "milestones", "cosine", "cosine per step", "warm-up", "warm-up of cosine"],
 )
 def test_schedules_survive_serialisation(schedule):
     config = keras.optimizers.schedules.serialize(schedule)
