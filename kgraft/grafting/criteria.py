@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from kgraft import equations
 from kgraft.equations import Float64
@@ -66,7 +67,7 @@ class Entropy:
 
     def counts(self, kernels: Sequence[Any]) -> np.ndarray:
         """Bin counts of each kernel, taken where it lies: int64, shape `(len(kernels), bins)`."""
-        views = [host_view(kernel) for kernel in kernels]
+        views = [self._comparable(host_view(kernel)) for kernel in kernels]
         if any(view is None for view in views):
             return self._counts_on_device(kernels)
         return np.array(
@@ -77,6 +78,12 @@ class Entropy:
             ]
         ).reshape(-1, self.bins)
 
+    def _comparable(self, view: NDArray[Any] | None) -> NDArray[Any] | None:
+        """The authors' expression is float32's, whatever the weights are."""
+        if view is None or self.binning != "authors":
+            return view
+        return view.astype(np.float32, copy=False)
+
     def _edges(self, minimum: float, maximum: float, dtype: Any) -> np.ndarray:
         edges = equations.authors_bin_edges if self.binning == "authors" else equations.bin_edges
         return edges(minimum, maximum, self.bins, dtype)
@@ -85,7 +92,9 @@ class Entropy:
         """Two transfers for all kernels: their ranges to the host, their counts to the host."""
         ops = keras.ops
         wide = [
-            ops.cast(kernel, "float32") if _is_half(kernel) else ops.stop_gradient(kernel)
+            ops.cast(ops.stop_gradient(kernel), "float32")
+            if _is_half(kernel) or self.binning == "authors"
+            else ops.stop_gradient(kernel)
             for kernel in kernels
         ]
         ranges = ops.convert_to_numpy(

@@ -24,10 +24,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         axis: the channels' axis.
         momentum: share of the running statistics that a step keeps; Keras' 0.9 is torch's 0.1.
         epsilon: added to the variance.
-        **options: what Keras' layer takes, without `renorm`.
+        **options: what Keras' layer takes, without `renorm` and `synchronized`.
 
     Raises:
-        UserError: `renorm` is asked for.
+        UserError: `renorm` or `synchronized` is asked for.
 
     Example:
         >>> import numpy as np
@@ -43,8 +43,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def __init__(
         self, axis: int = -1, momentum: float = 0.9, epsilon: float = 1e-5, **options: Any
     ) -> None:
-        if options.get("renorm"):
-            raise UserError("kgraft's BatchNormalization has no renorm: use Keras' own layer.")
+        for option in ("renorm", "synchronized"):
+            if options.get(option):
+                raise UserError(f"kgraft's BatchNormalization has no {option}: use Keras' layer.")
         super().__init__(axis=axis, momentum=momentum, epsilon=epsilon, **options)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
@@ -61,32 +62,42 @@ class BatchNormalization(keras.layers.BatchNormalization):
         Raises:
             NotImplementedError: a mask, in training.
         """
-        if not (training and self.trainable):
-            return super().call(inputs, training=False, mask=mask)
-        if mask is not None:
-            raise NotImplementedError(f"{self.name}: kgraft's BatchNormalization takes no mask.")
-        # half-precision sums overflow: as Keras' layer does, compute in float32 at least
-        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-        mean, variance = ops.moments(x, axes=self._reduction_axes, synchronized=self.synchronized)
-        shape = ops.shape(x)
-        count = math.prod(shape[axis] for axis in self._reduction_axes)
-        self._move(self.moving_mean, mean)
-        self._move(self.moving_variance, variance * _unbiased(count, x.dtype))
-        outputs = ops.batch_normalization(
-            x,
-            mean,
-            variance,
-            axis=self.axis,
-            offset=ops.cast(self.beta, x.dtype) if self.center else None,
-            scale=ops.cast(self.gamma, x.dtype) if self.scale else None,
-            epsilon=self.epsilon,
-        )
+        # sums of half-precision numbers overflow
+        half = keras.backend.standardize_dtype(inputs.dtype) in ("float16", "bfloat16")
+        x = ops.cast(inputs, "float32") if half else inputs
+        if training and self.trainable:
+            if mask is not None:
+                raise NotImplementedError(f"{self.name}: no mask can be used in training.")
+            axes = self._reduction_axes
+            mean = ops.mean(x, axis=axes, keepdims=True)
+            # not E[x^2] - E[x]^2, which loses the digits of a variance far below the mean
+            centred = x - mean
+            variance = ops.mean(ops.square(centred), axis=axes, keepdims=True)
+            shape = ops.shape(x)
+            count = math.prod(shape[axis] for axis in axes)
+            self._move(self.moving_mean, mean)
+            self._move(self.moving_variance, variance * _unbiased(count, x.dtype))
+        else:
+            centred = x - self._spread(self.moving_mean, x)
+            variance = self._spread(self.moving_variance, x)
+        scale = ops.rsqrt(variance + self.epsilon)
+        if self.scale:
+            scale = scale * self._spread(self.gamma, x)
+        outputs = centred * scale
+        if self.center:
+            outputs = outputs + self._spread(self.beta, x)
         return ops.cast(outputs, self.compute_dtype)
+
+    def _spread(self, weight: Any, x: Any) -> Any:
+        """A weight of shape `(channels,)` as one of x's type that broadcasts along x's channels."""
+        shape = [1] * len(x.shape)
+        shape[self.axis] = -1
+        return ops.reshape(ops.cast(weight, x.dtype), shape)
 
     def _move(self, running: Any, batch: Any) -> None:
         """Keep `momentum` of a running statistic, take the rest from the batch's."""
         kept = ops.cast(running, batch.dtype) * self.momentum
-        running.assign(kept + batch * (1.0 - self.momentum))
+        running.assign(kept + ops.reshape(batch, (-1,)) * (1.0 - self.momentum))
 
 
 def _unbiased(count: Any, dtype: Any) -> Any:
