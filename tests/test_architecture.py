@@ -13,12 +13,23 @@ MAY_IMPORT = {
     "errors": set(),
     "backend": set(),
     "models": {"errors"},
+    "links": {"errors"},
     "data": {"errors"},
     "equations": {"errors"},
     "grafting": {"errors", "equations"},
     "engines": {"errors"},
     "training": {"errors", "equations", "grafting", "engines", "data"},
-    "runs": {"backend", "errors", "equations", "grafting", "engines", "training", "models", "data"},
+    "runs": {
+        "backend",
+        "errors",
+        "equations",
+        "grafting",
+        "engines",
+        "links",
+        "training",
+        "models",
+        "data",
+    },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}
 TOP_LEVEL = {"pyproject.toml", "README.md", "kgraft", "tests", "apps", "configs", "LICENSE"}

@@ -13,6 +13,7 @@ _COMMANDS = {
     "evaluate": "Test the peers of a finished run again.",
     "models": "List the architectures with their cost.",
     "data": "List data sets, or prepare one.",
+    "weights": "Take weights from PyTorch, or give them.",
     "bench": "Time a grafting against a training step.",
     "info": "Show versions, backends and devices.",
 }

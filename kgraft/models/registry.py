@@ -1,5 +1,6 @@
 """Architectures by name."""
 
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,6 +66,16 @@ def names() -> tuple[str, ...]:
     return tuple(_BUILDERS)
 
 
+def default_size(name: str) -> int:
+    """Side of the images that an architecture is usually trained on, pixels.
+
+    Raises:
+        UserError: The name is unknown.
+    """
+    builder = _builder(name)
+    return int(inspect.signature(builder).parameters["input_shape"].default[0])
+
+
 def build(
     name: str, *, input_shape: tuple[int, int, int], classes: int, dropout: float = 0.0
 ) -> keras.Model:
@@ -90,17 +101,22 @@ def build(
         >>> build("wrn-10-1", input_shape=(8, 8, 1), classes=10).output_shape
         (None, 10)
     """
+    builder = _builder(name)
+    if not dropout:
+        return builder(input_shape=input_shape, classes=classes)
+    if "dropout" not in inspect.signature(builder).parameters:
+        raise UserError(f"model {name!r} has no dropout: only wrn-D-K has.")
+    return builder(input_shape=input_shape, classes=classes, dropout=dropout)
+
+
+def _builder(name: str) -> Callable[..., keras.Model]:
     wide = _WIDE.fullmatch(name)
     if wide:
-        return wide_resnet(
-            int(wide[1]), int(wide[2]), input_shape=input_shape, classes=classes, dropout=dropout
-        )
+        return partial(wide_resnet, int(wide[1]), int(wide[2]))
     known = {**_BUILDERS, **_LEAKY}
     if name not in known:
         raise UserError(f"model {name!r} is unknown." + suggest(name, (*known, "wrn-D-K")))
-    if dropout:
-        raise UserError(f"model {name!r} has no dropout: only wrn-D-K has.")
-    return known[name](input_shape=input_shape, classes=classes)
+    return known[name]
 
 
 def describe(input_shape: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> list[Row]:

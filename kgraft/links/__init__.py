@@ -1,0 +1,1 @@
+"""How weights come from elsewhere and go there: PyTorch's files."""

@@ -1,0 +1,131 @@
+"""PyTorch's state dicts as files: `.pt`, `.pth` and `.safetensors`, without executing a pickle."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kgraft.errors import UserError
+
+State = dict[str, np.ndarray]
+SUFFIXES = (".pt", ".pth", ".safetensors")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def read(path: Path) -> State:
+    """The weights in a PyTorch file.
+
+    A checkpoint that holds its state dict under one of the usual keys (`state_dict`, `model`,
+    `net`, ...) is unwrapped, and the prefixes of `DataParallel` and `torch.compile` are dropped.
+
+    Args:
+        path: what `torch.save` or safetensors wrote. Pickled objects are refused, not executed.
+
+    Returns:
+        Key -> array, in the file's order: float32 (half precision is widened, which is exact), or
+        whole numbers.
+
+    Raises:
+        UserError: the file is missing or damaged, holds something else, or weights in float64.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file.")
+    tensors = _unwrapped(_load(path), path)
+    for prefix in _PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return {key: _array(path, key, tensor) for key, tensor in tensors.items()}
+
+
+def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
+    """Write a state dict that `torch.load(weights_only=True)` or safetensors reads.
+
+    Args:
+        path: a new file; its suffix says which format.
+        state: key -> array.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written.
+    """
+    import torch
+
+    check_suffix(path)
+    tensors = {key: torch.from_numpy(np.array(array)) for key, array in state.items()}
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(tensors, path)
+        else:
+            torch.save(tensors, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be written: {_first_line(error)}") from None
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a file name that says no format.
+
+    Raises:
+        UserError: the suffix is none of `SUFFIXES`.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}.")
+
+
+def _load(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is no safetensors file: {_first_line(error)}") from None
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error) or "global" in str(error):
+            raise UserError(
+                f"{path} holds pickled objects, which are not executed; expected a state dict: "
+                "torch.save(model.state_dict(), ...)."
+            ) from None
+        raise UserError(f"{path} is no PyTorch file, or is damaged.") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError):
+        raise UserError(f"{path} is no PyTorch file, or is damaged.") from None
+
+
+def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise UserError(
+            f"{path} holds something of type {type(loaded).__name__}; expected a state dict: "
+            "key -> tensor."
+        )
+    return {str(key): tensor for key, tensor in loaded.items()}
+
+
+def _array(path: Path, key: str, tensor: Any) -> np.ndarray:
+    import torch
+
+    if not isinstance(tensor, torch.Tensor):
+        raise UserError(f"{path}: {key} is of type {type(tensor).__name__}; expected a tensor.")
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    if (tensor.is_floating_point() and tensor.dtype != torch.float32) or tensor.is_complex():
+        raise UserError(
+            f"{path}: {key} is {str(tensor.dtype).removeprefix('torch.')}; expected float32 or a "
+            "half precision, which lose nothing."
+        )
+    return tensor.contiguous().numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

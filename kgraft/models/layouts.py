@@ -1,0 +1,226 @@
+"""What the usual PyTorch implementations call the layers, and how their weights lie.
+
+A layout says which PyTorch module is which Keras layer; a weight then differs by a transposition
+and nothing else, so that weights go both ways bit for bit.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft.errors import UserError
+
+State = dict[str, np.ndarray]
+Rules = tuple[tuple[str, str], ...]
+
+_BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)_"
+_STEM: Rules = (("stem", "conv1"), ("stem_bn", "bn1"))
+_RESIDUAL: Rules = ((_BLOCK + r"(?P<part>(conv|bn)\d)", "layer{stage}.{block}.{part}"),)
+_RULES: dict[str, Rules] = {
+    # github.com/xternalz/WideResNet-pytorch
+    "wide": (
+        ("stem", "conv1"),
+        (_BLOCK + r"(?P<part>(conv|bn)\d)", "block{stage}.layer.{block}.{part}"),
+        (_BLOCK + "shortcut", "block{stage}.layer.{block}.convShortcut"),
+        ("last_bn", "bn1"),
+        ("logits", "fc"),
+    ),
+    # github.com/kuangliu/pytorch-cifar: MobileNetV2 and VGG
+    "mobilenet": (
+        *_STEM,
+        (_BLOCK + "expand", "layers.{number}.conv1"),
+        (_BLOCK + "expand_bn", "layers.{number}.bn1"),
+        (_BLOCK + "depthwise", "layers.{number}.conv2"),
+        (_BLOCK + "depthwise_bn", "layers.{number}.bn2"),
+        (_BLOCK + "project", "layers.{number}.conv3"),
+        (_BLOCK + "project_bn", "layers.{number}.bn3"),
+        (_BLOCK + "shortcut", "layers.{number}.shortcut.0"),
+        (_BLOCK + "shortcut_bn", "layers.{number}.shortcut.1"),
+        ("last", "conv2"),
+        ("last_bn", "bn2"),
+        ("logits", "linear"),
+    ),
+    "vgg": (
+        (r"stage(?P<stage>\d+)_conv(?P<block>\d+)", "features.{convolution}"),
+        (r"stage(?P<stage>\d+)_bn(?P<block>\d+)", "features.{normalisation}"),
+        ("logits", "classifier"),
+    ),
+    # github.com/akamaster/pytorch_resnet_cifar10, and kuangliu's with convolutions as shortcuts
+    "cifar": (
+        *_STEM,
+        *_RESIDUAL,
+        (_BLOCK + "shortcut", "layer{stage}.{block}.shortcut.0"),
+        (_BLOCK + "shortcut_bn", "layer{stage}.{block}.shortcut.1"),
+        ("logits", "linear"),
+    ),
+    "torchvision": (
+        *_STEM,
+        *_RESIDUAL,
+        (_BLOCK + "shortcut", "layer{stage}.{block}.downsample.0"),
+        (_BLOCK + "shortcut_bn", "layer{stage}.{block}.downsample.1"),
+        ("logits", "fc"),
+    ),
+}
+_NORMALISATION = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one PyTorch implementation names a model's layers.
+
+    Attributes:
+        name: Its name.
+        modules: Keras layer -> PyTorch module, in the model's order.
+    """
+
+    name: str
+    modules: Mapping[str, str]
+
+
+def layouts(model: keras.Model) -> list[Layout]:
+    """The layouts in which a model's weights are found.
+
+    Args:
+        model: A model of the registry.
+
+    Returns:
+        At least one, the most usual one first.
+
+    Raises:
+        UserError: The model's layers are not those of the registry.
+    """
+    layers = [layer for layer in model.layers if layer.weights]
+    found = []
+    for name, rules in _RULES.items():
+        modules = _modules(layers, rules)
+        if modules is not None:
+            found.append(Layout(name, modules))
+    if not found:
+        raise UserError(
+            f"model {model.name!r}: no PyTorch layout is known for its layers; expected one of "
+            "kgraft's architectures."
+        )
+    if any("_shortcut" in layer.name for layer in layers):
+        found.sort(key=lambda layout: layout.name == "cifar")  # torchvision's ResNets have them
+    return found
+
+
+def to_state(model: keras.Model, layout: Layout) -> State:
+    """A model's weights as a PyTorch state dict.
+
+    Args:
+        model: Whose weights.
+        layout: One of `layouts(model)`.
+
+    Returns:
+        Key -> array in PyTorch's shape; `num_batches_tracked`, which Keras does not count, is 0.
+    """
+    state: State = {}
+    for name, module in layout.modules.items():
+        layer = model.get_layer(name)
+        for (part, axes), value in zip(_parts(layer), layer.get_weights(), strict=True):
+            state[f"{module}.{part}"] = np.ascontiguousarray(value.transpose(axes))
+        if isinstance(layer, keras.layers.BatchNormalization):
+            state[f"{module}.num_batches_tracked"] = np.array(0)
+    return state
+
+
+def best_layout(model: keras.Model, state: State) -> Layout:
+    """The layout that shares most keys with a state dict, the first of equals."""
+    return max(
+        layouts(model), key=lambda layout: len(_expected(model, layout).keys() & state.keys())
+    )
+
+
+def load_state(model: keras.Model, state: State, layout: Layout, source: str) -> None:
+    """Give a model the weights of a state dict; it stays as it was where they do not fit.
+
+    Args:
+        model: Whose weights are replaced.
+        state: Key -> array, in PyTorch's shapes.
+        layout: One of `layouts(model)`.
+        source: Where the state comes from, for errors.
+
+    Raises:
+        UserError: Names the first key that is missing, has another shape or has no place.
+    """
+    expected = _expected(model, layout)
+    if not expected.keys() & state.keys():
+        raise UserError(
+            f"{source} holds none of {model.name}'s keys: it begins with {next(iter(state))}, "
+            f"{model.name} with {next(iter(expected))}."
+        )
+    for key, shape in expected.items():
+        if key not in state:
+            raise UserError(f"{source}: no {key} of shape {shape}, which {model.name} needs.")
+        if state[key].shape != shape:
+            raise UserError(f"{source}: {key} is {state[key].shape}; {model.name} expects {shape}.")
+        if state[key].dtype != np.float32:
+            raise UserError(f"{source}: {key} is {state[key].dtype}; expected float32.")
+    for key, value in state.items():
+        if key not in expected and not key.endswith(".num_batches_tracked"):
+            raise UserError(f"{source}: {key} {value.shape} has no place in {model.name}.")
+    for name, module in layout.modules.items():
+        layer = model.get_layer(name)
+        layer.set_weights(
+            [state[f"{module}.{part}"].transpose(np.argsort(axes)) for part, axes in _parts(layer)]
+        )
+
+
+def _expected(model: keras.Model, layout: Layout) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for name, module in layout.modules.items():
+        layer = model.get_layer(name)
+        for (part, axes), weight in zip(_parts(layer), layer.weights, strict=True):
+            shapes[f"{module}.{part}"] = tuple(int(weight.shape[axis]) for axis in axes)
+    return shapes
+
+
+def _parts(layer: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """PyTorch's name of each of a layer's weights, and the Keras axes in PyTorch's order."""
+    match layer:
+        case keras.layers.DepthwiseConv2D():
+            return [("weight", (2, 3, 0, 1))]
+        case keras.layers.Conv2D():
+            return [("weight", (3, 2, 0, 1)), ("bias", (0,))][: len(layer.weights)]
+        case keras.layers.Dense():
+            return [("weight", (1, 0)), ("bias", (0,))]
+        case _:
+            return [(part, (0,)) for part in _NORMALISATION]
+
+
+def _modules(layers: list[Any], rules: Rules) -> dict[str, str] | None:
+    """Keras layer -> PyTorch module; None where a layer follows no rule."""
+    modules: dict[str, str] = {}
+    blocks: list[tuple[str, str]] = []
+    for layer in layers:
+        for pattern, template in rules:
+            found = re.fullmatch(pattern, layer.name)
+            if found:
+                groups = found.groupdict()
+                place = _place(groups, blocks) if "block" in groups else {}
+                modules[layer.name] = template.format(**{**groups, **place})
+                break
+        else:
+            return None
+    return modules if len(set(modules.values())) == len(modules) else None
+
+
+def _place(groups: dict[str, str], blocks: list[tuple[str, str]]) -> dict[str, int]:
+    """Where a block stands, counted as PyTorch does: from 0, in its stage or over all of them."""
+    block = (groups["stage"], groups["block"])
+    if block not in blocks:
+        blocks.append(block)
+    number = blocks.index(block)
+    # in VGG's list of layers three stand for every convolution, and one pooling after every stage
+    convolution = 3 * number + int(groups["stage"]) - 1
+    return {
+        "block": int(groups["block"]) - 1,
+        "number": number,
+        "convolution": convolution,
+        "normalisation": convolution + 1,
+    }

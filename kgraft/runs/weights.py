@@ -1,0 +1,123 @@
+"""Weights of runs and models, to PyTorch and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+
+from kgraft import models
+from kgraft.errors import UserError, suggest
+from kgraft.links import state_dict
+from kgraft.models.layouts import State, best_layout, layouts, load_state, to_state
+from kgraft.runs.directory import read_run
+
+
+def import_weights(
+    source: Path, name: str, out: Path, *, peer: int = 1, size: int | None = None
+) -> keras.Model:
+    """A Keras model with weights from elsewhere, saved to a file.
+
+    The numbers of classes and of channels are those that the weights are for.
+
+    Args:
+        source: a PyTorch state dict, a `.keras` file or the directory of a run.
+        name: the architecture, as in `models.names()`.
+        out: a new `.keras` file.
+        peer: whose weights are taken of a run, counted from 1.
+        size: side of the images, pixels; None for the architecture's usual one.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: a file is missing, damaged or in the way, or the weights do not fit; names the
+            first key that does not.
+    """
+    if out.suffix != ".keras":
+        raise UserError(f"{out}: expected a name that ends in .keras.")
+    _check_new(out)
+    side = size or models.default_size(name)
+    model = models.build(name, input_shape=(side, side, 3), classes=2)
+    state, text = _read(source, peer)
+    layout = best_layout(model, state)
+    channels, classes = _ends(model, state, layout.modules)
+    if (channels, classes) != (3, 2):
+        model = models.build(name, input_shape=(side, side, channels), classes=classes)
+    load_state(model, state, layout, text)
+    _save(model, out)
+    return model
+
+
+def export_weights(source: Path, out: Path, *, peer: int = 1, layout: str | None = None) -> State:
+    """A PyTorch state dict of a Keras model's weights, saved to a file.
+
+    Args:
+        source: a `.keras` file of one of kgraft's architectures, or the directory of a run.
+        out: a new `.pt`, `.pth` or `.safetensors` file.
+        peer: whose weights are taken of a run, counted from 1.
+        layout: whose names the keys have; None for the architecture's usual ones.
+
+    Returns:
+        The state dict.
+
+    Raises:
+        UserError: a file is missing or in the way, the model is not one of kgraft's, or the layout
+            is not one of its.
+    """
+    state_dict.check_suffix(out)
+    _check_new(out)
+    model, _ = _model(source, peer)
+    known = {known.name: known for known in layouts(model)}
+    if layout is not None and layout not in known:
+        raise UserError(f"layout {layout!r} does not fit {model.name}." + suggest(layout, known))
+    state = to_state(model, known[layout] if layout else next(iter(known.values())))
+    state_dict.write(out, state)
+    return state
+
+
+def _read(source: Path, peer: int) -> tuple[State, str]:
+    """Weights in PyTorch's form, and what to call them."""
+    if not source.is_dir() and source.suffix != ".keras":
+        return state_dict.read(source), str(source)
+    model, text = _model(source, peer)
+    return to_state(model, layouts(model)[0]), text
+
+
+def _model(source: Path, peer: int) -> tuple[keras.Model, str]:
+    file = source
+    if source.is_dir():
+        _, summary = read_run(source)
+        count = len(summary["peers"])
+        if not 1 <= peer <= count:
+            raise UserError(f"--peer {peer}: the run in {source} has peers 1..{count}.")
+        file = source / "peers" / f"peer-{peer}.keras"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file.")
+    try:
+        return keras.models.load_model(file, compile=False), str(file)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} is no Keras model that can be loaded: {reason}") from None
+
+
+def _ends(model: keras.Model, state: State, modules: Mapping[str, str]) -> tuple[int, int]:
+    """Channels and classes that weights are for, where they tell; else those of the model."""
+    first = state.get(f"{next(iter(modules.values()))}.weight")
+    last = state.get(f"{modules['logits']}.weight")
+    channels = first.shape[1] if first is not None and first.ndim == 4 else 3
+    classes = last.shape[0] if last is not None and last.ndim == 2 else 2
+    return int(channels), max(2, int(classes))
+
+
+def _check_new(out: Path) -> None:
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another -o, or remove it.")
+    if not out.parent.is_dir():
+        raise UserError(f"{out}: there is no directory {out.parent}.")
+
+
+def _save(model: keras.Model, out: Path) -> None:
+    try:
+        model.save(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from None
