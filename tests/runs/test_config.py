@@ -27,11 +27,69 @@ def test_every_run_file_opens_with_its_command_cost_and_result(file):
     assert any("Published" in line or "result" in line for line in head)
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_run_file_builds_its_model(file):
-    config = configs.read(file)
-    model = models.build(config.model.name, input_shape=(32, 32, 3), classes=10)
-    assert model.output_shape == (None, 10)
+def test_every_run_file_builds_its_models():
+    read = [configs.read(file) for file in FILES]
+    for name in {c.model.name for c in read} | {c.teachers.model for c in read}:
+        model = models.build(name, input_shape=(32, 32, 3), classes=10)
+        assert model.output_shape == (None, 10)
+
+
+ROWS = {"baseline", "distillation", "l1-slr", "entropy-slr", "entropy-dlr"}
+TABLE_5 = {  # FG table 5: which rows have numbers
+    "resnet32": ROWS,
+    "resnet56": ROWS,
+    "resnet110": ROWS,
+    "mobilenet_v2": ROWS,
+    "wrn-28-10": {"baseline", "distillation", "entropy-dlr"},
+}
+AUTHORS = {
+    "run.select": "test",
+    "data.validation": 0.0,
+    "data.mean": (0.4914, 0.4822, 0.4465),
+    "data.std": (0.2023, 0.1994, 0.2010),
+}
+AUTHORS_GRAFTING = {"graft.decimals": 2, "graft.grouping": "authors", "graft.evaluate": "before"}
+
+
+def flat(config):
+    tables = dataclasses.asdict(config)
+    return {f"{t}.{k}": v for t, settings in tables.items() for k, v in settings.items()}
+
+
+@pytest.mark.parametrize(
+    ("model", "row"), [(model, row) for model, rows in TABLE_5.items() for row in sorted(rows)]
+)
+def test_authors_and_fair_run_files_differ_in_the_authors_ways_alone(model, row):
+    authors, fair = (
+        flat(configs.read(ROOT / "configs" / "cifar" / side / f"{model}-{row}.toml"))
+        for side in ("authors", "fair")
+    )
+    grafts = row not in ("baseline", "distillation")
+    expected = {**AUTHORS, **(AUTHORS_GRAFTING if grafts else {})}
+    if row.startswith("entropy"):
+        expected["graft.binning"] = "authors"
+    assert {key: value for key, value in authors.items() if fair[key] != value} == expected
+    assert fair["data.validation"] == 0.1
+    assert (fair["run.batch_size"], fair["run.epochs"]) == (128, 200)
+    assert (fair["optimizer.lr"], fair["optimizer.momentum"], fair["optimizer.l2"]) == (
+        *(0.1, 0.9),
+        5e-4,
+    )
+    cosine = row == "entropy-dlr"
+    assert (fair["schedule.name"], fair["schedule.spread"]) == (
+        ("cosine", True) if cosine else ("step", False)
+    )
+    assert fair["peers.count"] == (2 if grafts else 1)
+    assert fair["teachers.count"] == (1 if row == "distillation" else 0)
+    assert fair["teachers.count"] == 0 or fair["teachers.model"] == model
+    assert fair["model.name"] == model
+    assert fair["graft.criterion"] == ("l1" if row == "l1-slr" else "entropy")
+
+
+def test_there_is_no_run_file_for_a_row_that_table_5_lacks():
+    for side in ("authors", "fair"):
+        found = {file.stem for file in (ROOT / "configs" / "cifar" / side).iterdir()}
+        assert found == {f"{model}-{row}" for model, rows in TABLE_5.items() for row in rows}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

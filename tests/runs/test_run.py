@@ -196,3 +196,56 @@ def test_accuracy_and_ensemble_by_hand():
     sure, less = np.exp(2) / (np.exp(2) + 1), np.exp(1) / (np.exp(1) + 1)
     np.testing.assert_allclose(ensemble(logits)[0], [(sure + 1 - less) / 2, (1 - sure + less) / 2])
     assert accuracy(ensemble(logits), labels) == 0.5
+
+
+def test_the_authors_way_selects_on_the_test_images(tiny, tmp_path):
+    config = tiny(
+        teachers__count=0, run__select="test", data__validation=0.0, graft__evaluate="before"
+    )
+    assembly = assemble(config)
+    assert assembly.dataset.validation is assembly.dataset.test
+    assert len(assembly.dataset.train) == 96
+    summary = execute(assembly, tmp_path / "run")
+    assert summary["selected_on"] == "test"
+    metrics = lines(tmp_path / "run" / "metrics.jsonl")
+    for k, peer in enumerate(summary["peers"], start=1):
+        own = [row["val_accuracy"] for row in metrics if row["model"] == k]
+        assert peer["best_validation_accuracy"] == pytest.approx(max(own))
+        assert peer["best_test_accuracy"] == pytest.approx(max(own))
+    with pytest.raises(UserError, match=r"run.select is 'test', and data.validation holds"):
+        assemble(tiny(run__select="test"))
+
+
+def test_the_files_own_mean_and_deviation_reach_training_and_evaluation(tiny, tmp_path):
+    assembly = assemble(tiny(teachers__count=0, data__mean=[0.25], data__std=[0.5]))
+    assert (assembly.train.augment.mean, assembly.train.augment.std) == ((0.25,), (0.5,))
+    assert assembly.test.augment.mean == (0.25,)
+    summary = execute(assembly, tmp_path / "run")
+    again = evaluate_run(tmp_path / "run", peer=1)
+    assert again["peer 1"] == pytest.approx(summary["peers"][0]["test_accuracy"])
+    resolved = configs.read(tmp_path / "run" / "run.toml")
+    assert resolved.data.mean == (0.25,)
+    with pytest.raises(UserError, match=r"data.std holds 3 numbers; expected one a channel: 1."):
+        assemble(tiny(data__std=[0.2, 0.2, 0.2]))
+
+
+def test_schedules_of_a_run_file(tiny):
+    def rates(**changes):
+        assembly = assemble(tiny(teachers__count=0, peers__count=1, **changes))
+        schedule = assembly.peers[0].optimizer._learning_rate
+        return [float(schedule(step)) for step in range(2 * assembly.train.steps)]
+
+    assert assemble(tiny(teachers__count=0)).train.steps == 3
+    halved = rates(schedule__name="cosine-per-step")
+    assert halved == pytest.approx([0.05 * (1 + np.cos(np.pi * s / 6)) for s in range(6)], rel=1e-5)
+    assert rates(schedule__name="step", schedule__every=1) == pytest.approx([0.1] * 3 + [0.01] * 3)
+    warm = rates(schedule__name="step", schedule__every=5, schedule__warmup=2)
+    assert warm == pytest.approx([0.1 * (s + 1) / 6 for s in range(6)])
+
+
+def test_dropout_is_for_networks_that_have_it(tiny):
+    assembly = assemble(tiny(model__name="wrn-10-1", model__dropout=0.3, teachers__count=1))
+    dropouts = [x for x in assembly.peers[0].layers if isinstance(x, keras.layers.Dropout)]
+    assert [layer.rate for layer in dropouts] == [0.3] * 3
+    with pytest.raises(UserError, match="model 'resnet8' has no dropout"):
+        assemble(tiny(model__dropout=0.3))
