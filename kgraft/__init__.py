@@ -23,7 +23,13 @@ from kgraft.training.callback import GraftCallback  # noqa: E402
 from kgraft.training.distiller import Distiller  # noqa: E402
 from kgraft.training.fit import GraftingFit  # noqa: E402
 from kgraft.training.optimizers import SGD  # noqa: E402
-from kgraft.training.schedules import cosine, spread, step_decay  # noqa: E402
+from kgraft.training.schedules import (  # noqa: E402
+    cosine,
+    cosine_per_step,
+    spread,
+    step_decay,
+    warmup,
+)
 
 __all__ = [
     "GraftingFit",
@@ -37,7 +43,9 @@ __all__ = [
     "L1Norm",
     "SGD",
     "cosine",
+    "cosine_per_step",
     "step_decay",
+    "warmup",
     "spread",
     "models",
     "data",

@@ -1,38 +1,19 @@
-"""Batches against the usual PyTorch input pipeline, given the same order, crops and flips.
-
-RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor, Normalize, a DataLoader's permutation:
-written here with torch's own operations, one image at a time as a torchvision data set does.
-"""
+"""Batches against the usual PyTorch input pipeline, given the same order, crops and flips."""
 
 import keras
 import numpy as np
 import pytest
-import torch
 from keras import ops
 
 from kgraft import data
 from kgraft.data.cifar import CIFAR100
 from kgraft.data.order import augmentation_rng, epoch_order
+from tests.reference.torch_training import torch_batches
 
 pytestmark = pytest.mark.core
 PAD = 4
 # XLA on the CPU divides by multiplying with a reciprocal: the last bit of values up to 2 may differ
 TOLERANCE = 1e-6 if keras.config.backend() == "jax" else 0.0
-
-
-def torch_batches(images, labels, order, draws, batch_size, mean, std):
-    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (mean, std))
-    for start, draw in zip(range(0, len(order), batch_size), draws, strict=True):
-        batch = []
-        for place, index in enumerate(order[start : start + batch_size]):
-            image = torch.from_numpy(images[index]).permute(2, 0, 1)
-            image = torch.nn.functional.pad(image, (PAD, PAD, PAD, PAD))
-            row, column = int(draw.rows[place]), int(draw.columns[place])
-            image = image[:, row : row + images.shape[1], column : column + images.shape[2]]
-            image = image.flip(-1) if draw.flips[place] else image
-            batch.append(image.to(torch.float32).div(255).sub(mean).div(std))
-        chosen = labels[order[start : start + batch_size]]
-        yield torch.stack(batch).permute(0, 2, 3, 1).numpy(), chosen
 
 
 def test_batches_equal_the_torch_pipelines_to_the_last_bit():
@@ -51,6 +32,7 @@ def test_batches_equal_the_torch_pipelines_to_the_last_bit():
             16,
             CIFAR100.mean,
             CIFAR100.std,
+            PAD,
         )
         seen = 0
         for (x, y), (expected, chosen) in zip(stream.epoch(epoch), theirs, strict=True):

@@ -58,3 +58,21 @@ def graft(twins, decimals=2):
                 if own.get(full) is not None and own[full].is_floating_point():
                     after[full] = share * own[full] + (1 - share) * donor[full]
         twin.load_state_dict(after, strict=False)
+
+
+def torch_batches(images, labels, order, draws, batch_size, mean, std, pad):
+    """RandomCrop, RandomHorizontalFlip, ToTensor, Normalize, a DataLoader's order: as torchvision
+    does it, one image at a time, with torch's own operations; yields NumPy `(n, h, w, c)`.
+    """
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (mean, std))
+    for start, draw in zip(range(0, len(order), batch_size), draws, strict=True):
+        batch = []
+        for place, index in enumerate(order[start : start + batch_size]):
+            image = torch.from_numpy(images[index]).permute(2, 0, 1)
+            image = torch.nn.functional.pad(image, (pad, pad, pad, pad))
+            row, column = int(draw.rows[place]), int(draw.columns[place])
+            image = image[:, row : row + images.shape[1], column : column + images.shape[2]]
+            image = image.flip(-1) if draw.flips[place] else image
+            batch.append(image.to(torch.float32).div(255).sub(mean).div(std))
+        chosen = labels[order[start : start + batch_size]]
+        yield torch.stack(batch).permute(0, 2, 3, 1).numpy(), chosen
