@@ -60,14 +60,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
             Same shape and type as `inputs`.
 
         Raises:
-            NotImplementedError: a mask, in training.
+            UserError: a mask, in training.
         """
         # sums of half-precision numbers overflow
         half = keras.backend.standardize_dtype(inputs.dtype) in ("float16", "bfloat16")
         x = ops.cast(inputs, "float32") if half else inputs
         if training and self.trainable:
             if mask is not None:
-                raise NotImplementedError(f"{self.name}: no mask can be used in training.")
+                raise UserError(f"{self.name}: no mask can be used in training.")
             axes = self._reduction_axes
             mean = ops.mean(x, axis=axes, keepdims=True)
             # not E[x^2] - E[x]^2, which loses the digits of a variance far below the mean

@@ -12,6 +12,7 @@ from kgraft.data import Augment, BatchStream, Dataset, Split
 from kgraft.errors import UserError
 from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm
 from kgraft.runs.config import Config
+from kgraft.runs.directory import read_model
 from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
 
@@ -191,13 +192,7 @@ def load_teacher(file: str | Path, shape: tuple[int, ...], classes: int) -> kera
         UserError: there is no such file, it holds no Keras model, or one for other images or
             another number of classes.
     """
-    if not Path(file).is_file():
-        raise UserError(f"teacher {file}: no such file.")
-    try:
-        teacher = keras.models.load_model(file, compile=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"teacher {file} is no Keras model that can be loaded: {reason}") from None
+    teacher = read_model(Path(file), f"teacher {file}")
     if teacher.input_shape[1:] != tuple(shape):
         raise UserError(
             f"teacher {file} takes images of {teacher.input_shape[1:]}, the data have {shape}."

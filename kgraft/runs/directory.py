@@ -138,6 +138,45 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     return read(path / "run.toml"), json.loads((path / "summary.json").read_text())
 
 
+def peer_file(path: Path, summary: dict[str, Any], peer: int) -> Path:
+    """The file of one peer of a finished run, in its last epoch.
+
+    Args:
+        path: the run's directory.
+        summary: what `read_run` gave.
+        peer: which, counted from 1.
+
+    Raises:
+        UserError: there is no such peer, or its file is gone.
+    """
+    count = len(summary["peers"])
+    if not 1 <= peer <= count:
+        raise UserError(f"--peer {peer}: the run in {path} has peers 1..{count}.")
+    file = path / "peers" / f"peer-{peer}.keras"
+    if not file.is_file():
+        raise UserError(f"{file} is missing: the run in {path} is not whole.")
+    return file
+
+
+def read_model(file: Path, name: str) -> keras.Model:
+    """A Keras model from a file, not compiled.
+
+    Args:
+        file: a `.keras` file.
+        name: what to call it in an error.
+
+    Raises:
+        UserError: there is no such file, or it holds no Keras model.
+    """
+    if not file.is_file():
+        raise UserError(f"{name}: no such file.")
+    try:
+        return keras.models.load_model(file, compile=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name} is no Keras model that can be loaded: {reason}") from None
+
+
 def _commit() -> str | None:
     done = subprocess.run(
         ["git", "-C", str(Path(kgraft.__file__).parent), "rev-parse", "HEAD"],

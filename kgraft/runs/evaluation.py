@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import keras
-
-from kgraft.errors import UserError
 from kgraft.runs.assembly import images_of, in_order
-from kgraft.runs.directory import read_run
+from kgraft.runs.directory import peer_file, read_model, read_run
 from kgraft.runs.run import accuracy, ensemble, predict
 
 
@@ -27,21 +24,12 @@ def evaluate_run(
         UserError: there is no finished run, or no such peer.
     """
     config, summary = read_run(path)
-    count = len(summary["peers"])
-    if peer is not None and not 1 <= peer <= count:
-        raise UserError(f"--peer {peer}: the run in {path} has peers 1..{count}.")
+    chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
+    files = {k: peer_file(path, summary, k) for k in chosen}
     _, dataset = images_of(config, data_dir)
     test = in_order(dataset, dataset.test)
-    chosen = range(1, count + 1) if peer is None else [peer]
-    logits = {f"peer {k}": predict(_load(path, k), test) for k in chosen}
+    logits = {f"peer {k}": predict(read_model(file, str(file)), test) for k, file in files.items()}
     scores = {name: accuracy(part, dataset.test.labels) for name, part in logits.items()}
     if peer is None:
         scores["ensemble"] = accuracy(ensemble(list(logits.values())), dataset.test.labels)
     return scores
-
-
-def _load(path: Path, peer: int) -> keras.Model:
-    file = path / "peers" / f"peer-{peer}.keras"
-    if not file.is_file():
-        raise UserError(f"{file} is missing: the run in {path} is not whole.")
-    return keras.models.load_model(file, compile=False)

@@ -9,7 +9,7 @@ from kgraft import models
 from kgraft.errors import UserError, suggest
 from kgraft.links import state_dict
 from kgraft.models.layouts import State, best_layout, layouts, load_state, to_state
-from kgraft.runs.directory import read_run
+from kgraft.runs.directory import peer_file, read_model, read_run
 
 
 def import_weights(
@@ -87,17 +87,8 @@ def _model(source: Path, peer: int) -> tuple[keras.Model, str]:
     file = source
     if source.is_dir():
         _, summary = read_run(source)
-        count = len(summary["peers"])
-        if not 1 <= peer <= count:
-            raise UserError(f"--peer {peer}: the run in {source} has peers 1..{count}.")
-        file = source / "peers" / f"peer-{peer}.keras"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file.")
-    try:
-        return keras.models.load_model(file, compile=False), str(file)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} is no Keras model that can be loaded: {reason}") from None
+        file = peer_file(source, summary, peer)
+    return read_model(file, str(file)), str(file)
 
 
 def _ends(model: keras.Model, state: State, modules: Mapping[str, str]) -> tuple[int, int]:

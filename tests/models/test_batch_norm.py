@@ -103,5 +103,5 @@ def test_a_file_holds_keras_own_layer_and_a_clone_this_one(tmp_path):
 def test_what_it_cannot_do_is_refused():
     with pytest.raises(UserError, match="no renorm"):
         BatchNormalization(renorm=True)
-    with pytest.raises(NotImplementedError, match="no mask can be used"):
+    with pytest.raises(UserError, match="no mask can be used"):
         BatchNormalization()(np.ones((2, 3, 1)), training=True, mask=np.ones((2, 3), bool))
