@@ -337,4 +337,5 @@ def copy_to(model, module):
     layers = weights_by_layer(module)
     assert {layer.name for layer in model.layers if layer.weights} == set(layers)
     for name, arrays in layers.items():
-        model.get_layer(name).set_weights(arrays)
+        # copies: jax would take the twin's memory for its own, and train along with it
+        model.get_layer(name).set_weights([array.copy() for array in arrays])
