@@ -17,10 +17,14 @@ from kgraft.grafting import Graft
 from kgraft.training.optimizers import SGD
 
 assert kgraft.__name__
+# at 0.05 a float32 rounding grows to 1e-3 within the 20 steps of an epoch, see tests/test_parity.py
+RATE = 0.01
+SEED = 0
 
 
 def main(weights_file: Path, out: Path) -> None:
     digits = data.load("digits", limit_train=640)
+    keras.utils.set_random_seed(SEED)
     peers = [models.resnet8(input_shape=(8, 8, 1), classes=10) for _ in range(2)]
     if not weights_file.exists():
         initial = [weight for peer in peers for weight in peer.get_weights()]
@@ -31,7 +35,7 @@ def main(weights_file: Path, out: Path) -> None:
     for k, peer in enumerate(peers):
         peer.set_weights(initial[k * count : (k + 1) * count])
         peer.compile(
-            SGD(0.05, momentum=0.9, l2=5e-4),
+            SGD(RATE, momentum=0.9, l2=5e-4),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
 
