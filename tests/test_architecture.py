@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "data": {"errors"},
     "equations": {"errors"},
     "grafting": {"errors", "equations"},
-    "engines": {"errors"},
+    "engines": {"errors", "models"},
     "training": {"errors", "equations", "grafting", "engines", "data"},
     "runs": {
         "backend",

@@ -16,6 +16,7 @@ _FLAGS = {
     "lr": "optimizer.lr",
     "schedule": "schedule.name",
     "seed": "run.seed",
+    "engine": "run.engine",
     "limit_train": "data.limit_train",
     "limit_test": "data.limit_test",
 }
@@ -37,6 +38,7 @@ _FLAGS = {
 @click.option("--lr", type=float, metavar="RATE", help="Learning rate of the last peer.")
 @click.option("--schedule", metavar="NAME", help="constant, step or cosine.")
 @click.option("--seed", type=int, metavar="N", help="All random numbers follow from it.")
+@click.option("--engine", metavar="NAME", help="auto, eager or compiled.")
 @click.option("--limit-train", type=int, metavar="N", help="Only the first N training images.")
 @click.option("--limit-test", type=int, metavar="N", help="Only the first N test images.")
 @click.option(

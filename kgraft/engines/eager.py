@@ -1,42 +1,61 @@
-"""The eager engine: one Keras train step of one model at a time, on any backend.
+"""Steppers: one Keras model trained batch by batch, and the eager engine's steps.
 
-It is the oracle that every faster engine is held against. It never goes through `Model.fit`, and
-on torch not through `train_function` either: from Keras 3.16 on that wraps the model in
-DistributedDataParallel whenever `torch.distributed` is initialised, which would silently average
-the gradients of K peers.
+The eager steps are one Keras train step of one model at a time, on any backend: the oracle that
+every faster engine is held against. They never go through `Model.fit`, and on torch not through
+`train_function` either: from Keras 3.16 on that wraps the model in DistributedDataParallel whenever
+`torch.distributed` is initialised, which would silently average the gradients of K peers.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 
 Logs = dict[str, Any]
-Step = Callable[[tuple[Any, ...]], Logs]
+
+
+class Steps(Protocol):
+    """How one model trains, is tested and predicts on one batch."""
+
+    def training(self, on: bool) -> None:
+        """Turn to training or to inference mode."""
+
+    def train(self, data: tuple[Any, ...]) -> Logs:
+        """One training step on `(x, y, sample_weight)`; the metrics so far."""
+
+    def test(self, data: tuple[Any, ...]) -> None:
+        """Take `(x, y, sample_weight)` into the metrics."""
+
+    def predict(self, x: Any) -> Any:
+        """Outputs for a batch."""
 
 
 class Stepper:
     """One compiled model that is trained batch by batch.
 
-    A step is exactly what `model.train_on_batch` does, except that metrics accumulate over the
-    epoch and nothing is copied to the host. After every call, and after an interrupt at any
-    instant, the model's variables hold valid values: on jax no buffer is donated and the
-    variables are written after each step.
+    A step is what `model.train_on_batch` does, except that metrics accumulate over the epoch and
+    nothing is copied to the host. After every call, and after an interrupt at any instant, the
+    model's variables hold valid values.
 
     Args:
         model: a compiled Keras model (or subclass with its own `train_step`).
+        steps: how it takes its steps, once it is built; the eager engine's way by default.
 
     Raises:
         ValueError: the model is not compiled.
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(
+        self, model: keras.Model, steps: Callable[[keras.Model], Steps] | None = None
+    ) -> None:
         if not model.compiled:
             raise ValueError(f"model {model.name!r} is not compiled: call compile() first.")
         self.model = model
-        self._backend = _BACKENDS[keras.config.backend()](model)
+        self._make_steps = steps or eager_steps
+        self._steps: Steps | None = None
         self._built = False
+        self._in_training = False
 
     def build(self, data: tuple[Any, ...]) -> None:
         """Build the model, its optimizer and its metrics from one batch; done once.
@@ -47,15 +66,16 @@ class Stepper:
         if not self._built:
             self.model._symbolic_build(data_batch=_triple(data))
             self._built = True
+        self.choose()
 
     def begin_epoch(self) -> None:
         """Reset the metrics and turn to training mode."""
         self.model.reset_metrics()
-        self._backend.training(True)
+        self._train_mode(True)
 
     def end_epoch(self) -> None:
         """Turn back to inference mode."""
-        self._backend.training(False)
+        self._train_mode(False)
 
     def step(self, data: tuple[Any, ...]) -> Logs:
         """One training step on one batch.
@@ -67,7 +87,7 @@ class Stepper:
             The metrics so far, as tensors on the device.
         """
         self.build(data)
-        return self._backend.train(_triple(data))
+        return self.choose().train(_triple(data))
 
     def logs(self) -> dict[str, float]:
         """The metrics over the batches since `begin_epoch`."""
@@ -88,10 +108,10 @@ class Stepper:
             Metric name -> value.
         """
         self.model.reset_metrics()
-        self._backend.training(False)
+        self._train_mode(False)
         for data in batches:
             self.build(data)
-            self._backend.test(_triple(data))
+            self.choose().test(_triple(data))
         return self.logs()
 
     def predict(self, batches: Iterable[tuple[Any, ...]]) -> np.ndarray:
@@ -103,29 +123,53 @@ class Stepper:
         Returns:
             Outputs, shape `(n, ...)`.
         """
-        self._backend.training(False)
+        self._train_mode(False)
+        steps = self.choose() if self.model.built else eager_steps(self.model)
         return np.concatenate(
-            [keras.ops.convert_to_numpy(self._backend.predict(data[0])) for data in batches]
+            [keras.ops.convert_to_numpy(steps.predict(data[0])) for data in batches]
         )
 
+    def _train_mode(self, on: bool) -> None:
+        self._in_training = on
+        if self._steps is not None:
+            self._steps.training(on)
 
-class _Torch:
+    def choose(self) -> Steps:
+        """How the model, built by now, takes its steps."""
+        if self._steps is None:
+            self._steps = self._make_steps(self.model)
+            self._steps.training(self._in_training)
+        return self._steps
+
+
+def eager_steps(model: keras.Model) -> Steps:
+    """The eager engine's steps of a model, on the backend in use."""
+    return _BACKENDS[keras.config.backend()](model)
+
+
+class TorchSteps:
+    """Steps of one model on torch."""
+
     def __init__(self, model: Any) -> None:
         self._model = model
 
     def training(self, on: bool) -> None:
+        """See `Steps`."""
         self._model.train(on)
 
     def train(self, data: tuple[Any, ...]) -> Logs:
+        """See `Steps`."""
         return self._alone(self._model.train_step, _on_device(data))
 
     def test(self, data: tuple[Any, ...]) -> None:
+        """See `Steps`."""
         import torch
 
         with torch.no_grad():
             self._alone(self._model.test_step, _on_device(data))
 
     def predict(self, x: Any) -> Any:
+        """See `Steps`."""
         import torch
 
         with torch.no_grad():
@@ -143,7 +187,9 @@ class _Torch:
             self._model.__dict__["ddp_model"] = wrapped
 
 
-class _Jax:
+class JaxSteps:
+    """Steps of one model on jax: one jitted call each, no buffer donated."""
+
     def __init__(self, model: Any) -> None:
         import jax
 
@@ -156,6 +202,7 @@ class _Jax:
         """Nothing to switch: the steps say themselves whether they train."""
 
     def train(self, data: tuple[Any, ...]) -> Logs:
+        """See `Steps`."""
         model = self._model
         parts = [
             model.trainable_variables,
@@ -169,6 +216,7 @@ class _Jax:
         return logs
 
     def test(self, data: tuple[Any, ...]) -> None:
+        """See `Steps`."""
         model = self._model
         parts = [
             model.trainable_variables,
@@ -179,6 +227,7 @@ class _Jax:
         _write(parts, self._test(state, data)[1])
 
     def predict(self, x: Any) -> Any:
+        """See `Steps`."""
         model = self._model
         state = tuple(
             [v.value for v in part]
@@ -187,7 +236,9 @@ class _Jax:
         return self._predict(state, (x,))[0]
 
 
-class _TensorFlow:
+class TensorFlowSteps:
+    """Steps of one model on tensorflow: Keras' own train function."""
+
     def __init__(self, model: Any) -> None:
         self._model = model
 
@@ -195,22 +246,25 @@ class _TensorFlow:
         """Nothing to switch: the steps say themselves whether they train."""
 
     def train(self, data: tuple[Any, ...]) -> Logs:
+        """See `Steps`."""
         self._model.make_train_function()
         return self._model.train_function(iter([data]))
 
     def test(self, data: tuple[Any, ...]) -> None:
+        """See `Steps`."""
         self._model.make_test_function()
         self._model.test_function(iter([data]))
 
     def predict(self, x: Any) -> Any:
+        """See `Steps`."""
         self._model.make_predict_function()
         return self._model.predict_function([(x,)])
 
 
 _BACKENDS: dict[str, Callable[[Any], Any]] = {
-    "torch": _Torch,
-    "jax": _Jax,
-    "tensorflow": _TensorFlow,
+    "torch": TorchSteps,
+    "jax": JaxSteps,
+    "tensorflow": TensorFlowSteps,
 }
 
 

@@ -40,6 +40,7 @@ class Run:
     epochs: int = _number(25, low=1)
     batch_size: int = _number(64, low=1)
     select: str = _one_of("validation", "validation", "test")
+    engine: str = _one_of("auto", "auto", "eager", "compiled")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.engines.eager import Stepper
+from kgraft.engines.choose import stepper_for
 from kgraft.runs.assembly import Assembly, graft_of, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, environment
 from kgraft.runs.recorder import Observer, Recorder, Silent
@@ -73,7 +73,7 @@ def predict(model: keras.Model, stream: BatchStream) -> np.ndarray:
     """A model's logits, float32 `(n, classes)`."""
     if not model.compiled:
         model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return Stepper(model).predict(stream.epoch(0))
+    return stepper_for(model).predict(stream.epoch(0))
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -99,7 +99,7 @@ def _teach(
         epochs = assembly.config.run.epochs
         observer.begin(phase, 1, epochs, stream.steps)
         keras.utils.set_random_seed(teacher_seed(assembly.config, m))
-        GraftingFit([teacher]).fit(
+        GraftingFit([teacher], engine=assembly.config.run.engine).fit(  # type: ignore[arg-type]
             stream,
             epochs=epochs,
             verbose=0,
@@ -134,6 +134,7 @@ def _graft(
         evaluate=config.graft.evaluate,  # type: ignore[arg-type]
         temperature=config.teachers.temperature,
         seed=config.run.seed,
+        engine=config.run.engine,  # type: ignore[arg-type]
     )
     written = 0
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import keras
 
+from kgraft.engines.choose import check
 from kgraft.engines.lockstep import Lockstep
 from kgraft.errors import UserError
 from kgraft.grafting.mixers import Graft, warn_of_sick_peers
@@ -69,6 +70,7 @@ class GraftCallback(keras.callbacks.Callback):
         backup_dir: directory for the peers' weights and optimizers, saved at every epoch's end and
             restored when `fit` resumes there, as `BackupAndRestore` does for the model; deleted
             when `fit` has ended. May be the directory that `BackupAndRestore` has.
+        engine: how the peers take their steps, as in `GraftingFit`; the model's own are `fit`'s.
 
     Attributes:
         records: what each grafting measured and did, as `(epoch, GraftRecord)`.
@@ -99,6 +101,7 @@ class GraftCallback(keras.callbacks.Callback):
         epochs_grafted: int | None = None,
         evaluate: Literal["after", "before"] = "after",
         backup_dir: str | PathLike[str] | None = None,
+        engine: Literal["auto", "eager", "compiled"] = "auto",
     ) -> None:
         super().__init__()
         self.peers = _checked(peers)
@@ -107,6 +110,8 @@ class GraftCallback(keras.callbacks.Callback):
         self.train_peers = train_peers
         self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
         self.backup_dir = None if backup_dir is None else Path(backup_dir)
+        self.engine = engine
+        check(engine)
         self.records: list[tuple[int, GraftRecord]] = []
         if data is not None and not train_peers:
             raise UserError(
@@ -128,6 +133,7 @@ class GraftCallback(keras.callbacks.Callback):
             "epochs_grafted": self.schedule.epochs_grafted,
             "evaluate": self.schedule.evaluate,
             "backup_dir": None if self.backup_dir is None else str(self.backup_dir),
+            "engine": self.engine,
         }
 
     def set_model(self, model: keras.Model) -> None:
@@ -267,7 +273,7 @@ class _Run:
                     compile_as(self.ring[k], model, f"peer {k + 1}")
             check_optimizers(self.ring)
             self.learners = [
-                Learner(k, self.ring[k], source)
+                Learner(k, self.ring[k], source, callback.engine)
                 for k, source in zip(others, sources(callback.data, len(others)), strict=True)
             ]
         if callback.backup_dir is not None:

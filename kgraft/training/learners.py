@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kgraft.engines.eager import Stepper
+from kgraft.engines.choose import stepper_for
 from kgraft.errors import UserError
 from kgraft.training.feeds import ArrayFeed, Batch, Feed, feed_of
 
@@ -19,15 +19,18 @@ class Learner:
         place: the peer's place in the ring, counted from 0.
         model: the peer, compiled.
         source: its own data, None to learn from the batches that `fit` feeds.
+        engine: how it takes its steps, see `Engine`.
 
     Attributes:
         first_pass: number of the first pass over its data; the order of arrays follows from it.
     """
 
-    def __init__(self, place: int, model: keras.Model, source: "Source | None") -> None:
+    def __init__(
+        self, place: int, model: keras.Model, source: "Source | None", engine: str
+    ) -> None:
         self.name = f"peer{place + 1}"
         self.model = model
-        self.stepper = Stepper(model)
+        self.stepper = stepper_for(model, engine)
         self.first_pass = 0
         self._place, self._source = place, source
         self._own: Generator[Batch, None, None] | None = None

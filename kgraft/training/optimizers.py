@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kgraft.engines import foreach
 from kgraft.errors import UserError
 
 
@@ -111,6 +112,25 @@ class SGD(keras.optimizers.Optimizer):
             self.assign(velocity, moved)
             step = step + self.momentum * moved if self.nesterov else moved
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
+
+    def _backend_update_step(
+        self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any
+    ) -> None:
+        """Keras' hook for an update of all variables: at once where the backend can."""
+        if not foreach.updates_lists():
+            super()._backend_update_step(gradients, variables, learning_rate)
+            return
+        foreach.sgd(
+            gradients,
+            variables,
+            [self.velocities[self._get_variable_index(v)] for v in variables]
+            if self.momentum
+            else [],
+            learning_rate,
+            momentum=self.momentum,
+            l2=[self.l2 if self.l2 and self._use_weight_decay(v) else 0.0 for v in variables],
+            nesterov=self.nesterov,
+        )
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""

@@ -104,7 +104,7 @@ def test_variables_are_valid_after_an_interrupt_in_a_step(monkeypatch):
 
     target = {"torch": "train_step", "jax": "_train", "tensorflow": "train_function"}
     name = target[keras.config.backend()]
-    owner = stepper._backend if name == "_train" else model
+    owner = stepper._steps if name == "_train" else model
     monkeypatch.setattr(owner, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         stepper.step(batches()[1])

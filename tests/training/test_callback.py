@@ -257,6 +257,7 @@ def test_settings_are_json():
         "epochs_grafted": None,
         "evaluate": "after",
         "backup_dir": None,
+        "engine": "auto",
     }
     for criterion, expected in [("l1", "l1"), (np.std, "function"), (Entropy(), None)]:
         config = GraftCallback(peers, graft=Graft(criterion=criterion)).get_config()

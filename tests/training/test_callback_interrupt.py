@@ -139,7 +139,7 @@ def test_an_interrupt_in_a_train_step_leaves_nothing_behind(victim):
 def test_after_an_interrupt_the_callback_can_be_used_again():
     x, y = arrays()
     model, peer = compiled(1), compiled(2)
-    grafting = GraftCallback([peer], epochs_grafted=0)
+    grafting = GraftCallback([peer], epochs_grafted=0, engine="eager")
     interrupted(model, [grafting, CtrlC("on_train_batch_begin", 2)], x, y, batch_size=BATCH)
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[grafting])
     twin = compiled(2)

@@ -45,7 +45,7 @@ def test_lock_step_is_bit_for_bit_a_loop_of_train_on_batch(steps_per_execution):
         epochs=2,
         shuffle=False,
         verbose=0,
-        callbacks=[GraftCallback(peers, epochs_grafted=0)],
+        callbacks=[GraftCallback(peers, epochs_grafted=0, engine="eager")],
     )
     assert_same(everything(model), taught(compiled(1), batches(x, y), epochs=2))
     twins = [compiled(2, learning_rate=0.02), compiled(3)]
@@ -62,7 +62,7 @@ def test_a_lone_callback_that_keras_calls_from_a_thread_learns_the_same():
         batch_size=BATCH,
         shuffle=False,
         verbose=0,
-        callbacks=GraftCallback([peer], epochs_grafted=0),
+        callbacks=GraftCallback([peer], epochs_grafted=0, engine="eager"),
     )
     assert_same(everything(peer), taught(compiled(2), batches(x, y)))
 
@@ -79,7 +79,7 @@ def test_weights_of_examples_and_classes_reach_the_peers(weighted):
         batch_size=BATCH,
         shuffle=False,
         verbose=0,
-        callbacks=[GraftCallback([peer], epochs_grafted=0)],
+        callbacks=[GraftCallback([peer], epochs_grafted=0, engine="eager")],
         **{weighted: given},
     )
     expected = taught(compiled(2), [(*b, weights[b[1]]) for b in batches(x, y)])
@@ -117,7 +117,7 @@ def test_whatever_fit_reads_reaches_the_peers(kind):
         data_set(kind, x, y),
         shuffle=False,
         verbose=0,
-        callbacks=[GraftCallback([peer], epochs_grafted=0)],
+        callbacks=[GraftCallback([peer], epochs_grafted=0, engine="eager")],
     )
     assert_same(everything(peer), taught(compiled(2), batches(x, y)))
 
@@ -128,7 +128,7 @@ def test_a_peer_with_data_of_its_own_takes_a_batch_a_step_and_begins_anew(kind):
     x, y = arrays()
     own = arrays(12, seed=5)
     peer = compiled(2)
-    grafting = GraftCallback([peer], data=[data_set(kind, *own)], epochs_grafted=0)
+    grafting = GraftCallback([peer], data=[data_set(kind, *own)], epochs_grafted=0, engine="eager")
     compiled(1).fit(x, y, batch_size=BATCH, verbose=0, callbacks=[grafting])
     assert_same(everything(peer), taught(compiled(2), batches(*own), epochs=2))  # 3 batches twice
 
@@ -138,7 +138,7 @@ def test_from_arrays_every_peer_draws_an_order_of_its_own():
 
     def trained(data):
         peers = [compile_(clone(2)), compile_(clone(2))]
-        grafting = GraftCallback(peers, data=data, epochs_grafted=0)
+        grafting = GraftCallback(peers, data=data, epochs_grafted=0, engine="eager")
         compiled(1).fit(x, y, batch_size=BATCH, epochs=2, verbose=0, callbacks=[grafting])
         assert int(keras.ops.convert_to_numpy(peers[0].optimizer.iterations)) == 12
         return [peer.get_weights() for peer in peers]
@@ -166,7 +166,7 @@ def test_distillers_may_share_a_teacher_with_the_model_that_fit_trains(built):
     before = teacher.get_weights()
     if built:
         peer.train_on_batch(x[:4], y[:4])
-    grafting = GraftCallback([peer], epochs_grafted=0)
+    grafting = GraftCallback([peer], epochs_grafted=0, engine="eager")
     model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[grafting])
     _, (_, twin) = distillers()
     if built:

@@ -1,0 +1,126 @@
+"""The compiled engine on torch: Keras' own train step around native graphs.
+
+Only what happens inside functional models is replaced, for the time of a step: `train_step`, loss,
+metrics, optimizer, regularisers and everything that is not a known layer stay Keras'. So custom
+train steps and Distillers (students and teachers) run as they are, on faster networks.
+"""
+
+import contextlib
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional, unpack_singleton
+
+from kgraft.engines.eager import Logs, TorchSteps
+from kgraft.engines.torch_graph import NativeGraph
+
+
+class NativeSteps(TorchSteps):
+    """Train, test and predict steps of one model whose networks are native graphs.
+
+    Args:
+        model: a compiled model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._calls: dict[Any, Callable[..., Any]] | None = None
+        keep_freed_memory()
+
+    def train(self, data: tuple[Any, ...]) -> Logs:
+        """See `Steps`."""
+        with self._native():
+            return super().train(data)
+
+    def test(self, data: tuple[Any, ...]) -> None:
+        """See `Steps`."""
+        with self._native():
+            super().test(data)
+
+    def predict(self, x: Any) -> Any:
+        """See `Steps`."""
+        with self._native():
+            return super().predict(x)
+
+    @contextlib.contextmanager
+    def _native(self) -> Iterator[None]:
+        if self._calls is None:
+            self._calls = {part: _call_of(part) for part in functional_models(self._model)}
+        for part, call in self._calls.items():
+            vars(part)["call"] = call
+        try:
+            yield
+        finally:
+            for part in self._calls:
+                vars(part).pop("call", None)
+
+
+def functional_models(model: Any) -> list[Any]:
+    """The functional models inside a model, itself included, those inside of Sequential ones too.
+
+    A model with a `call` of its own, in its class or set on it, is not among them.
+    """
+    found = []
+    for layer in [model, *model._flatten_layers(include_self=False)]:
+        inner = layer._functional if isinstance(layer, keras.Sequential) else layer
+        if (
+            isinstance(inner, Functional)
+            and type(inner).call is Functional.call
+            and "call" not in vars(inner)
+            and "call" not in vars(layer)
+        ):
+            found.append(inner)
+    return list(dict.fromkeys(found))
+
+
+def why_not(model: Any) -> str | None:
+    """Why the model has nothing to compile, None if it has."""
+    if model.run_eagerly:
+        return f"{model.name!r} is compiled with run_eagerly=True"
+    found = functional_models(model)
+    if not found:
+        return f"{model.name!r} is no functional model"
+    if not any(NativeGraph(part).native_layers for part in found):
+        return f"{model.name!r} has no layer that torch has a fused operation for"
+    return None
+
+
+def _call_of(model: Any) -> Callable[..., Any]:
+    graph = NativeGraph(model)
+
+    def call(inputs: Any, training: Any = None, mask: Any = None, **options: Any) -> Any:
+        flat = model._standardize_inputs(inputs)
+        masked = any(x is None or keras.src.backend.get_keras_mask(x) is not None for x in flat)
+        if mask is not None or options or masked:
+            return Functional.call(model, inputs, training=training, mask=mask, **options)
+        return unpack_singleton(graph(flat, training))
+
+    return call
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Tell the C library, once a process, to keep what a step frees for the next step.
+
+    By default glibc gives every large block back to the system when it is freed, and each step then
+    waits for the kernel to hand out zeroed pages again: a fifth to a third of a CPU step. Threads
+    share one pool, so that none keeps a pool of its own.
+
+    Returns:
+        Whether it was done: on Linux with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    largest = 2**31 - 1
+    return all(
+        [mallopt(mmap_threshold, largest), mallopt(trim_threshold, largest), mallopt(arena_max, 1)]
+    )
