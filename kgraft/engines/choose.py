@@ -4,12 +4,16 @@ Every engine computes what the eager one computes, to rounding; a model that an 
 is trained by the eager one, and the log says why.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import keras
 
+from kgraft.engines.devices import devices
 from kgraft.engines.eager import Logs, Stepper, Steps, eager_steps
+from kgraft.engines.interrupts import InterruptHeld
 from kgraft.errors import UserError, suggest
 
 NAMES = ("auto", "eager", "compiled")
@@ -44,6 +48,9 @@ class Engine:
         self._reasons: dict[str, None] = {}
         self.steppers = [Stepper(model, self._steps_of) for model in models]
         self._compiled = 0
+        self._shared: dict[str, Any] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        self._seen: set[Any] = set()
 
     @property
     def name(self) -> str:
@@ -93,7 +100,16 @@ class Engine:
         Returns:
             Each model's metrics so far, as tensors on the device.
         """
-        return [stepper.step(batch) for stepper, batch in zip(self.steppers, batches, strict=True)]
+        pairs = list(zip(self.steppers, batches, strict=True))
+        shapes = tuple(_shapes(batch) for batch in batches)
+        if shapes not in self._seen or not self._beside_each_other():
+            self._seen.add(shapes)  # the first time something may be traced, which is Keras' code
+            return [stepper.step(batch) for stepper, batch in pairs]
+        self._pool = self._pool or ThreadPoolExecutor(min(len(pairs), _cores()), "kgraft-peer")
+        with InterruptHeld():
+            running = [self._pool.submit(_whole_step, *pair) for pair in pairs]
+            wait(running)
+        return [future.result() for future in running]
 
     def end_epoch(self) -> None:
         """Turn all models back to inference mode."""
@@ -105,10 +121,23 @@ class Engine:
         for stepper in self.steppers:
             keras.ops.convert_to_numpy(stepper.model.weights[-1].value)
 
+    def _beside_each_other(self) -> bool:
+        """Whether peers step in threads of their own: no backend but torch keeps all cores busy.
+
+        Measured with 2 and 4 ResNet20 on 2 cores: 1.3 times as fast on jax, 1.1 on tensorflow, no
+        gain on torch. An accelerator queues the steps by itself.
+        """
+        return (
+            len(self.steppers) > 1
+            and self.name == "compiled"
+            and keras.config.backend() != "torch"
+            and all("cpu" in device for device in devices())
+        )
+
     def _steps_of(self, model: keras.Model) -> Steps:
         if self.wanted == "eager":
             return eager_steps(model)
-        made, reason = _COMPILERS[keras.config.backend()](model)
+        made, reason = _COMPILERS[keras.config.backend()](model, self._shared)
         if made is None:
             self._reasons[str(reason)] = None
             return eager_steps(model)
@@ -139,28 +168,56 @@ def stepper_for(model: keras.Model, wanted: str = "auto") -> Stepper:
     return Engine([model], wanted).steppers[0]
 
 
+def _whole_step(stepper: Stepper, batch: tuple[Any, ...]) -> Logs:
+    """A step whose numbers are there when it returns."""
+    logs = stepper.step(batch)
+    for value in keras.tree.flatten(logs):
+        keras.ops.convert_to_numpy(value)
+    return logs
+
+
+def _shapes(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(getattr(part, "shape", None) for part in keras.tree.flatten(batch))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 _Made = tuple[Steps | None, str | None]
 
 
-def _torch(model: Any) -> _Made:
+def _torch(model: Any, shared: dict[str, Any]) -> _Made:
     from kgraft.engines import torch_compiled
 
     reason = torch_compiled.why_not(model)
     return (None, reason) if reason else (torch_compiled.NativeSteps(model), None)
 
 
-def _no_compiler(model: Any) -> _Made:
-    return None, f"kgraft compiles nothing on {keras.config.backend()} yet"
+def _jax(model: Any, shared: dict[str, Any]) -> _Made:
+    from kgraft.engines import jax_compiled
+
+    reason = jax_compiled.why_not(model)
+    if reason:
+        return None, reason
+    programs = shared.setdefault("programs", jax_compiled.Programs())
+    return jax_compiled.DonatedSteps(model, programs), None
 
 
-_COMPILERS: dict[str, Callable[[Any], _Made]] = {
+def _tensorflow(model: Any, shared: dict[str, Any]) -> _Made:
+    if model.run_eagerly:
+        return None, f"{model.name!r} is compiled with run_eagerly=True"
+    return eager_steps(model), None
+
+
+_COMPILERS: dict[str, Callable[[Any, dict[str, Any]], _Made]] = {
     "torch": _torch,
-    "jax": _no_compiler,
-    "tensorflow": _no_compiler,
+    "jax": _jax,
+    "tensorflow": _tensorflow,
 }
 
 _HOW = {
     "torch": "fused operations on channels-last memory, SGD for all variables at once",
-    "jax": "",
-    "tensorflow": "",
+    "jax": "one program with donated state for all peers, peers beside each other",
+    "tensorflow": "one tf.function a peer, peers beside each other",
 }

@@ -7,13 +7,12 @@ when it is called.
 """
 
 import itertools
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import keras
+
+from kgraft.engines.interrupts import InterruptHeld
 
 Batch = tuple[Any, ...]
 _Run = Callable[..., tuple[list[Batch], Any]]
@@ -115,7 +114,7 @@ def _jax(
 
     attach(state)
     batches = _pull(iterator, model.steps_per_execution)
-    with _InterruptHeld():
+    with InterruptHeld():
         logs, new_state = function(state, iter(batches))
         attach(new_state)
     return batches, (logs, new_state)
@@ -130,28 +129,3 @@ def _pull(iterator: Iterator[Batch], count: int) -> list[Batch]:
     if not batches:
         raise StopIteration
     return batches
-
-
-class _InterruptHeld:
-    """Puts a Ctrl-C off until the block has ended; a second one is not held.
-
-    Python delivers it to the main thread only, so elsewhere there is nothing to hold.
-    """
-
-    def __enter__(self) -> None:
-        self._held: tuple[int, FrameType | None] | None = None
-        in_main = threading.current_thread() is threading.main_thread()
-        self._handler = signal.getsignal(signal.SIGINT) if in_main else None
-        if callable(self._handler):
-            signal.signal(signal.SIGINT, self._hold)
-
-    def __exit__(self, *error: Any) -> None:
-        if callable(self._handler):
-            signal.signal(signal.SIGINT, self._handler)
-            if self._held is not None:
-                self._handler(*self._held)
-
-    def _hold(self, number: int, frame: FrameType | None) -> None:
-        if self._held is not None and callable(self._handler):
-            self._handler(number, frame)
-        self._held = (number, frame)
