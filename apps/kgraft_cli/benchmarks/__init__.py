@@ -1,0 +1,1 @@
+"""What `kgraft bench` measures kgraft against, each contender in a process of its own."""
