@@ -14,7 +14,7 @@ _COMMANDS = {
     "models": "List the architectures with their cost.",
     "data": "List data sets, or prepare one.",
     "weights": "Take weights from PyTorch, or give them.",
-    "bench": "Time a grafting against a training step.",
+    "bench": "Measure kgraft against other ways to train K peers.",
     "info": "Show versions, backends and devices.",
 }
 

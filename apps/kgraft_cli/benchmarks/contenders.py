@@ -59,6 +59,28 @@ def names(backend: str) -> list[str]:
     return keras_ones + torch_ones * (backend == "torch")
 
 
+def check(dataset: str, data_dir: str | None, names: list[str]) -> int:
+    """Refuse sets and models that there are not.
+
+    Args:
+        dataset: name of the data set.
+        data_dir: where it lies.
+        names: architectures.
+
+    Returns:
+        Number of training images of the whole set.
+
+    Raises:
+        UserError: says what is unknown.
+    """
+    from kgraft import data, models
+
+    loaded = data.load(dataset, data_dir=data_dir, limit_test=1, validation=0.0)
+    for name in names:
+        models.build(name, input_shape=loaded.train.images.shape[1:], classes=loaded.classes)
+    return len(loaded.train)
+
+
 def build(task: Task) -> Contender:
     """A contender, ready to take its first step."""
     if task.contender.startswith("pytorch"):

@@ -64,7 +64,7 @@ def measure(task: Task, repeats: int) -> GraftTimes:
     loop()
     rounds = [
         (
-            _seconds(lambda n=number: contender.block(n, task.steps)) / task.steps,
+            _seconds(contender.block, number, task.steps) / task.steps,
             _seconds(contender.exchange),
             _seconds(loop),
         )
@@ -114,7 +114,7 @@ def entropy(weights: Any, bins: int = 10) -> float:
     return total
 
 
-def _seconds(action: Callable[[], None]) -> float:
+def _seconds(action: Callable[..., None], *arguments: Any) -> float:
     started = time.perf_counter()
-    action()
+    action(*arguments)
     return time.perf_counter() - started

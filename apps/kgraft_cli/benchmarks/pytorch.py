@@ -1,4 +1,4 @@
-"""The hand-written PyTorch loop: CIFAR networks, `torch.optim.SGD`, grafting by a per-layer loop."""
+"""The hand-written PyTorch loop: CIFAR networks, `torch.optim.SGD`, a per-layer grafting."""
 
 import math
 from typing import Any

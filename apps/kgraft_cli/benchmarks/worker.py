@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from kgraft_cli.benchmarks.contenders import Task, build
 
@@ -35,15 +36,15 @@ def main(specification: str) -> None:
     say(startup_seconds=startup)
     for number, _ in enumerate(sys.stdin, start=2):
         say(
-            step_seconds=_seconds(lambda n=number: contender.block(n, task.steps)) / task.steps,
+            step_seconds=_seconds(contender.block, number, task.steps) / task.steps,
             exchange_seconds=_seconds(contender.exchange),
             peak_bytes=contender.peak_bytes(),
         )
 
 
-def _seconds(action: Callable[[], None]) -> float:
+def _seconds(action: Callable[..., None], *arguments: Any) -> float:
     started = time.perf_counter()
-    action()
+    action(*arguments)
     return time.perf_counter() - started
 
 

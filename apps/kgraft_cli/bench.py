@@ -1,0 +1,93 @@
+"""`kgraft bench`: kgraft against Keras, a hand-written PyTorch loop, and K processes."""
+
+import itertools
+from typing import Any
+
+import click
+
+
+@click.command("bench")
+@click.argument("what", type=click.Choice(["speed", "graft"]), default="speed")
+@click.option("--model", "models", default="resnet20", metavar="NAME,...", show_default=True)
+@click.option("--peers", default="4", metavar="K,...", show_default=True)
+@click.option("--batch-size", "batch_sizes", default="128", metavar="N,...", show_default=True)
+@click.option("--dataset", default="digits", metavar="NAME", show_default=True)
+@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.option("--contender", "chosen", multiple=True, metavar="NAME", help="All by default.")
+@click.option("--steps", default=4, metavar="N", show_default=True, help="Steps a round.")
+@click.option("--repeats", default=5, metavar="N", show_default=True, help="Rounds.")
+@click.option("--json", "file", metavar="FILE", help="Also write the numbers there.")
+def command(
+    what: str,
+    models: str,
+    peers: str,
+    batch_sizes: str,
+    dataset: str,
+    data_dir: str | None,
+    chosen: tuple[str, ...],
+    steps: int,
+    repeats: int,
+    file: str | None,
+) -> None:
+    """Measure kgraft against other ways to train K peers (speed), or the grafting alone (graft).
+
+    Every contender works in a process of its own; they take turns, and ratios are formed within a
+    round. Lists of models, K and batch sizes give one comparison for each combination.
+    """
+    import json
+    from pathlib import Path
+
+    from rich.console import Console
+
+    import kgraft  # isort: skip  # chooses the backend
+    import keras
+
+    from kgraft.errors import UserError, suggest
+    from kgraft_cli.benchmarks import contenders
+    from kgraft_cli.benchmarks.tables import table
+
+    assert kgraft.__name__
+    for name, value in (("--steps", steps), ("--repeats", repeats)):
+        if value < 1:
+            raise UserError(f"{name} {value}: expected 1 or more.")
+    known = contenders.names(keras.config.backend())
+    for name in chosen:
+        if name not in known:
+            raise UserError(f"--contender {name!r} is unknown." + suggest(name, known))
+    grid = list(
+        itertools.product(
+            models.split(","), _numbers("--batch-size", batch_sizes), _numbers("--peers", peers)
+        )
+    )
+    images = contenders.check(dataset, data_dir, models.split(","))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    rows: list[dict[str, Any]] = []
+    for model, batch_size, count in grid:
+        tasks = [
+            contenders.Task(name, model, count, batch_size, dataset, data_dir, steps)
+            for name in chosen or known
+        ]
+        if what == "graft":
+            from kgraft_cli.benchmarks.grafting import measure
+
+            rows.append(measure(tasks[0], repeats).row(tasks[0]))
+        else:
+            from kgraft_cli.benchmarks import runner
+
+            with console.status("") as status:
+                results = runner.run(tasks, repeats, status.update)
+            rows += runner.rows(results, images)
+    console.print(table(what, rows, f"{dataset}, {images} images an epoch, {repeats} rounds"))
+    if file is not None:
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    from kgraft.errors import UserError
+
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"{option} {text}: expected whole numbers above 0, e.g. 1,4.")
+    return [int(part) for part in parts]

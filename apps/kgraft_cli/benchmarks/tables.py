@@ -1,0 +1,62 @@
+"""What was measured, as a table for the terminal."""
+
+from typing import Any
+
+from rich.table import Table
+
+_SPEED = ("model", "batch", "K", "contender", "images x peers / s", "kgraft / this")
+_COLUMNS = {
+    "speed": (*_SPEED, "epoch's end", "start-up", "memory"),
+    "graft": ("backend", "model", "batch", "K", "step", "grafting", "of a step", "loop / it"),
+}
+
+
+def table(what: str, rows: list[dict[str, Any]], title: str) -> Table:
+    """A table of medians, with the range in parentheses.
+
+    Args:
+        what: `"speed"` or `"graft"`.
+        rows: what `runner.rows` or `GraftTimes.row` gave.
+        title: what all rows have in common.
+    """
+    made = Table(title=title, title_justify="left")
+    for column in _COLUMNS[what]:
+        left = column in ("backend", "model", "contender")
+        made.add_column(column, justify="left" if left else "right")
+    for row in rows:
+        made.add_row(*(_speed(row) if what == "speed" else _graft(row)))
+    return made
+
+
+def _speed(row: dict[str, Any]) -> list[str]:
+    head = [row["model"], str(row["batch_size"]), str(row["peers"]), row["contender"]]
+    if "error" in row:
+        return [*head, row["error"], "", "", "", ""]
+    low, high = row["images_per_second_range"]
+    ratio = ""
+    if "kgraft_over_this" in row:
+        least, most = row["kgraft_over_this_range"]
+        ratio = f"{row['kgraft_over_this']:.2f} ({least:.2f} to {most:.2f})"
+    return [
+        *head,
+        f"{row['images_per_second']:.0f} ({low:.0f} to {high:.0f})",
+        ratio,
+        f"{row['exchange_seconds'] * 1e3:.0f} ms",
+        f"{row['startup_seconds']:.1f} s",
+        f"{row['peak_bytes'] / 2**20:.0f} MiB",
+    ]
+
+
+def _graft(row: dict[str, Any]) -> list[str]:
+    low, high = row["share_of_step_range"]
+    least, most = row["loop_over_graft_range"]
+    return [
+        row["backend"],
+        row["model"],
+        str(row["batch_size"]),
+        str(row["peers"]),
+        f"{row['step_seconds'] * 1e3:.0f} ms",
+        f"{row['graft_seconds'] * 1e3:.1f} ms",
+        f"{row['share_of_step']:.2%} ({low:.2%} to {high:.2%})",
+        f"{row['loop_over_graft']:.1f} ({least:.1f} to {most:.1f})",
+    ]
