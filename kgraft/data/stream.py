@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from kgraft.data.augment import Augment
 from kgraft.data.order import augmentation_rng, check_batch_size, epoch_order
@@ -84,6 +84,32 @@ class BatchStream:
         sibling.peer = peer
         return sibling
 
+    @property
+    def labels(self) -> Any:
+        """Labels of all images, on the device: int32 `(n,)`, or what `with_labels` was given."""
+        return self._labels
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every epoch shows the same pixels, only in another order."""
+        return not self.augment.pad and not self.augment.flip
+
+    def with_labels(self, labels: Any) -> "BatchStream":
+        """The same images with other labels.
+
+        Args:
+            labels: tensors, or a nest of them, whose first axis counts the images.
+        """
+        other = copy.copy(self)
+        other._labels = labels
+        return other
+
+    def in_order(self) -> "BatchStream":
+        """The same images in the order in which they lie."""
+        other = copy.copy(self)
+        other.shuffle = False
+        return other
+
     def epoch(self, epoch: int) -> Iterator[tuple[Any, Any]]:
         """The batches of one epoch.
 
@@ -103,4 +129,7 @@ class BatchStream:
             draw = self.augment.draw(rng, len(indices))
             chosen = ops.convert_to_tensor(indices)
             images = ops.take(self._images, chosen, axis=0)
-            yield self.augment(images, draw), ops.take(self._labels, chosen, axis=0)
+            labels = tree.map_structure(
+                lambda part, chosen=chosen: ops.take(part, chosen, axis=0), self._labels
+            )
+            yield self.augment(images, draw), labels

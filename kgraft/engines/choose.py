@@ -168,6 +168,16 @@ def stepper_for(model: keras.Model, wanted: str = "auto") -> Stepper:
     return Engine([model], wanted).steppers[0]
 
 
+def predictions_of(model: keras.Model, wanted: str = "auto") -> Callable[[Any], Any]:
+    """A function of one batch of inputs: a built model's outputs, in inference mode.
+
+    Args:
+        model: a built model, compiled or not.
+        wanted: see `Engine`.
+    """
+    return Engine([], wanted)._steps_of(model).predict
+
+
 def _whole_step(stepper: Stepper, batch: tuple[Any, ...]) -> Logs:
     """A step whose numbers are there when it returns."""
     logs = stepper.step(batch)
@@ -200,6 +210,8 @@ def _jax(model: Any, shared: dict[str, Any]) -> _Made:
     reason = jax_compiled.why_not(model)
     if reason:
         return None, reason
+    if not model.compiled:
+        return eager_steps(model), None
     programs = shared.setdefault("programs", jax_compiled.Programs())
     return jax_compiled.DonatedSteps(model, programs), None
 

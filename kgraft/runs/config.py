@@ -45,7 +45,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """Which images, how many, and how they are augmented; None is what suits the set."""
+    """Which images, how many, and how they are augmented; None is what suits the set.
+
+    `shared` gives all peers the same batches.
+    """
 
     name: str = "digits"
     directory: str | None = None
@@ -56,6 +59,7 @@ class Data:
     flip: bool | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)

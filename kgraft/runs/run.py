@@ -155,6 +155,7 @@ def _graft(
         verbose=0,
         validation_data=assembly.validation,
         callbacks=recorder.callbacks,
+        shared_batches=config.data.shared,
     )
     return run, recorder, time.perf_counter() - started
 

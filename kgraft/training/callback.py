@@ -18,9 +18,10 @@ from kgraft.grafting.mixers import Graft, warn_of_sick_peers
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.distiller import student_of
-from kgraft.training.fit import GraftSchedule
+from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import Learner, check_optimizers, compile_as, sources
 from kgraft.training.peer_backup import PeerBackup
+from kgraft.training.teaching import Classrooms
 
 _log = logging.getLogger("kgraft")
 
@@ -278,6 +279,7 @@ class _Run:
             ]
         if callback.backup_dir is not None:
             self.backup = PeerBackup(callback.backup_dir, [self.ring[k] for k in others], [model])
+        self._teaching = Classrooms(callback.engine)
         self._share = self._shares_variables()
 
     def close(self) -> None:
@@ -331,7 +333,7 @@ class _Run:
             self._prepared = True
         for batch in batches:
             for learner in self.learners:
-                learner.learn(batch)
+                learner.learn(batch, self._teaching)
 
     def _shares_variables(self) -> bool:
         own = {id(variable) for variable in self.ring[self.place].variables}

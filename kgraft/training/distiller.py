@@ -6,7 +6,7 @@ KD's mean over the batch as a Keras loss, `Distiller` the sum of both as a model
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -15,6 +15,19 @@ from kgraft.equations import distillation_loss, mean_probabilities
 from kgraft.errors import UserError
 
 _PROBABILITIES = ("softmax", "sigmoid")
+
+
+class Taught(NamedTuple):
+    """Targets of a batch whose teachers have been asked already.
+
+    Attributes:
+        targets: what the student would be trained on without teachers.
+        probabilities: the teachers' mean probabilities at the Distiller's temperature,
+            `(batch, classes)`.
+    """
+
+    targets: Any
+    probabilities: Any
 
 
 @keras.saving.register_keras_serializable("kgraft")
@@ -64,9 +77,10 @@ class Distiller(keras.Model):
     `distiller.student` is the trained model.
 
     Every training batch passes once through every teacher, in inference mode and without
-    gradients. `evaluate`, `predict` and validation do not run the teachers: there the loss is the
-    student's own, and the metrics are those that `student.evaluate` would give. Training also logs
-    `student_loss` (CE) and `distillation_loss` (KD); `loss` is their sum.
+    gradients; where its targets are `Taught`, through none. `evaluate`, `predict` and validation
+    do not run the teachers: there the loss is the student's own, and the metrics are those that
+    `student.evaluate` would give. Training also logs `student_loss` (CE) and `distillation_loss`
+    (KD); `loss` is their sum.
 
     Teachers are frozen: `teacher.trainable` becomes False on the models that are passed in, and
     stays so; to train one again, when the distillation is over, set it back and compile it. Their
@@ -140,7 +154,7 @@ class Distiller(keras.Model):
 
         Args:
             x: a batch of inputs.
-            y: its targets.
+            y: its targets, or `Taught`.
             y_pred: the student's logits for it.
             sample_weight: weights of the images, in CE and KD alike.
             training: whether the teachers take part.
@@ -148,19 +162,28 @@ class Distiller(keras.Model):
         Returns:
             Scalar loss.
         """
+        taught = None
+        if isinstance(y, Taught):
+            y, taught = y
         student_loss = super().compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
         )
         if not training:
             return student_loss
-        taught = mean_probabilities(
-            [teacher(x, training=False) for teacher in self.teachers], self.temperature
-        )
+        if taught is None:
+            taught = mean_probabilities(
+                [teacher(x, training=False) for teacher in self.teachers], self.temperature
+            )
         distilled = self._distillation(ops.stop_gradient(taught), y_pred, sample_weight)
         images = ops.shape(y_pred)[0]
         self._student_loss.update_state(student_loss, sample_weight=images)
         self._distillation_loss.update_state(distilled, sample_weight=images)
         return student_loss + distilled
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The student's metrics, on the targets alone."""
+        y = y.targets if isinstance(y, Taught) else y
+        return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def test_step(self, *args: Any) -> Any:
         """Evaluate one batch: Keras' step without the two metrics that only training has."""

@@ -69,6 +69,10 @@ class ArrayFeed:
         """The same arrays, not copied, in another peer's order."""
         return replace(self, peer=peer)
 
+    def in_order(self) -> "ArrayFeed":
+        """All of the same arrays, as they lie."""
+        return replace(self, shuffle=False, limit=None)
+
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of one epoch, the same ones whenever it is asked for."""
         order = epoch_order(

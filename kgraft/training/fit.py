@@ -3,59 +3,24 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from kgraft.engines.choose import Engine
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError
 from kgraft.grafting.mixers import Graft, warn_of_sick_peers
 from kgraft.grafting.ring import GraftRecord
-from kgraft.training.distiller import distil
+from kgraft.training.distiller import Taught, distil
 from kgraft.training.feeds import Batch, Feed, feed_of, is_arrays
+from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
+from kgraft.training.teaching import Teaching
 
 _log = logging.getLogger("kgraft")
 
 Callbacks = Sequence[keras.callbacks.Callback]
-
-
-@dataclass(frozen=True)
-class GraftSchedule:
-    """At the end of which epochs peers are grafted, and on which side of the validation.
-
-    Attributes:
-        every: graft at the end of every n-th epoch.
-        epochs_grafted: graft at the end of the first n epochs only; None for all.
-        evaluate: `"after"` grafts before the validation, so that a logged metric belongs to the
-            weights that a checkpoint holds; `"before"` is the authors' order: train, validate,
-            save, then graft, so that the last epoch's metrics belong to ungrafted weights.
-    """
-
-    every: int = 1
-    epochs_grafted: int | None = None
-    evaluate: Literal["after", "before"] = "after"
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"every={self.every}: graft every n-th epoch, n at least 1.")
-        if self.epochs_grafted is not None and self.epochs_grafted < 0:
-            raise UserError(
-                f"epochs_grafted={self.epochs_grafted}: the first n epochs, n at least 0, or None."
-            )
-        if self.evaluate not in ("after", "before"):
-            raise UserError(
-                f"evaluate={self.evaluate!r}: validate after or before the grafting."
-                + suggest(str(self.evaluate), ("after", "before"))
-            )
-
-    def due(self, epoch: int) -> bool:
-        """Whether the end of this epoch, counted from 0, is one to graft at."""
-        return (epoch + 1) % self.every == 0 and (
-            self.epochs_grafted is None or epoch < self.epochs_grafted
-        )
 
 
 class GraftingFit:
@@ -133,6 +98,7 @@ class GraftingFit:
             else students
         )
         self._students, self._trainees = students.steppers, self._engine.steppers
+        self._teaching = Teaching(self.teachers, temperature, engine) if self.teachers else None
         self._sick: set[int] = set()
 
     def fit(
@@ -153,6 +119,7 @@ class GraftingFit:
         steps_per_epoch: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: int = 1,
+        shared_batches: bool = False,
     ) -> list[keras.callbacks.History]:
         """Train and graft all peers; arguments as in `keras.Model.fit` where not said otherwise.
 
@@ -178,6 +145,8 @@ class GraftingFit:
             steps_per_epoch: at most so many steps an epoch.
             validation_batch_size: `batch_size` by default.
             validation_freq: validate every n-th epoch.
+            shared_batches: whether all peers see the first peer's batches; teachers then run once
+                for all. Peers of their own order are more diverse and gain more from grafting.
 
         Returns:
             One `History` per peer.
@@ -195,6 +164,7 @@ class GraftingFit:
             x,
             y,
             sample_weight,
+            shared=shared_batches,
             batch_size=batch_size,
             class_weight=class_weight,
             seed=self.seed,
@@ -243,13 +213,21 @@ class GraftingFit:
         feed = feed_of(x, batch_size=batch_size, shuffle=False)
         return np.stack([student.predict(feed.epoch(0)) for student in self._students])
 
-    def _feeds(self, x: Any, y: Any, sample_weight: Any, **options: Any) -> list[Feed]:
+    def _feeds(
+        self, x: Any, y: Any, sample_weight: Any, *, shared: bool, **options: Any
+    ) -> list[Feed]:
         if not isinstance(x, list) or is_arrays(x, y, sample_weight):
-            first = feed_of(x, y, sample_weight, **options)
-            return [first.for_peer(k) for k in range(len(self.peers))]
+            first = self._taught(feed_of(x, y, sample_weight, **options))
+            return [first if shared else first.for_peer(k) for k in range(len(self.peers))]
+        if shared:
+            raise UserError("shared_batches=True needs one data set for all peers, not a list.")
         if len(x) != len(self.peers):
             raise UserError(f"{len(x)} data sets for {len(self.peers)} peers: one for each.")
-        return [feed_of(data, y, sample_weight, **options) for data in x]
+        return [self._taught(feed_of(data, y, sample_weight, **options)) for data in x]
+
+    def _taught(self, feed: Feed) -> Feed:
+        """The feed with the teachers' predictions, where they can be had once and for all."""
+        return (self._teaching.feed(feed) if self._teaching else None) or feed
 
     def _build(self, feeds: Sequence[Feed]) -> None:
         for feed, trainee, student in zip(feeds, self._trainees, self._students, strict=True):
@@ -257,8 +235,8 @@ class GraftingFit:
                 continue
             with contextlib.closing(feed.epoch(0)) as batches:
                 batch = next(batches)
-            student.build(batch)
-            trainee.build(batch)
+            student.build(_without_teachers(batch))
+            trainee.build(self._with_teachers(batch))
         self._engine.choose()
         self._plan = self._plan or self.graft.check(self.peers)
 
@@ -333,12 +311,18 @@ class GraftingFit:
             for step, batches in enumerate(_side_by_side(feeds, epoch)):
                 for watcher in watchers:
                     watcher.on_train_batch_begin(step)
-                for watcher, logs in zip(watchers, self._engine.step(batches), strict=True):
+                taught = [self._with_teachers(batch) for batch in batches]
+                for watcher, logs in zip(watchers, self._engine.step(taught), strict=True):
                     watcher.on_train_batch_end(step, logs)
                 if any(peer.stop_training for peer in self.peers):
                     break
         finally:
             self._engine.end_epoch()
+
+    def _with_teachers(self, batch: Batch) -> Batch:
+        if self._teaching is None or isinstance(batch[1], Taught):
+            return batch
+        return self._teaching.of(batch)
 
     def _graft(self, epoch: int) -> GraftRecord:
         record = self.graft.apply(self.peers, self._plan)
@@ -370,13 +354,21 @@ def _validation_feed(data: Any, batch_size: int | None) -> Feed:
     return feed_of(data, shuffle=False)
 
 
+def _without_teachers(batch: Batch) -> Batch:
+    x, y, *weights = batch
+    return (x, y.targets if isinstance(y, Taught) else y, *weights)
+
+
 def _side_by_side(feeds: Sequence[Feed], epoch: int) -> Iterator[list[Batch]]:
-    """One batch of every peer at a time, until the first of them has no more."""
-    streams = [feed.epoch(epoch) for feed in feeds]
+    """One batch of every peer at a time, until the first of them has no more.
+
+    Peers with one feed in common get the very same batch.
+    """
+    streams = {id(feed): feed.epoch(epoch) for feed in feeds}
     while True:
-        batches = [next(stream, None) for stream in streams]
-        found = [batch for batch in batches if batch is not None]
-        if len(found) < len(streams):
+        batches = {key: next(stream, None) for key, stream in streams.items()}
+        found = [batch for feed in feeds if (batch := batches[id(feed)]) is not None]
+        if len(found) < len(feeds):
             return
         yield found
 

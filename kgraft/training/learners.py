@@ -10,6 +10,7 @@ import keras
 from kgraft.engines.choose import stepper_for
 from kgraft.errors import UserError
 from kgraft.training.feeds import ArrayFeed, Batch, Feed, feed_of
+from kgraft.training.teaching import Classrooms
 
 
 class Learner:
@@ -43,9 +44,15 @@ class Learner:
             feed = self._source.feed(self._place, size)
             self._own = self._batches(feed, once=self._source.once)
 
-    def learn(self, batch: Batch) -> None:
-        """One step: on the next of its own batches, or on this one."""
-        self.stepper.step(batch if self._own is None else next(self._own))
+    def learn(self, batch: Batch, classrooms: Classrooms) -> None:
+        """One step: on the next of its own batches, or on this one.
+
+        Args:
+            batch: what `fit` has fed to its model.
+            classrooms: where students of the same teachers hear them once a batch.
+        """
+        batch = batch if self._own is None else next(self._own)
+        self.stepper.step(classrooms.taught(self.model, batch))
 
     def close(self) -> None:
         """End its own data; nothing is read from it any more."""

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -105,11 +106,13 @@ def test_info_names_the_backend_in_use(capsys):
     assert line.startswith(keras.config.backend())
 
 
-def test_bench_times_a_grafting_against_a_step(capsys):
+def test_bench_times_a_grafting_against_a_step_and_a_loop(capsys):
     code, out, _ = run(
         capsys,
-        *("bench", "--model", "resnet8", "--peers", "2", "--batch-size", "16", "--repeats", "2"),
+        *("bench", "graft", "--model", "resnet8", "--peers", "2", "--batch-size", "16"),
+        *("--repeats", "2", "--steps", "1"),
     )
     assert code == 0
-    assert out.startswith("2 x resnet8, digits, batch 16, median of 2: step ")
-    assert run(capsys, "bench", "--repeats", "0")[0] == 2
+    (line,) = [line for line in out.splitlines() if "resnet8" in line]
+    numbers = [float(n) for n in re.findall(r"[0-9.]+(?= ms)", line)]
+    assert len(numbers) == 2 and min(numbers) > 0 and "%" in line

@@ -6,7 +6,8 @@ from keras import layers
 from kgraft.errors import UserError
 from kgraft.grafting import Graft
 from kgraft.training.feeds import feed_of
-from kgraft.training.fit import GraftingFit, GraftSchedule
+from kgraft.training.fit import GraftingFit
+from kgraft.training.graft_schedule import GraftSchedule
 from tests.reference import grafting as reference
 
 pytestmark = pytest.mark.core

@@ -1,5 +1,6 @@
 """Contenders in turns: one works, the others wait; ratios are taken within a round."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -146,11 +147,16 @@ class _Worker:
     def close(self) -> None:
         """End the process."""
         if self._process.stdin is not None:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
 
     def _answer(self) -> dict[str, float] | None:
         line = self._process.stdout.readline() if self._process.stdout is not None else ""

@@ -35,6 +35,7 @@ def main(specification: str) -> None:
 
     say(startup_seconds=startup)
     for number, _ in enumerate(sys.stdin, start=2):
+        contender.block(number, 1)  # while it waited, its memory and caches went to others
         say(
             step_seconds=_seconds(contender.block, number, task.steps) / task.steps,
             exchange_seconds=_seconds(contender.exchange),

@@ -1,0 +1,116 @@
+"""Teachers' predictions, once a batch for all students that see it, or once a run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft.data import BatchStream
+from kgraft.engines.choose import predictions_of
+from kgraft.equations import mean_probabilities
+from kgraft.training.distiller import Distiller, Taught
+from kgraft.training.feeds import ArrayFeed, Batch, Feed
+
+
+class Teaching:
+    """The mean probabilities of M teachers (eq. 12) beside the targets of a batch.
+
+    Teachers run in inference mode and without gradients. The last batch's probabilities are kept,
+    so that peers who see the same batch, one after the other, share one pass.
+
+    Args:
+        teachers: frozen models whose outputs are logits.
+        temperature: tau.
+        engine: how they run, see `Engine`.
+
+    Example:
+        >>> teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        >>> teaching = Teaching([teacher], 2.0)
+        >>> x, y = np.zeros((4, 2), "float32"), np.arange(4)
+        >>> tuple(teaching.of((x, y))[1].probabilities.shape)
+        (4, 3)
+    """
+
+    def __init__(
+        self, teachers: Sequence[keras.Model], temperature: float, engine: str = "auto"
+    ) -> None:
+        self._predict = predictions_of(_Mean(teachers, temperature), engine)
+        self._last: tuple[Any, Any] = (None, None)
+
+    def of(self, batch: Batch) -> Batch:
+        """The batch with what the teachers say of it.
+
+        Args:
+            batch: `(x, y)` or `(x, y, sample_weight)`.
+
+        Returns:
+            The same with `Taught` targets.
+        """
+        x, y, *weights = batch
+        if self._last[0] is not x:
+            self._last = (x, self._predict(x))
+        return (x, Taught(y, self._last[1]), *weights)
+
+    def feed(self, feed: Feed) -> Feed | None:
+        """A feed with every image's probabilities, predicted once.
+
+        Args:
+            feed: a peer's batches.
+
+        Returns:
+            None where images are augmented or nobody knows: each batch must be predicted anew.
+        """
+        if isinstance(feed, ArrayFeed):
+            x, y, weights = feed.arrays
+            return replace(feed, arrays=(x, Taught(y, self._of_all(feed)), weights))
+        if isinstance(feed, BatchStream) and feed.is_fixed:
+            return feed.with_labels(Taught(feed.labels, self._of_all(feed)))
+        return None
+
+    def _of_all(self, feed: ArrayFeed | BatchStream) -> Any:
+        parts = [
+            keras.ops.convert_to_numpy(self._predict(batch[0]))
+            for batch in feed.in_order().epoch(0)
+        ]
+        return keras.ops.convert_to_tensor(np.concatenate(parts))
+
+
+class Classrooms:
+    """Distillers with the same teachers and temperature hear them once a batch.
+
+    Args:
+        engine: how teachers run, see `Engine`.
+    """
+
+    def __init__(self, engine: str = "auto") -> None:
+        self._engine = engine
+        self._rooms: dict[Any, Teaching] = {}
+
+    def taught(self, model: keras.Model, batch: Batch) -> Batch:
+        """The batch as a model learns from it: with its teachers' word if it is a Distiller.
+
+        Args:
+            model: a peer.
+            batch: `(x, y)` or `(x, y, sample_weight)`.
+        """
+        if type(model) is not Distiller or len(batch) < 2:
+            return batch
+        key = (tuple(map(id, model.teachers)), model.temperature)
+        if key not in self._rooms:
+            self._rooms[key] = Teaching(model.teachers, model.temperature, self._engine)
+        return self._rooms[key].of(batch)
+
+
+class _Mean(keras.Model):
+    """Mean probabilities of some models at a temperature."""
+
+    def __init__(self, models: Sequence[keras.Model], temperature: float) -> None:
+        super().__init__(name="teachers")
+        self.models, self.temperature = list(models), temperature
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        outputs = [model(x, training=False) for model in self.models]
+        return keras.ops.stop_gradient(mean_probabilities(outputs, self.temperature))
