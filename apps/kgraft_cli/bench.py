@@ -64,15 +64,22 @@ def command(
     if not console.is_terminal:
         console = Console(width=160)
     rows: list[dict[str, Any]] = []
-    for model, batch_size, count in grid:
-        tasks = [
+    groups = [
+        [
             contenders.Task(name, model, count, batch_size, dataset, data_dir, steps)
             for name in chosen or known
         ]
+        for model, batch_size, count in grid
+    ]
+    if len(chosen) == 1:  # a sweep over one contender's work, which takes turns too
+        groups = [[task for group in groups for task in group]]
+    for tasks in groups:
         if what == "graft":
             from kgraft_cli.benchmarks.grafting import measure
 
-            rows.append(measure(tasks[0], repeats).row(tasks[0]))
+            rows += [
+                measure(task, repeats).row(task) for task in {t.peers: t for t in tasks}.values()
+            ]
         else:
             from kgraft_cli.benchmarks import runner
 

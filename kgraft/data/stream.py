@@ -1,7 +1,7 @@
 """A peer's batches, from images that are on the device once for all peers."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from keras import ops, tree
 
 from kgraft.data.augment import Augment
 from kgraft.data.order import augmentation_rng, check_batch_size, epoch_order
+from kgraft.data.prefetch import prefetched
 from kgraft.errors import UserError
 
 
@@ -27,6 +28,8 @@ class BatchStream:
         augment: Crops, flips and normalisation; None only scales the pixels to 0..1. One with
             `pad=0` and `flip=False` is for evaluation.
         shuffle: False for the order in which the images lie.
+        resident: False leaves the images on the host, for sets that do not fit the device: batches
+            are gathered there and copied over by a thread, ahead of their use.
 
     Raises:
         UserError: the images are not uint8 of rank 4, there are not as many labels, or
@@ -49,6 +52,7 @@ class BatchStream:
         peer: int,
         augment: Augment | None = None,
         shuffle: bool = True,
+        resident: bool = True,
     ) -> None:
         if images.dtype != np.uint8 or images.ndim != 4:
             raise UserError(
@@ -67,7 +71,7 @@ class BatchStream:
         self.peer = peer
         self.shuffle = shuffle
         self.augment = augment or Augment(pad=0, flip=False)
-        self._images = ops.convert_to_tensor(images)
+        self._images = ops.convert_to_tensor(images) if resident else images
         self._labels = ops.convert_to_tensor(labels.astype(np.int32))
 
     @property
@@ -124,12 +128,20 @@ class BatchStream:
             self.count, seed=self.seed, peer=self.peer, epoch=epoch, shuffle=self.shuffle
         ).astype(np.int32)
         rng = augmentation_rng(seed=self.seed, peer=self.peer, epoch=epoch)
-        for start in range(0, self.count, self.batch_size):
-            indices = order[start : start + self.batch_size]
+        starts = range(0, self.count, self.batch_size)
+        for indices, images in self._pixels(
+            order[start : start + self.batch_size] for start in starts
+        ):
             draw = self.augment.draw(rng, len(indices))
             chosen = ops.convert_to_tensor(indices)
-            images = ops.take(self._images, chosen, axis=0)
             labels = tree.map_structure(
                 lambda part, chosen=chosen: ops.take(part, chosen, axis=0), self._labels
             )
             yield self.augment(images, draw), labels
+
+    def _pixels(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
+        """Each batch's indices and its uint8 images on the device."""
+        images = self._images
+        if isinstance(images, np.ndarray):
+            return prefetched(batches, lambda own: (own, ops.convert_to_tensor(images[own])))
+        return ((own, ops.take(images, ops.convert_to_tensor(own), axis=0)) for own in batches)

@@ -23,3 +23,29 @@ def devices() -> list[str]:
 
             listed = tf.config.list_physical_devices()
             return [d.name for d in listed if d.device_type == "GPU"] or ["cpu"]
+
+
+def fits(count: int) -> bool:
+    """Whether so many bytes leave the device room to train: at most half of what is free.
+
+    Args:
+        count: bytes.
+
+    Returns:
+        True also where the device is the host, or does not say.
+    """
+    match keras.config.backend():
+        case "torch":
+            import torch
+
+            if not torch.cuda.is_available():
+                return True
+            return count <= torch.cuda.mem_get_info()[0] / 2
+        case "jax":
+            import jax
+
+            told = jax.devices()[0].memory_stats() or {}
+            free = told.get("bytes_limit", 0) - told.get("bytes_in_use", 0)
+            return not told or count <= free / 2
+        case _:
+            return True

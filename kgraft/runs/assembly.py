@@ -9,6 +9,7 @@ import numpy as np
 
 from kgraft import data, models
 from kgraft.data import Augment, BatchStream, Dataset, Split
+from kgraft.engines.devices import fits
 from kgraft.errors import UserError
 from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm
 from kgraft.runs.config import Config
@@ -70,6 +71,7 @@ def assemble(config: Config) -> Assembly:
         seed=config.run.seed,
         peer=0,
         augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
+        resident=fits(dataset.train.images.nbytes),
     )
     shape = dataset.train.images.shape[1:]
     teachers = config.teachers
@@ -158,6 +160,7 @@ def in_order(dataset: Dataset, split: Split, batch_size: int = 512) -> BatchStre
         peer=0,
         augment=Augment(0, False, dataset.mean, dataset.std),
         shuffle=False,
+        resident=fits(split.images.nbytes),
     )
 
 

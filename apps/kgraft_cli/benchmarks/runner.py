@@ -104,7 +104,8 @@ def rows(results: Sequence[Result], images: int) -> list[dict[str, Any]]:
             "peak_bytes": result.peak_bytes,
         }
         for other in results:
-            if other.task.contender == REFERENCE and other.error is None:
+            same = dataclasses.replace(result.task, contender=REFERENCE, started=0.0)
+            if dataclasses.replace(other.task, started=0.0) == same and other.error is None:
                 median, low, high = ratios(other.throughput(images), speed)
                 row |= {"kgraft_over_this": median, "kgraft_over_this_range": [low, high]}
         made.append(row)
