@@ -1,4 +1,4 @@
-"""A thread reads ahead: same batches, same order, no more than asked for, errors where they belong."""
+"""A thread reads ahead: same batches, same order, no more than asked, errors in their place."""
 
 import threading
 import time
