@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import keras
+import numpy as np
 
 from kgraft.engines.eager import JaxSteps, Logs
 from kgraft.engines.interrupts import InterruptHeld
@@ -31,17 +31,22 @@ class Programs:
     def of(self, step: Callable[..., Any], *arguments: Any) -> Any:
         """The compiled step for arguments of these shapes.
 
-        Two steps are the same program if they are lowered to the same text and hold no arrays of
-        their own; these count as different, whatever they hold.
+        Two steps are the same program if they are lowered to the same text and hold equal arrays of
+        their own.
 
         Args:
             step: `(state, rate, data)` -> `(logs, state)`.
             arguments: what it is called with first.
         """
+        import jax
+
         with self._lock:
             traced = jax.jit(step, donate_argnums=0).trace(*arguments)
             lowered = traced.lower()
-            own = id(step) if traced.jaxpr.consts else None
+            own = tuple(
+                (value.shape, str(value.dtype), value.tobytes())
+                for value in map(np.asarray, traced.jaxpr.consts)
+            )
             structure = jax.tree.structure((arguments, traced.out_info))
             key = (lowered.as_text(), structure, own)
             if key not in self._compiled:
@@ -68,6 +73,8 @@ class DonatedSteps(JaxSteps):
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
+        import jax
+
         model = self._model
         data = keras.tree.map_structure(
             lambda part: None if part is None else keras.ops.convert_to_tensor(part), data
@@ -110,6 +117,8 @@ class DonatedSteps(JaxSteps):
 
         Somebody else may hold them, and a donated array is gone for everybody.
         """
+        import jax
+
         own = {id(value) for value in self._kept}
         return tuple(
             [

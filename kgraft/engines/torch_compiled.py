@@ -50,9 +50,9 @@ class NativeSteps(TorchSteps):
     def _native(self) -> Iterator[None]:
         if self._calls is None:
             self._calls = {part: _call_of(part) for part in functional_models(self._model)}
-        for part, call in self._calls.items():
-            vars(part)["call"] = call
         try:
+            for part, call in self._calls.items():
+                vars(part)["call"] = call
             yield
         finally:
             for part in self._calls:

@@ -1,5 +1,9 @@
 """The compiled engine against the eager one: same weights, same batches, same numbers."""
 
+import os
+import signal
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -260,3 +264,60 @@ def test_a_model_that_cannot_be_compiled_is_trained_eagerly_and_the_reason_is_sa
 def test_an_unknown_engine_is_refused():
     with pytest.raises(UserError, match="Did you mean 'compiled'"):
         Engine([compiled(small())], "compile")
+
+
+@pytest.mark.parametrize("wanted", ["eager", "compiled"])
+def test_ctrl_c_at_any_moment_leaves_every_peer_usable(wanted):
+    steps = batches((8, 8, 3), 5, count=1)[0]
+    engine = Engine([compiled(small(0.0), 1e-3) for _ in range(3)], wanted)
+    engine.begin_epoch()
+    engine.step([steps] * 3)
+    engine.step([steps] * 3)
+    for moment in (0.003, 0.011, 0.018):
+        timer = threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            for _ in range(10_000):
+                engine.step([steps] * 3)
+        for stepper in engine.steppers:
+            assert all(np.isfinite(weight).all() for weight in stepper.model.get_weights())
+        (logs, *_) = engine.step([steps] * 3)
+        assert np.isfinite(float(logs["loss"]))
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="programs are jax'")
+def test_peers_of_different_rates_share_one_program_and_keep_their_rates():
+    def peers():
+        made = []
+        for k, rate in enumerate((0.1, 0.001, 0.02)):
+            keras.utils.set_random_seed(k)
+            schedule = kgraft.cosine_per_step(rate, epochs=1, steps_per_epoch=9)
+            made.append(compiled(small(0.0), schedule))
+        return made
+
+    runs = {}
+    for wanted in ("eager", "compiled"):
+        engine = Engine(peers(), wanted)
+        engine.begin_epoch()
+        for batch in batches((8, 8, 3), 5):
+            engine.step([batch] * 3)
+        runs[wanted] = engine
+    assert len(runs["compiled"]._shared["programs"]) == 1
+    for own, other in zip(runs["compiled"].steppers, runs["eager"].steppers, strict=True):
+        for weight, expected in zip(
+            own.model.get_weights(), other.model.get_weights(), strict=True
+        ):
+            np.testing.assert_allclose(weight, expected, atol=2e-4)
+
+
+@pytest.mark.skipif(keras.config.backend() != "jax", reason="programs are jax'")
+def test_a_donated_step_takes_no_array_that_somebody_else_holds():
+    first, second = compiled(small(0.0), 1e-3), compiled(small(0.0), 1e-3)
+    for own, other in zip(first.variables, second.variables, strict=True):
+        if own.shape == other.shape and own.dtype == other.dtype:
+            other._value = own._value  # one array in two models
+    held = [variable.value for variable in first.variables]
+    engine = Engine([first, second])
+    for batch in batches((8, 8, 3), 5):
+        engine.step([batch] * 2)
+    assert all(np.isfinite(np.asarray(array)).all() for array in held)
