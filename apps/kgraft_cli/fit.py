@@ -60,6 +60,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import check_free, default_path
     from kgraft.runs.run import execute
+    from kgraft_cli.messages import messages_on
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import summary_table
 
@@ -76,7 +77,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
     check_free(path)
     assembly = assemble(config)
     console = Console()
-    with progress_on(console) as progress:
+    with messages_on(console), progress_on(console) as progress:
         summary = execute(assembly, path, progress)
     console.print(summary_table(summary))
     console.print(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from kgraft_cli import main as program
@@ -34,11 +35,21 @@ def test_a_run_shows_every_epoch_and_ends_with_a_table(kgraft, tmp_path):
     lines = out.splitlines()
     assert lines[0] == "teacher 1: 1 model, 1 epochs of 3 steps"
     assert any(line.startswith("peers 1/1 | 1: loss ") and " alpha " in line for line in lines)
+    assert [line.split(" (")[0] for line in lines if line.startswith("engine: ")] == [
+        f"engine: compiled on {keras.config.backend()}"
+    ] * 2
     for name in ("peer 1", "peer 2", "ensemble of 2", "teacher 1"):
         assert any(name in line and "%" in line for line in lines)
     (run,) = (tmp_path / "runs").iterdir()
     assert lines[-1].endswith(f"everything is in {run.relative_to(tmp_path)}")
     assert json.loads((run / "summary.json").read_text())["seconds"] > 0
+
+
+def test_the_engine_can_be_chosen_and_is_named(kgraft):
+    code, out, _ = kgraft("fit", *SMALL, "--engine", "eager")
+    assert code == 0 and "(it was asked for), 2 models" in out
+    code, out, err = kgraft("fit", *SMALL, "--engine", "eagre")
+    assert (code, out) == (2, "") and "Did you mean 'eager'" in err
 
 
 def test_flags_win_over_set_and_set_over_the_file(kgraft, tmp_path):
