@@ -31,8 +31,10 @@ def precise():
         yield 2e-3
         return
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # Keras keeps the policy of the first layer ever made
     yield 2e-5  # Keras' means and losses are float32 whatever floatx says
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 def compiled(model, rate=1e-3, **settings):
