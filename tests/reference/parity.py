@@ -26,9 +26,9 @@ assert kgraft.__name__
 CLASSES, STEPS, EPOCHS, DROP_EVERY = 7, 5, 4, 3
 # such that 20 steps are no chaos: at 0.01 MobileNetV2 carries a rounding of 1e-15 to 1e-1
 RATE, MOMENTUM, L2 = 2e-4, 0.9, 5e-4
-# Chaotic still at 2e-4, where one activation in a thousand million steps over a kink: ResNet50 parts
-# by 2e-1 after 20 steps (9e-9 at 2e-5), MobileNetV2 by 6e-12 on one thread and 2e-5 on two, which
-# add the same numbers up in another order (2e-14 at 1e-4 and, another path, 3e-14 at 3e-4).
+# Chaotic still at 2e-4, where one activation in a thousand million steps over a kink: ResNet50
+# parts by 2e-1 after 20 steps (9e-9 at 2e-5), MobileNetV2 by 6e-12 on one thread and 2e-5 on two,
+# which add the same numbers up in another order (1e-14 at 1e-4, 3e-14 at 3e-4).
 SLOWER = {"mobilenet_v2": 1e-4, "resnet50": 4e-6}
 
 
