@@ -81,7 +81,8 @@ class Classrooms:
     """Distillers with the same teachers and temperature hear them once a batch.
 
     Args:
-        engine: how teachers run, see `Engine`.
+        engine: how teachers run, see `Engine`; under `"eager"` every Distiller asks its own, as
+            Keras' step does.
     """
 
     def __init__(self, engine: str = "auto") -> None:
@@ -95,7 +96,7 @@ class Classrooms:
             model: a peer.
             batch: `(x, y)` or `(x, y, sample_weight)`.
         """
-        if type(model) is not Distiller or len(batch) < 2:
+        if self._engine == "eager" or type(model) is not Distiller or len(batch) < 2:
             return batch
         key = (tuple(map(id, model.teachers)), model.temperature)
         if key not in self._rooms:

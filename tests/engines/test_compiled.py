@@ -323,3 +323,13 @@ def test_a_donated_step_takes_no_array_that_somebody_else_holds():
     for batch in batches((8, 8, 3), 5):
         engine.step([batch] * 2)
     assert all(np.isfinite(np.asarray(array)).all() for array in held)
+
+
+def test_distillers_of_one_teacher_take_turns():
+    teacher = models.resnet8(input_shape=(8, 8, 3), classes=5)
+    before = teacher.get_weights()
+    engine = Engine([distil(compiled(small(0.0), 1e-3), [teacher]) for _ in range(3)])
+    for batch in batches((8, 8, 3), 5, count=8):
+        engine.step([batch] * 3)
+    for weight, expected in zip(teacher.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
