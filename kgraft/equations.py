@@ -107,7 +107,9 @@ def authors_bin_edges(
     return low + np.arange(bins + 1).astype(low.dtype) * scale
 
 
-def bin_counts(values: NDArray[Any], edges: NDArray[Any]) -> NDArray[np.int64]:
+def bin_counts(
+    values: NDArray[Any], edges: NDArray[Any], bounds: tuple[float, float] | None = None
+) -> NDArray[np.int64]:
     """How many values lie in each bin `edges[i] <= x < edges[i + 1]`.
 
     Compares block by block, so that a block stays in the cache for all edges.
@@ -115,17 +117,23 @@ def bin_counts(values: NDArray[Any], edges: NDArray[Any]) -> NDArray[np.int64]:
     Args:
         values: weights, any shape.
         edges: non-decreasing, shape `(bins + 1,)`, of the values' type.
+        bounds: the smallest and the largest value, where they are known.
 
     Returns:
         Counts, shape `(bins,)`.
     """
     flat = values.reshape(-1)
-    at_least = np.zeros(len(edges), np.int64)
-    block = 1 << 16
+    low, high = bounds or (flat.min(initial=np.inf), flat.max(initial=-np.inf))
+    at_least = np.where(edges <= low, flat.size, 0)
+    inner = [(i, edge) for i, edge in enumerate(edges) if low < edge <= high]
+    block = 1 << 17
+    is_at_least = np.empty(min(block, flat.size), bool)
     for start in range(0, flat.size, block):
         part = flat[start : start + block]
-        for i, edge in enumerate(edges):
-            at_least[i] += np.count_nonzero(part >= edge)
+        for i, edge in inner:
+            at_least[i] += np.count_nonzero(
+                np.greater_equal(part, edge, out=is_at_least[: part.size])
+            )
     return at_least[:-1] - at_least[1:]
 
 

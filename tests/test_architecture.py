@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "links": {"errors"},
     "data": {"errors"},
     "equations": {"errors"},
-    "grafting": {"errors", "equations"},
+    "grafting": {"errors", "equations", "links"},
     "engines": {"errors", "models"},
     "training": {"errors", "equations", "grafting", "engines", "data"},
     "runs": {

@@ -14,12 +14,14 @@ def host_view(value: Any) -> NDArray[Any] | None:
     faster. Half-precision weights are widened to float32, which is exact.
 
     Args:
-        value: a backend tensor (or TensorFlow variable), any shape.
+        value: a backend tensor (or TensorFlow variable), any shape; or a NumPy array.
 
     Returns:
         An array of the same shape, float32 or float64, not to be written to; None for a tensor on
         an accelerator.
     """
+    if isinstance(value, np.ndarray):
+        return value
     match keras.config.backend():
         case "torch":
             if value.device.type != "cpu":

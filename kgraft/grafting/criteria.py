@@ -70,13 +70,13 @@ class Entropy:
         views = [self._comparable(host_view(kernel)) for kernel in kernels]
         if any(view is None for view in views):
             return self._counts_on_device(kernels)
-        return np.array(
-            [
-                equations.bin_counts(view, self._edges(view.min(), view.max(), view.dtype))
-                for view in views
-                if view is not None
-            ]
-        ).reshape(-1, self.bins)
+        return np.array([self._counts_of(view) for view in views if view is not None]).reshape(
+            -1, self.bins
+        )
+
+    def _counts_of(self, view: NDArray[Any]) -> NDArray[np.int64]:
+        bounds = view.min(), view.max()
+        return equations.bin_counts(view, self._edges(*bounds, view.dtype), bounds)
 
     def _comparable(self, view: NDArray[Any] | None) -> NDArray[Any] | None:
         """The authors' expression is float32's, whatever the weights are."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -11,9 +12,9 @@ import numpy as np
 from kgraft import equations
 from kgraft.errors import UserError
 from kgraft.grafting import criteria
-from kgraft.grafting.arrays import host_view
 from kgraft.grafting.criteria import Criterion, Entropy
 from kgraft.grafting.plan import GraftPlan, Grouping
+from kgraft.grafting.population import population
 from kgraft.grafting.ring import GraftRecord, donors, ring_mix
 
 _log = logging.getLogger("kgraft")
@@ -134,22 +135,16 @@ class Graft:
             UserError: the peers do not match.
         """
         plan = plan or self.check(models)
-        weights = [model.weights for model in models]
-        healthy = [_is_finite(peer) for peer in weights]
+        peers = population(models)
+        healthy = [peers.is_finite(k) for k in range(len(models))]
         ring = donors(healthy)
         information = np.full((len(models), len(plan.groups)), np.nan)
-        for k, peer in enumerate(weights):
-            if healthy[k]:
-                information[k] = self._measure(peer, plan)
+        for k in np.flatnonzero(healthy).tolist():
+            information[k] = self._measure(peers.weights(k, plan.kernels), plan)
         alphas = self.coefficients(information, ring)
-        for g, group in enumerate(plan.groups):
-            for index in group.members:
-                variables = [peer[index] for peer in weights]
-                before = [_value(variable) for variable in variables]
-                after = ring_mix(before, alphas[:, g].tolist(), ring)
-                for variable, value, donor in zip(variables, after, ring, strict=True):
-                    if donor is not None:
-                        variable.assign(value)
+        for group, shares in zip(plan.groups, alphas.T.tolist(), strict=True):
+            peers.mix(group.members, partial(ring_mix, alphas=shares, ring=ring))
+        peers.commit()
         return GraftRecord(
             groups=tuple(group.name for group in plan.groups),
             information=information,
@@ -157,8 +152,7 @@ class Graft:
             donors=ring,
         )
 
-    def _measure(self, weights: Sequence[Any], plan: GraftPlan) -> np.ndarray:
-        kernels = [weights[index].value for index in plan.kernels]
+    def _measure(self, kernels: Sequence[Any], plan: GraftPlan) -> np.ndarray:
         axes = [group.filter_axes for group in plan.groups]
         information = criteria.get(self.criterion).information(kernels, axes)
         if not np.isfinite(information).all():
@@ -185,20 +179,3 @@ def warn_of_sick_peers(record: GraftRecord, told: set[int]) -> None:
             k + 1,
         )
     told.update(sick)
-
-
-def _value(variable: Any) -> Any:
-    return keras.ops.stop_gradient(keras.ops.convert_to_tensor(variable.value))
-
-
-def _is_finite(weights: Sequence[Any]) -> bool:
-    for weight in weights:
-        if not keras.backend.is_float_dtype(weight.dtype):
-            continue
-        view = host_view(weight.value)
-        if view is None:
-            if not bool(keras.ops.all(keras.ops.isfinite(weight.value))):
-                return False
-        elif not np.isfinite(view).all():
-            return False
-    return True

@@ -1,1 +1,1 @@
-"""How weights come from elsewhere and go there: PyTorch's files."""
+"""How weights come from elsewhere and go there: K peers of one process, PyTorch's files."""

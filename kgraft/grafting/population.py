@@ -1,0 +1,110 @@
+"""K peers' weights as a mixer reads and writes them, wherever they are."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from kgraft.links.host_matrix import HostMatrix
+
+Mix = Callable[[list[Any]], list[Any]]
+
+
+class Population(Protocol):
+    """The floating-point weights of K peers: read once, mixed piece by piece, written once."""
+
+    def is_finite(self, k: int) -> bool:
+        """Whether all weights of peer k, counted from 0, are finite."""
+        ...
+
+    def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
+        """Some weights of peer k as arrays, indices as in `model.weights`."""
+        ...
+
+    def mix(self, members: Sequence[int], mix: Mix) -> None:
+        """Replace some weights of all peers, elementwise.
+
+        Args:
+            members: ascending indices as in `model.weights`; others than floating-point are left.
+            mix: K arrays, one a peer, of equal shapes -> K new ones, or the same object where a
+                peer keeps what it has. May be called for parts of weights and for several at once.
+        """
+        ...
+
+    def commit(self) -> None:
+        """Put what was mixed into the peers."""
+        ...
+
+
+def population(models: Sequence[keras.Model]) -> Population:
+    """The weights of K peers as they are now.
+
+    Args:
+        models: built models of one architecture.
+    """
+    matrix = HostMatrix.of(models)
+    return _OnDevice(models) if matrix is None else _OnHost(models, matrix)
+
+
+class _OnHost:
+    def __init__(self, models: Sequence[keras.Model], matrix: HostMatrix) -> None:
+        self._matrix, self._rows = matrix, matrix.read()
+        self._shapes = [tuple(weight.shape) for weight in models[0].weights]
+
+    def is_finite(self, k: int) -> bool:
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = self._rows[k].sum()  # four times as fast as looking at each, rarely in doubt
+        return bool(np.isfinite(total) or np.isfinite(self._rows[k]).all())
+
+    def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
+        columns = self._matrix.columns
+        return [self._rows[k, columns[i]].reshape(self._shapes[i]) for i in indices]
+
+    def mix(self, members: Sequence[int], mix: Mix) -> None:
+        for run in self._matrix.runs(members):
+            before = list(self._rows[:, run])
+            after = mix(before)
+            for old, new in zip(before, after, strict=True):
+                if new is not old:
+                    old[...] = new
+
+    def commit(self) -> None:
+        self._matrix.write()
+
+
+class _OnDevice:
+    def __init__(self, models: Sequence[keras.Model]) -> None:
+        self._weights = [model.weights for model in models]
+
+    def is_finite(self, k: int) -> bool:
+        return all(
+            bool(keras.ops.all(keras.ops.isfinite(weight.value)))
+            for weight in self._weights[k]
+            if _is_float(weight)
+        )
+
+    def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
+        return [_value(self._weights[k][i]) for i in indices]
+
+    def mix(self, members: Sequence[int], mix: Mix) -> None:
+        for index in members:
+            variables = [weights[index] for weights in self._weights]
+            if not _is_float(variables[0]):
+                continue
+            before = [_value(variable) for variable in variables]
+            after = mix(before)
+            for variable, old, new in zip(variables, before, after, strict=True):
+                if new is not old:
+                    variable.assign(new)
+
+    def commit(self) -> None:
+        pass
+
+
+def _value(variable: Any) -> Any:
+    return keras.ops.stop_gradient(keras.ops.convert_to_tensor(variable.value))
+
+
+def _is_float(weight: Any) -> bool:
+    return keras.backend.is_float_dtype(weight.dtype)
