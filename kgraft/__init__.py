@@ -9,7 +9,7 @@ from kgraft import backend as _backend
 _backend.choose()
 
 # Only now may Keras be imported.
-from kgraft import data, models  # noqa: E402
+from kgraft import data, grafting, models  # noqa: E402
 from kgraft.errors import UserError  # noqa: E402
 from kgraft.grafting import (  # noqa: E402
     Entropy,
@@ -22,6 +22,7 @@ from kgraft.grafting import (  # noqa: E402
 from kgraft.training.callback import GraftCallback  # noqa: E402
 from kgraft.training.distiller import Distiller  # noqa: E402
 from kgraft.training.fit import GraftingFit  # noqa: E402
+from kgraft.training.mutual import Mutual  # noqa: E402
 from kgraft.training.optimizers import SGD  # noqa: E402
 from kgraft.training.schedules import (  # noqa: E402
     cosine,
@@ -35,6 +36,7 @@ __all__ = [
     "GraftingFit",
     "GraftCallback",
     "Distiller",
+    "Mutual",
     "Graft",
     "GraftPlan",
     "GraftRecord",
@@ -47,6 +49,7 @@ __all__ = [
     "step_decay",
     "warmup",
     "spread",
+    "grafting",
     "models",
     "data",
     "UserError",

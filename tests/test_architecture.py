@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "grafting": {"errors", "equations", "links"},
     "engines": {"errors", "models"},
     "training": {"errors", "equations", "grafting", "engines", "data"},
+    "analysis": {"errors"},
     "runs": {
         "backend",
         "errors",

@@ -7,7 +7,7 @@ import click
 
 
 @click.command("bench")
-@click.argument("what", type=click.Choice(["speed", "graft"]), default="speed")
+@click.argument("what", type=click.Choice(["speed", "graft", "methods"]), default="speed")
 @click.option("--model", "models", default="resnet20", metavar="NAME,...", show_default=True)
 @click.option("--peers", default="4", metavar="K,...", show_default=True)
 @click.option("--batch-size", "batch_sizes", default="128", metavar="N,...", show_default=True)
@@ -29,10 +29,10 @@ def command(
     repeats: int,
     file: str | None,
 ) -> None:
-    """Measure kgraft against other ways to train K peers (speed), or the grafting alone (graft).
+    """Measure speed (against other ways to train K peers), the grafting alone, or all methods.
 
-    Every contender works in a process of its own; they take turns, and ratios are formed within a
-    round. Lists of models, K and batch sizes give one comparison for each combination.
+    Every contender of speed works in a process of its own; they take turns, and ratios are formed
+    within a round. Lists of models, K and batch sizes give one comparison for each combination.
     """
     import json
     from pathlib import Path
@@ -74,7 +74,11 @@ def command(
     if len(chosen) == 1:  # a sweep over one contender's work, which takes turns too
         groups = [[task for group in groups for task in group]]
     for tasks in groups:
-        if what == "graft":
+        if what == "methods":
+            from kgraft_cli.benchmarks.methods import measure_methods
+
+            rows += measure_methods(tasks[0], repeats)
+        elif what == "graft":
             from kgraft_cli.benchmarks.grafting import measure
 
             rows += [

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 _FLAGS = {
+    "method": "run.method",
     "peers": "peers.count",
     "teachers": "teachers.count",
     "model": "model.name",
@@ -27,6 +28,7 @@ _FLAGS = {
 @click.option(
     "--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting."
 )
+@click.option("--method", metavar="NAME", help="baseline, graft, graft+, mutual, papa, ...")
 @click.option("--peers", type=int, metavar="K", help="Number of peers.")
 @click.option("--teachers", type=int, metavar="M", help="Number of teachers; 0 for plain grafting.")
 @click.option("--model", metavar="NAME", help="Architecture of the peers, see kgraft models.")
@@ -59,6 +61,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
     from kgraft.runs import config as configs
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import check_free, default_path
+    from kgraft.runs.methods import settled
     from kgraft.runs.run import execute
     from kgraft_cli.messages import messages_on
     from kgraft_cli.progress import progress_on
@@ -71,6 +74,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
     for name, value in flags.items():
         if value is not None:
             config = config.changed(_FLAGS[name], value, f"--{name.replace('_', '-')}")
+    config = settled(config)
     if out == "":
         raise UserError("--out is empty: expected the directory of the run.")
     path = default_path(config) if out is None else Path(out)

@@ -10,6 +10,8 @@ import click
 
 _COMMANDS = {
     "fit": "Train K peers, graft them after every epoch, keep what they learnt.",
+    "select": "One network out of a run's peers: the best, a soup, the ensemble.",
+    "compare": "Methods x seeds under one schedule, with intervals.",
     "evaluate": "Test the peers of a finished run again.",
     "models": "List the architectures with their cost.",
     "data": "List data sets, or prepare one.",

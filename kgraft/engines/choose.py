@@ -111,6 +111,10 @@ class Engine:
             wait(running)
         return [future.result() for future in running]
 
+    def logs(self) -> list[dict[str, float]]:
+        """Each model's metrics over the epoch so far."""
+        return [stepper.logs() for stepper in self.steppers]
+
     def end_epoch(self) -> None:
         """Turn all models back to inference mode."""
         for stepper in self.steppers:

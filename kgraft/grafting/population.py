@@ -32,6 +32,10 @@ class Population(Protocol):
         """
         ...
 
+    def replace(self, k: int, index: int, value: Any) -> None:
+        """Give peer k a new array for one weight."""
+        ...
+
     def commit(self) -> None:
         """Put what was mixed into the peers."""
         ...
@@ -69,6 +73,10 @@ class _OnHost:
                 if new is not old:
                     old[...] = new
 
+    def replace(self, k: int, index: int, value: Any) -> None:
+        host = value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
+        self._rows[k, self._matrix.columns[index]] = host.reshape(-1)
+
     def commit(self) -> None:
         self._matrix.write()
 
@@ -98,8 +106,11 @@ class _OnDevice:
                 if new is not old:
                     variable.assign(new)
 
+    def replace(self, k: int, index: int, value: Any) -> None:
+        self._weights[k][index].assign(value)
+
     def commit(self) -> None:
-        pass
+        """Everything is in place already."""
 
 
 def _value(variable: Any) -> Any:

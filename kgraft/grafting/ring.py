@@ -37,6 +37,11 @@ def donors(healthy: Sequence[bool]) -> tuple[int | None, ...]:
     return tuple(before(k) for k in range(count))
 
 
+def sick_of(healthy: Sequence[bool]) -> frozenset[int]:
+    """Peers whose weights are not finite, counted from 0."""
+    return frozenset(k for k, well in enumerate(healthy) if not well)
+
+
 def ring_mix(
     values: Sequence[Any], alphas: Sequence[float], ring: Sequence[int | None]
 ) -> list[Any]:
@@ -73,12 +78,14 @@ class GraftRecord:
         coefficients: share of its own weights that each peer kept, shape `(K, G)`, float64; 1
             where a peer had no donor.
         donors: each peer's donor, None where it had none.
+        sick: peers whose weights were not finite, counted from 0: they give nothing to others.
     """
 
     groups: tuple[str, ...]
     information: Float64
     coefficients: Float64
     donors: tuple[int | None, ...]
+    sick: frozenset[int] = frozenset()
 
     @property
     def mean_coefficients(self) -> Float64:

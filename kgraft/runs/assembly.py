@@ -11,9 +11,9 @@ from kgraft import data, models
 from kgraft.data import Augment, BatchStream, Dataset, Split
 from kgraft.engines.devices import fits
 from kgraft.errors import UserError
-from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm
 from kgraft.runs.config import Config
-from kgraft.runs.directory import read_model
+from kgraft.runs.directory import best_peer_file, read_model
+from kgraft.runs.methods import settled
 from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
 
@@ -62,7 +62,7 @@ def assemble(config: Config) -> Assembly:
         UserError: names what does not fit: the data, an architecture, a batch larger than the
             data, a teacher of other classes.
     """
-    config, dataset = images_of(config)
+    config, dataset = images_of(settled(config))
     wanted = config.data
     train = BatchStream(
         dataset.train.images,
@@ -97,6 +97,7 @@ def assemble(config: Config) -> Assembly:
             _built(config, wanted_model.name, wanted_model.dropout, dataset, k),
             peer_rate(config, k),
             train,
+            averaged=config.run.method == "ema",
         )
         for k in range(config.peers.count)
     ]
@@ -164,30 +165,11 @@ def in_order(dataset: Dataset, split: Split, batch_size: int = 512) -> BatchStre
     )
 
 
-def graft_of(config: Config) -> Graft:
-    """The grafting that the settings describe."""
-    wanted = config.graft
-    criterion: Entropy | FilterEntropy | L1Norm
-    if wanted.criterion == "entropy":
-        criterion = Entropy(wanted.bins, wanted.binning)  # type: ignore[arg-type]
-    elif wanted.criterion == "filter-entropy":
-        criterion = FilterEntropy(wanted.bins)
-    else:
-        criterion = L1Norm()
-    return Graft(
-        criterion=criterion,
-        amplitude=wanted.amplitude,
-        sharpness=wanted.sharpness,
-        grouping=wanted.grouping,  # type: ignore[arg-type]
-        decimals=wanted.decimals,
-    )
-
-
 def load_teacher(file: str | Path, shape: tuple[int, ...], classes: int) -> keras.Model:
-    """A teacher from a `.keras` file.
+    """A teacher from a `.keras` file, or the best peer of a finished run.
 
     Args:
-        file: the file.
+        file: the file, or the run's directory.
         shape: height, width and channels of the images.
         classes: number of classes.
 
@@ -195,7 +177,8 @@ def load_teacher(file: str | Path, shape: tuple[int, ...], classes: int) -> kera
         UserError: there is no such file, it holds no Keras model, or one for other images or
             another number of classes.
     """
-    teacher = read_model(Path(file), f"teacher {file}")
+    path = best_peer_file(Path(file)) if Path(file).is_dir() else Path(file)
+    teacher = read_model(path, f"teacher {file}")
     if teacher.input_shape[1:] != tuple(shape):
         raise UserError(
             f"teacher {file} takes images of {teacher.input_shape[1:]}, the data have {shape}."
@@ -260,7 +243,9 @@ def _built(config: Config, name: str, dropout: float, dataset: Dataset, number: 
     )
 
 
-def _compiled(config: Config, model: keras.Model, lr: float, stream: BatchStream) -> keras.Model:
+def _compiled(
+    config: Config, model: keras.Model, lr: float, stream: BatchStream, *, averaged: bool = False
+) -> keras.Model:
     wanted = config.optimizer
     model.compile(
         optimizer=SGD(
@@ -268,6 +253,8 @@ def _compiled(config: Config, model: keras.Model, lr: float, stream: BatchStream
             momentum=wanted.momentum,
             l2=wanted.l2,
             nesterov=wanted.nesterov,
+            use_ema=averaged,
+            ema_momentum=config.ema.decay,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],

@@ -15,6 +15,23 @@ from typing import Any
 
 from kgraft.errors import UserError, suggest
 
+METHODS = (
+    "baseline",
+    "graft",
+    "graft+",
+    "distill",
+    "mutual",
+    "repr",
+    "noise",
+    "internal",
+    "rotation",
+    "fixed",
+    "papa",
+    "wash",
+    "ema",
+    "ensemble",
+)
+
 
 def _number(default: Any, *, low: float, high: float | None = None) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
@@ -24,18 +41,20 @@ def _positive(default: float) -> Any:
     return field(default=default, metadata={"above": 0})
 
 
-def _one_of(default: str, *choices: str) -> Any:
+def _one_of(default: str | None, *choices: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
 @dataclass(frozen=True)
 class Run:
-    """How long, in which batches, and which images choose a peer's best epoch.
+    """Which method, how long, in which batches, and which images choose a peer's best epoch.
 
-    To select on the test images is the authors' way; a test accuracy that was selected on them says
-    too much.
+    Without a method it follows from the numbers of peers and teachers: baseline, graft, distill or
+    graft+. To select on the test images is the authors' way; a test accuracy that was selected on
+    them says too much.
     """
 
+    method: str | None = _one_of(None, *METHODS)
     seed: int = _number(0, low=0)
     epochs: int = _number(25, low=1)
     batch_size: int = _number(64, low=1)
@@ -79,12 +98,16 @@ class Peers:
 
 @dataclass(frozen=True)
 class Teachers:
-    """Teachers of grafting+: loaded from files first, the rest trained by the run."""
+    """Teachers of grafting+ and distillation: loaded first, the rest trained by the run.
+
+    A file is a `.keras` model, or the directory of a finished run, whose best peer teaches.
+    """
 
     count: int = _number(1, low=0)
     model: str = "resnet20"
     files: tuple[str, ...] = ()
     temperature: float = _positive(2.0)
+    weight: float = _number(1.0, low=0.0)
 
 
 @dataclass(frozen=True)
@@ -110,8 +133,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Graft:
-    """What a grafting does, and when."""
+    """What a grafting does, and when; `alpha` is that of the method fixed."""
 
+    level: str = _one_of("layer", "layer", "filter")
+    alpha: float = _number(0.5, low=0.0, high=1.0)
     criterion: str = _one_of("entropy", "entropy", "filter-entropy", "l1")
     bins: int = _number(10, low=1)
     binning: str = _one_of("closed", "closed", "authors")
@@ -125,8 +150,63 @@ class Graft:
 
 
 @dataclass(frozen=True)
+class Mutual:
+    """Deep mutual learning."""
+
+    weight: float = _number(1.0, low=0.0)
+    temperature: float = _positive(1.0)
+
+
+@dataclass(frozen=True)
+class Papa:
+    """PAPA: a pull towards the mean every n steps, or (variant all) the mean every n epochs."""
+
+    variant: str = _one_of("gradual", "gradual", "all")
+    rate: float = _number(0.99, low=0.0, high=1.0)
+    every_steps: int = _number(10, low=1)
+    every_epochs: int = _number(5, low=1)
+
+
+@dataclass(frozen=True)
+class Wash:
+    """WASH: the share of parameters that is shuffled after every step."""
+
+    share: float = _number(0.001, low=0.0, high=1.0)
+    by_depth: bool = True
+
+
+@dataclass(frozen=True)
+class Scion:
+    """The methods noise and internal: which filters are invalid, how fast the noise falls."""
+
+    threshold: float = _positive(0.1)
+    decay: float = _number(0.5, low=1e-6, high=0.999999)
+
+
+@dataclass(frozen=True)
+class RePr:
+    """RePr's schedule: S1, S2, N and p."""
+
+    full_epochs: int = _number(20, low=1)
+    pruned_epochs: int = _number(10, low=1)
+    cycles: int = _number(3, low=1)
+    share: float = _number(0.3, low=0.001, high=0.999)
+
+
+@dataclass(frozen=True)
+class Ema:
+    """The method ema: share of the moving average that a step keeps."""
+
+    decay: float = _number(0.99, low=0.0, high=0.999999)
+
+
+@dataclass(frozen=True)
 class Config:
-    """All settings of a run; the defaults are the quickstart."""
+    """All settings of a run; the defaults are the quickstart.
+
+    Attributes:
+        given: keys that somebody has set, as `"table.key"`; the others are defaults.
+    """
 
     run: Run = Run()
     data: Data = Data()
@@ -136,6 +216,13 @@ class Config:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     graft: Graft = Graft()
+    mutual: Mutual = Mutual()
+    papa: Papa = Papa()
+    wash: Wash = Wash()
+    scion: Scion = Scion()
+    repr: RePr = RePr()
+    ema: Ema = Ema()
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def changed(self, key: str, value: Any, source: str) -> "Config":
         """A copy with one value replaced.
@@ -152,22 +239,23 @@ class Config:
             UserError: an unknown key, a wrong type, or an impossible value.
         """
         table, _, name = key.partition(".")
-        tables = {f.name: f for f in dataclasses.fields(self)}
+        tables = _tables()
         if table not in tables:
             raise UserError(f"{source}: unknown table {table!r}." + suggest(table, tables))
         if not name:
             raise UserError(f"{source}: expected table.key=value, e.g. optimizer.lr=0.05.")
         old = getattr(self, table)
         checked = _value(type(old), table, name, value, source)
-        return dataclasses.replace(self, **{table: dataclasses.replace(old, **{name: checked})})
+        changed: dict[str, Any] = {table: dataclasses.replace(old, **{name: checked})}
+        return dataclasses.replace(self, given=self.given | {key}, **changed)
 
     def to_toml(self) -> str:
         """The settings as a run file that `parse` reads back to the same settings."""
         blocks = []
-        for table in dataclasses.fields(self):
-            settings = dataclasses.asdict(getattr(self, table.name))
+        for table in _tables():
+            settings = dataclasses.asdict(getattr(self, table))
             lines = [f"{k} = {_toml(v)}" for k, v in settings.items() if v is not None]
-            blocks.append("\n".join([f"[{table.name}]", *lines]))
+            blocks.append("\n".join([f"[{table}]", *lines]))
         return "\n\n".join(blocks) + "\n"
 
 
@@ -214,7 +302,7 @@ def parse(text: str, source: str) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{source} is not TOML: {error}.") from None
     config = Config()
-    known = [f.name for f in dataclasses.fields(Config)]
+    known = _tables()
     for table, settings in tables.items():
         if table not in known:
             kind = "table" if isinstance(settings, Mapping) else "key outside any table"
@@ -224,6 +312,10 @@ def parse(text: str, source: str) -> Config:
         for name, value in settings.items():
             config = config.changed(f"{table}.{name}", value, source)
     return config
+
+
+def _tables() -> list[str]:
+    return [f.name for f in dataclasses.fields(Config) if f.name != "given"]
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -262,7 +354,7 @@ def _value(table: type, table_name: str, key: str, value: Any, source: str) -> A
         expected = " or ".join(_NAMES[kind] for kind in kinds if kind is not types.NoneType)
         raise UserError(f"{where} {key} = {_toml(value)}: expected {expected}.")
     rule = fields[key].metadata
-    if "choices" in rule and value not in rule["choices"]:
+    if "choices" in rule and value is not None and value not in rule["choices"]:
         raise UserError(f"{where} {key} = {_toml(value)}." + suggest(value, rule["choices"]))
     if value is not None and "above" in rule and not value > rule["above"]:
         raise UserError(f"{where} {key} = {_toml(value)}: expected more than {rule['above']}.")

@@ -23,7 +23,8 @@ def default_path(config: Config) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     data = Path(config.data.name).stem.replace("/", "-")
     peers = f"{config.peers.count}p{config.teachers.count}t"
-    return Path("runs") / f"{data}-{config.model.name}-{peers}-{stamp}"
+    method = "" if config.run.method is None else f"-{config.run.method}"
+    return Path("runs") / f"{data}-{config.model.name}{method}-{peers}-{stamp}"
 
 
 def check_free(path: Path) -> None:
@@ -82,11 +83,7 @@ class RunDirectory:
             weights: other weights, as from `get_weights`.
             name: file below the directory, without `.keras`.
         """
-        copy = type(model).from_config(model.get_config())  # clone_model would compile it too
-        copy.set_weights(model.get_weights() if weights is None else weights)
-        file = self.path / f"{name}.keras"
-        file.parent.mkdir(exist_ok=True)
-        copy.save(file)
+        save_uncompiled(model, self.path / f"{name}.keras", weights)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
@@ -100,6 +97,20 @@ class RunDirectory:
         partial = self.path / f".{name}"
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.path / name)
+
+
+def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = None) -> None:
+    """Save a copy without compile settings, which loads in plain Keras without kgraft.
+
+    Args:
+        model: whose architecture and, by default, weights are saved.
+        file: a `.keras` file.
+        weights: other weights, as from `get_weights`.
+    """
+    copy = type(model).from_config(model.get_config())  # clone_model would compile it too
+    copy.set_weights(model.get_weights() if weights is None else weights)
+    file.parent.mkdir(exist_ok=True)
+    copy.save(file)
 
 
 def environment(seeds: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +167,31 @@ def peer_file(path: Path, summary: dict[str, Any], peer: int) -> Path:
     if not file.is_file():
         raise UserError(f"{file} is missing: the run in {path} is not whole.")
     return file
+
+
+def best_peer(summary: dict[str, Any]) -> int:
+    """The peer, counted from 1, with the highest validation accuracy in its last epoch.
+
+    Without a validation part the first one, which has the lowest learning rate.
+
+    Args:
+        summary: what `read_run` gave.
+    """
+    scores = [row["validation_accuracy"] for row in summary["peers"]]
+    return 1 if None in scores else scores.index(max(scores)) + 1
+
+
+def best_peer_file(path: Path) -> Path:
+    """The file of a finished run's best peer, see `best_peer`.
+
+    Args:
+        path: the run's directory.
+
+    Raises:
+        UserError: there is no finished run, or the file is gone.
+    """
+    _, summary = read_run(path)
+    return peer_file(path, summary, best_peer(summary))
 
 
 def read_model(file: Path, name: str) -> keras.Model:

@@ -9,8 +9,9 @@ import numpy as np
 
 from kgraft.data import BatchStream
 from kgraft.engines.choose import stepper_for
-from kgraft.runs.assembly import Assembly, graft_of, peer_rate, seed_of, teacher_seed
+from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, environment
+from kgraft.runs.methods import every_of, mixer_of, mutual_of
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.training.fit import GraftingFit
 
@@ -50,6 +51,7 @@ def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> 
             }
         )
     summary = {
+        "method": assembly.config.run.method,
         "peers": rows,
         "teachers": teacher_rows,
         "ensemble": {
@@ -67,6 +69,29 @@ def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> 
     }
     directory.finish(summary)
     return summary
+
+
+def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit:
+    """What trains a run's peers by the run's method.
+
+    Args:
+        assembly: what `assemble` built.
+        teachers: of the peers, in order; none for a method without.
+    """
+    config = assembly.config
+    return GraftingFit(
+        assembly.peers,
+        teachers,
+        graft=mixer_of(config),
+        mutual=mutual_of(config),
+        every=every_of(config),
+        epochs_grafted=config.graft.epochs,
+        evaluate=config.graft.evaluate,  # type: ignore[arg-type]
+        temperature=config.teachers.temperature,
+        distillation_weight=config.teachers.weight,
+        seed=config.run.seed,
+        engine=config.run.engine,  # type: ignore[arg-type]
+    )
 
 
 def predict(model: keras.Model, stream: BatchStream) -> np.ndarray:
@@ -125,17 +150,7 @@ def _graft(
     observer: Observer,
 ) -> tuple[GraftingFit, Recorder, float]:
     config = assembly.config
-    run = GraftingFit(
-        assembly.peers,
-        teachers,
-        graft=graft_of(config),
-        every=config.graft.every,
-        epochs_grafted=config.graft.epochs,
-        evaluate=config.graft.evaluate,  # type: ignore[arg-type]
-        temperature=config.teachers.temperature,
-        seed=config.run.seed,
-        engine=config.run.engine,  # type: ignore[arg-type]
-    )
+    run = grafting_fit(assembly, teachers)
     written = 0
 
     def write(rows: list[dict[str, Any]]) -> None:
@@ -146,6 +161,15 @@ def _graft(
         written = len(run.records)
 
     recorder = Recorder("peers", run.peers, observer, write)
+
+    def callbacks(k: int) -> list[keras.callbacks.Callback]:
+        averaged = (
+            [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+            if config.run.method == "ema"
+            else []
+        )
+        return [*averaged, *recorder.callbacks(k)]
+
     observer.begin("peers", len(run.peers), config.run.epochs, assembly.train.steps)
     keras.utils.set_random_seed(seed_of(config, 0))
     started = time.perf_counter()
@@ -154,7 +178,7 @@ def _graft(
         epochs=config.run.epochs,
         verbose=0,
         validation_data=assembly.validation,
-        callbacks=recorder.callbacks,
+        callbacks=callbacks,
         shared_batches=config.data.shared,
     )
     return run, recorder, time.perf_counter() - started

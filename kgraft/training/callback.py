@@ -14,7 +14,8 @@ import keras
 from kgraft.engines.choose import check
 from kgraft.engines.lockstep import Lockstep
 from kgraft.errors import UserError
-from kgraft.grafting.mixers import Graft, warn_of_sick_peers
+from kgraft.grafting.graft import Graft, warn_of_sick_peers
+from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.distiller import student_of
@@ -55,7 +56,8 @@ class GraftCallback(keras.callbacks.Callback):
         peers: models of the model's architecture, at least one besides the model. One that is not
             compiled copies the model's compile config, with an optimizer of its own; one that is
             not built is built from the first batch.
-        graft: what a grafting does; the entropy ring by default.
+        graft: what a grafting does; the entropy ring by default, or another `Mixer` that acts at
+            the end of an epoch.
         data: batches for the peers, one a step, begun anew when they are exhausted. Either a list
             with one data set for every peer, or one that all iterate for themselves: a tuple of
             arrays `(x, y)` or `(x, y, sample_weight)`, which each peer reads in a seeded order of
@@ -95,7 +97,7 @@ class GraftCallback(keras.callbacks.Callback):
         self,
         peers: Sequence[keras.Model],
         *,
-        graft: Graft | None = None,
+        graft: Mixer | None = None,
         data: Any = None,
         train_peers: bool = True,
         every: int = 1,
@@ -106,7 +108,12 @@ class GraftCallback(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.peers = _checked(peers)
-        self.graft = graft or Graft()
+        self.graft: Mixer = graft or Graft()
+        if self.graft.every_steps is not None:
+            raise UserError(
+                f"{type(self.graft).__name__} acts between steps, where fit owns the model's "
+                "weights: use GraftingFit."
+            )
         self.data = data
         self.train_peers = train_peers
         self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
@@ -237,10 +244,13 @@ class GraftCallback(keras.callbacks.Callback):
         return run.epoch is not None and not run.grafted and self.schedule.due(run.epoch)
 
     def _graft(self, run: "_Run", epoch: int) -> None:
-        record = self.graft.apply(run.students, run.plan or self.graft.check(run.students))
+        run.plan = run.plan or self.graft.check(run.students)
+        record = self.graft.apply(run.students, run.plan, epoch)
+        run.grafted = run.grafted or epoch == run.epoch
+        if record is None:
+            return
         warn_of_sick_peers(record, self._told)
         self.records.append((epoch, record))
-        run.grafted = run.grafted or epoch == run.epoch
         run.alpha = float(record.mean_coefficients[run.place])
 
 
@@ -361,9 +371,11 @@ def _steps(model: keras.Model) -> int:
     return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 
-def _described(graft: Graft) -> dict[str, Any]:
-    settings = {field.name: getattr(graft, field.name) for field in dataclasses.fields(graft)}
-    criterion = settings["criterion"]
+def _described(mixer: Mixer) -> dict[str, Any]:
+    settings: dict[str, Any] = {"mixer": type(mixer).__name__}
+    if dataclasses.is_dataclass(mixer):
+        settings |= {f.name: getattr(mixer, f.name) for f in dataclasses.fields(mixer) if f.init}
+    criterion: Any = settings.get("criterion", "")
     if dataclasses.is_dataclass(criterion) and not isinstance(criterion, type):
         settings["criterion"] = {
             "name": type(criterion).__name__,

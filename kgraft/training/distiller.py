@@ -13,6 +13,7 @@ from keras import ops
 
 from kgraft.equations import distillation_loss, mean_probabilities
 from kgraft.errors import UserError
+from kgraft.training.features import FeatureLosses
 
 _PROBABILITIES = ("softmax", "sigmoid")
 
@@ -69,7 +70,7 @@ class DistillationLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("kgraft")
 class Distiller(keras.Model):
-    """A student in training under M teachers: loss = CE + KD (eq. 8-12).
+    """A student in training under M teachers: loss = CE + w KD (eq. 8-12, where w = 1).
 
     CE is what the Distiller is compiled with, regularisers of the student included; KD is
     `DistillationLoss`. The two are summed as in the paper (`keras.distillation` mixes them).
@@ -80,7 +81,8 @@ class Distiller(keras.Model):
     gradients; where its targets are `Taught`, through none. `evaluate`, `predict` and validation
     do not run the teachers: there the loss is the student's own, and the metrics are those that
     `student.evaluate` would give. Training also logs `student_loss` (CE) and `distillation_loss`
-    (KD); `loss` is their sum.
+    (KD); `loss` is CE + w KD, and
+    what `feature_losses` add.
 
     Teachers are frozen: `teacher.trainable` becomes False on the models that are passed in, and
     stays so; to train one again, when the distillation is over, set it back and compile it. Their
@@ -96,12 +98,15 @@ class Distiller(keras.Model):
         teachers: M >= 1 trained models of any architecture with the same inputs and classes,
             whose outputs are logits too.
         temperature: tau, positive; the paper's 2.
+        weight: w, 0 or more; the paper's 1.
+        feature_losses: `keras.distillation.FeatureDistillation` losses between layers of student
+            and teachers, functional models all; their sum, the mean over the teachers, is added.
         **options: `name`, `dtype`, `trainable` of `keras.Model`.
 
     Raises:
         UserError: no teacher; a teacher without weights, with other inputs or another number of
             classes than the student, or that shares weights with it; a model that ends in a
-            softmax or sigmoid; `temperature` is not positive.
+            softmax or sigmoid; `temperature` is not positive, `weight` is negative.
 
     Example:
         ```python
@@ -123,12 +128,17 @@ class Distiller(keras.Model):
         student: keras.Model,
         teachers: Sequence[keras.Model],
         temperature: float = 2.0,
+        weight: float = 1.0,
+        feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
         **options: Any,
     ) -> None:
         _check(student, teachers)
+        if not 0 <= weight < math.inf:
+            raise UserError(f"weight={weight} of the distillation loss: must be 0 or more.")
         distillation = DistillationLoss(temperature)
         super().__init__(**options)
         self.temperature = temperature
+        self.weight = weight
         self.student = student
         self.teachers = list(teachers)
         for teacher in self.teachers:
@@ -137,9 +147,15 @@ class Distiller(keras.Model):
         self._distillation = distillation
         self._student_loss = keras.metrics.Mean(name="student_loss")
         self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
+        self.feature_losses = tuple(feature_losses)
+        self._features = (
+            FeatureLosses(student, self.teachers, feature_losses) if feature_losses else None
+        )
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The student's logits, shape `(batch, classes)`."""
+        if training and self._features is not None:
+            return self._features.student(inputs)
         return self.student(inputs, training=training)
 
     def compute_loss(
@@ -170,7 +186,11 @@ class Distiller(keras.Model):
         )
         if not training:
             return student_loss
-        if taught is None:
+        features = 0.0
+        if self._features is not None:
+            features, logits = self._features.of(x)
+            taught = mean_probabilities(logits, self.temperature)
+        elif taught is None:
             taught = mean_probabilities(
                 [teacher(x, training=False) for teacher in self.teachers], self.temperature
             )
@@ -178,7 +198,7 @@ class Distiller(keras.Model):
         images = ops.shape(y_pred)[0]
         self._student_loss.update_state(student_loss, sample_weight=images)
         self._distillation_loss.update_state(distilled, sample_weight=images)
-        return student_loss + distilled
+        return student_loss + self.weight * distilled + features
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The student's metrics, on the targets alone."""
@@ -205,6 +225,8 @@ class Distiller(keras.Model):
             "student": serialize(self.student) if shared else _uncompiled(self.student),
             "teachers": [_uncompiled(teacher) for teacher in self.teachers],
             "temperature": self.temperature,
+            "weight": self.weight,
+            "feature_losses": [serialize(loss) for loss in self.feature_losses],
         }
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -237,6 +259,7 @@ class Distiller(keras.Model):
         models = {
             "student": revive(config["student"]),
             "teachers": [revive(teacher) for teacher in config["teachers"]],
+            "feature_losses": [revive(loss) for loss in config.get("feature_losses", ())],
         }
         return cls(**{**config, **models})
 
@@ -246,7 +269,11 @@ class Distiller(keras.Model):
 
 
 def distil(
-    student: keras.Model, teachers: Sequence[keras.Model], temperature: float = 2.0
+    student: keras.Model,
+    teachers: Sequence[keras.Model],
+    temperature: float = 2.0,
+    weight: float = 1.0,
+    feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
 ) -> Distiller:
     """A Distiller that trains a compiled student with what it was compiled with.
 
@@ -258,6 +285,8 @@ def distil(
         student: a compiled model, see `Distiller`.
         teachers: see `Distiller`.
         temperature: tau, positive.
+        weight: w, 0 or more.
+        feature_losses: see `Distiller`.
 
     Returns:
         A compiled Distiller around the student.
@@ -268,7 +297,7 @@ def distil(
     """
     if not student.compiled:
         raise UserError(f"student {student.name!r} is not compiled: call compile() first.")
-    distiller = Distiller(student, teachers, temperature)
+    distiller = Distiller(student, teachers, temperature, weight, feature_losses)
     settings = student.get_compile_config()
     settings.pop("optimizer")
     settings.pop("loss")

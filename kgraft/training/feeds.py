@@ -1,6 +1,6 @@
 """Where a peer's batches come from: one feed a peer, from anything that `fit` takes."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -209,3 +209,34 @@ def _only_with_arrays(what: str, **given: Any) -> None:
 
 
 __all__ = ["AdapterFeed", "ArrayFeed", "Batch", "Feed", "feed_of", "is_arrays"]
+
+
+def validation_feed(data: Any, batch_size: int | None) -> Feed:
+    """A feed that is read in order, from what `fit` takes as `validation_data`.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)`, or a data set.
+        batch_size: examples a step, with arrays.
+    """
+    if isinstance(data, tuple):
+        count = len(keras.tree.flatten(data[0])[0])
+        return feed_of(*data, batch_size=min(batch_size or 32, count), shuffle=False)
+    return feed_of(data, shuffle=False)
+
+
+def side_by_side(feeds: Sequence[Feed], epoch: int) -> Iterator[list[Batch]]:
+    """One batch of every peer at a time, until the first of them has no more.
+
+    Peers with one feed in common get the very same batch.
+
+    Args:
+        feeds: one a peer.
+        epoch: which one, counted from 0.
+    """
+    streams = {id(feed): feed.epoch(epoch) for feed in feeds}
+    while True:
+        batches = {key: next(stream, None) for key, stream in streams.items()}
+        found = [batch for feed in feeds if (batch := batches[id(feed)]) is not None]
+        if len(found) < len(feeds):
+            return
+        yield found

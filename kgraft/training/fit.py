@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
@@ -10,12 +10,21 @@ import numpy as np
 
 from kgraft.engines.choose import Engine
 from kgraft.errors import UserError
-from kgraft.grafting.mixers import Graft, warn_of_sick_peers
+from kgraft.grafting.graft import Graft, warn_of_sick_peers
+from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.distiller import Taught, distil
-from kgraft.training.feeds import Batch, Feed, feed_of, is_arrays
+from kgraft.training.feeds import (
+    Batch,
+    Feed,
+    feed_of,
+    is_arrays,
+    side_by_side,
+    validation_feed,
+)
 from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
+from kgraft.training.mutual import Mutual, MutualEngine
 from kgraft.training.teaching import Teaching
 
 _log = logging.getLogger("kgraft")
@@ -33,11 +42,16 @@ class GraftingFit:
     Args:
         peers: K compiled models of one architecture, in ring order: peer k receives from k - 1.
         teachers: M trained models whose outputs are logits; none for plain grafting.
-        graft: what a grafting does; the entropy ring by default.
+        graft: what is done to the peers' weights: the entropy ring by default, any other `Mixer`,
+            `Mixer()` for nothing at all.
+        mutual: with `Mutual()` each peer learns from the others' predictions too (deep mutual
+            learning); all then see the first peer's batches.
         every: graft at the end of every n-th epoch.
         epochs_grafted: graft at the end of the first n epochs only; None for all.
         evaluate: `"after"` or `"before"` the grafting, see `GraftSchedule`.
         temperature: tau of the distillation loss.
+        distillation_weight: weight of the distillation loss beside the peers' own.
+        feature_losses: see `Distiller`; teachers then run for each peer anew.
         seed: the peers' data orders follow from it.
         engine: `"auto"` and `"compiled"` for the fastest steps there are on this backend, with
             Keras' own where a model cannot be compiled; `"eager"` for Keras' own. All give the same
@@ -70,17 +84,20 @@ class GraftingFit:
         peers: Sequence[keras.Model],
         teachers: Sequence[keras.Model] = (),
         *,
-        graft: Graft | None = None,
+        graft: Mixer | None = None,
+        mutual: Mutual | None = None,
         every: int = 1,
         epochs_grafted: int | None = None,
         evaluate: Literal["after", "before"] = "after",
         temperature: float = 2.0,
+        distillation_weight: float = 1.0,
+        feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
         seed: int = 0,
         engine: Literal["auto", "eager", "compiled"] = "auto",
     ) -> None:
         self.peers = list(peers)
         self.teachers = list(teachers)
-        self.graft = graft or Graft()
+        self.graft: Mixer = graft or Graft()
         self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
         self.seed = seed
         self.records: list[tuple[int, GraftRecord]] = []
@@ -90,16 +107,28 @@ class GraftingFit:
             if not peer.compiled:
                 raise UserError(f"peer {k} ({peer.name!r}) is not compiled: call compile() first.")
         check_optimizers(self.peers)
+        if mutual is not None and self.teachers:
+            raise UserError("mutual= and teachers= exclude each other: peers learn from either.")
         self._plan = self.graft.check(self.peers) if all(p.built for p in self.peers) else None
         students = Engine(self.peers, engine)
-        self._engine = (
-            Engine([distil(p, self.teachers, temperature=temperature) for p in self.peers], engine)
-            if self.teachers
-            else students
+        self._students = students.steppers
+        self._shared = mutual is not None
+        self._engine: Engine | MutualEngine = students
+        self._teaching = (
+            Teaching(self.teachers, temperature, engine)
+            if self.teachers and not feature_losses
+            else None
         )
-        self._students, self._trainees = students.steppers, self._engine.steppers
-        self._teaching = Teaching(self.teachers, temperature, engine) if self.teachers else None
+        if mutual is not None:
+            self._engine = MutualEngine(self.peers, mutual, engine)
+        elif self.teachers:
+            taught = [
+                distil(peer, self.teachers, temperature, distillation_weight, tuple(feature_losses))
+                for peer in self.peers
+            ]
+            self._engine = Engine(taught, engine)
         self._sick: set[int] = set()
+        self._steps_taken = 0
 
     def fit(
         self,
@@ -164,7 +193,7 @@ class GraftingFit:
             x,
             y,
             sample_weight,
-            shared=shared_batches,
+            shared=shared_batches or self._shared,
             batch_size=batch_size,
             class_weight=class_weight,
             seed=self.seed,
@@ -173,7 +202,7 @@ class GraftingFit:
         )
         validation = None
         if validation_data is not None:
-            validation = _validation_feed(validation_data, validation_batch_size or batch_size)
+            validation = validation_feed(validation_data, validation_batch_size or batch_size)
         self._build(feeds)
         watchers = self._watchers(callbacks, verbose=verbose, epochs=epochs, steps=feeds[0].steps)
         _log.info("engine: %s", self._engine.describe())
@@ -230,13 +259,12 @@ class GraftingFit:
         return (self._teaching.feed(feed) if self._teaching else None) or feed
 
     def _build(self, feeds: Sequence[Feed]) -> None:
-        for feed, trainee, student in zip(feeds, self._trainees, self._students, strict=True):
-            if trainee.model.built and trainee.model.optimizer.built:
-                continue
-            with contextlib.closing(feed.epoch(0)) as batches:
-                batch = next(batches)
-            student.build(_without_teachers(batch))
-            trainee.build(self._with_teachers(batch))
+        batches = []
+        for feed, student in zip(feeds, self._students, strict=True):
+            with contextlib.closing(feed.epoch(0)) as epoch:
+                batches.append(next(epoch))
+            student.build(_without_teachers(batches[-1]))
+        self._engine.build([self._with_teachers(batch) for batch in batches])
         self._engine.choose()
         self._plan = self._plan or self.graft.check(self.peers)
 
@@ -282,7 +310,7 @@ class GraftingFit:
             for watcher in watchers:
                 watcher.on_epoch_begin(epoch)
             self._train_epoch(feeds, watchers, epoch)
-            logs = [trainee.logs() for trainee in self._trainees]
+            logs = self._engine.logs()
             if self.schedule.due(epoch):
                 if self.schedule.evaluate == "after":
                     self._log_alpha(logs, self._graft(epoch))
@@ -308,11 +336,13 @@ class GraftingFit:
     ) -> None:
         self._engine.begin_epoch()
         try:
-            for step, batches in enumerate(_side_by_side(feeds, epoch)):
+            for step, batches in enumerate(side_by_side(feeds, epoch)):
                 for watcher in watchers:
                     watcher.on_train_batch_begin(step)
                 taught = [self._with_teachers(batch) for batch in batches]
-                for watcher, logs in zip(watchers, self._engine.step(taught), strict=True):
+                logs_of_all = self._engine.step(taught)
+                self._mix(epoch, step, feeds[0].steps)
+                for watcher, logs in zip(watchers, logs_of_all, strict=True):
                     watcher.on_train_batch_end(step, logs)
                 if any(peer.stop_training for peer in self.peers):
                     break
@@ -324,13 +354,24 @@ class GraftingFit:
             return batch
         return self._teaching.of(batch)
 
-    def _graft(self, epoch: int) -> GraftRecord:
-        record = self.graft.apply(self.peers, self._plan)
-        warn_of_sick_peers(record, self._sick)
-        self.records.append((epoch, record))
+    def _mix(self, epoch: int, step: int, steps: int | None) -> None:
+        """What the mixer does between steps."""
+        number = self._steps_taken if steps is None else epoch * steps + step
+        self._steps_taken = number + 1
+        every = self.graft.every_steps
+        if every is not None and (number + 1) % every == 0 and self._plan is not None:
+            self.graft.step(self.peers, self._plan, number)
+
+    def _graft(self, epoch: int) -> GraftRecord | None:
+        record = self.graft.apply(self.peers, self._plan, epoch)
+        if record is not None:
+            warn_of_sick_peers(record, self._sick)
+            self.records.append((epoch, record))
         return record
 
-    def _log_alpha(self, logs: list[dict[str, Any]], record: GraftRecord) -> None:
+    def _log_alpha(self, logs: list[dict[str, Any]], record: GraftRecord | None) -> None:
+        if record is None:
+            return
         for own, alpha in zip(logs, record.mean_coefficients.tolist(), strict=True):
             own["alpha"] = alpha
 
@@ -347,30 +388,9 @@ class GraftingFit:
             own.update((f"val_{name}", value) for name, value in results.items())
 
 
-def _validation_feed(data: Any, batch_size: int | None) -> Feed:
-    if isinstance(data, tuple):
-        count = len(keras.tree.flatten(data[0])[0])
-        return feed_of(*data, batch_size=min(batch_size or 32, count), shuffle=False)
-    return feed_of(data, shuffle=False)
-
-
 def _without_teachers(batch: Batch) -> Batch:
     x, y, *weights = batch
     return (x, y.targets if isinstance(y, Taught) else y, *weights)
-
-
-def _side_by_side(feeds: Sequence[Feed], epoch: int) -> Iterator[list[Batch]]:
-    """One batch of every peer at a time, until the first of them has no more.
-
-    Peers with one feed in common get the very same batch.
-    """
-    streams = {id(feed): feed.epoch(epoch) for feed in feeds}
-    while True:
-        batches = {key: next(stream, None) for key, stream in streams.items()}
-        found = [batch for feed in feeds if (batch := batches[id(feed)]) is not None]
-        if len(found) < len(feeds):
-            return
-        yield found
 
 
 def _share(logs: list[dict[str, Any]]) -> None:

@@ -98,6 +98,8 @@ class Classrooms:
         """
         if self._engine == "eager" or type(model) is not Distiller or len(batch) < 2:
             return batch
+        if model.feature_losses:  # its teachers must be asked for more than probabilities
+            return batch
         key = (tuple(map(id, model.teachers)), model.temperature)
         if key not in self._rooms:
             self._rooms[key] = Teaching(model.teachers, model.temperature, self._engine)

@@ -13,9 +13,7 @@ pytestmark = pytest.mark.core
 
 def peers(count=3):
     keras.utils.set_random_seed(3)
-    return [
-        kgraft.models.build("resnet8", input_shape=(8, 8, 3), classes=5) for _ in range(count)
-    ]
+    return [kgraft.models.build("resnet8", input_shape=(8, 8, 3), classes=5) for _ in range(count)]
 
 
 def clones(models):

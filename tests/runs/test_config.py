@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 from kgraft import models
 from kgraft.errors import UserError
 from kgraft.runs import config as configs
+from kgraft.runs.comparison import read_comparison
 from kgraft.runs.config import Config
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "configs").rglob("*.toml"))
+COMPARISONS = sorted((ROOT / "configs" / "comparisons").glob("*.toml"))
+FILES = [file for file in sorted((ROOT / "configs").rglob("*.toml")) if file not in COMPARISONS]
 
 
 def test_the_quickstart_file_is_the_default():
@@ -19,12 +21,19 @@ def test_the_quickstart_file_is_the_default():
     assert configs.read(quickstart) == Config()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES + COMPARISONS, ids=lambda file: file.stem)
 def test_every_run_file_opens_with_its_command_cost_and_result(file):
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert str(file.relative_to(ROOT)) in head[0]
     assert any(line.startswith("# Cost") for line in head)
-    assert any("Published" in line or "result" in line for line in head)
+    assert any("published" in line.lower() or "result" in line.lower() for line in head)
+
+
+@pytest.mark.parametrize("file", COMPARISONS, ids=lambda file: file.stem)
+def test_every_comparison_is_a_fair_one(file):
+    comparison = read_comparison(file)
+    assert len(comparison.seeds) >= 3
+    assert comparison.entry(comparison.baseline).config.run.method == "baseline"
 
 
 def test_every_run_file_builds_its_models():
@@ -53,6 +62,7 @@ AUTHORS_GRAFTING = {"graft.decimals": 2, "graft.grouping": "authors", "graft.eva
 
 def flat(config):
     tables = dataclasses.asdict(config)
+    tables.pop("given")
     return {f"{t}.{k}": v for t, settings in tables.items() for k, v in settings.items()}
 
 
@@ -184,8 +194,9 @@ def test_an_assignment_without_a_value_is_refused():
 
 
 def test_every_setting_has_a_default_of_its_own_type():
-    for table in dataclasses.fields(Config):
-        settings = getattr(Config(), table.name)
+    tables = [field.name for field in dataclasses.fields(Config) if field.name != "given"]
+    for table in tables:
+        settings = getattr(Config(), table)
         for setting in dataclasses.fields(settings):
             value = getattr(settings, setting.name)
             if value is not None:

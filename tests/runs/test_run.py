@@ -10,8 +10,9 @@ import pytest
 from kgraft import data, models
 from kgraft.errors import UserError
 from kgraft.runs import config as configs
-from kgraft.runs.assembly import assemble, graft_of
+from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
+from kgraft.runs.methods import graft_of
 from kgraft.runs.run import accuracy, ensemble, execute
 
 

@@ -55,7 +55,7 @@ def test_every_epoch_ends_with_the_blend_of_the_weights_before_it():
     grafted, ungrafted = [], []
 
     class Spy(Graft):
-        def apply(self, models, plan=None):
+        def apply(self, models, plan=None, epoch=0):
             ungrafted.append([model.get_weights() for model in models])
             record = super().apply(models, plan)
             grafted.append(record)

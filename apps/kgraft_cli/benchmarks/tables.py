@@ -7,6 +7,7 @@ from rich.table import Table
 _SPEED = ("model", "batch", "K", "contender", "images x peers / s", "kgraft / this")
 _COLUMNS = {
     "speed": (*_SPEED, "epoch's end", "start-up", "memory"),
+    "methods": ("model", "batch", "method", "K", "a peer's step", "/ baseline", "epoch's end"),
     "graft": ("backend", "model", "batch", "K", "step", "grafting", "of a step", "loop / it"),
 }
 
@@ -15,16 +16,16 @@ def table(what: str, rows: list[dict[str, Any]], title: str) -> Table:
     """A table of medians, with the range in parentheses.
 
     Args:
-        what: `"speed"` or `"graft"`.
-        rows: what `runner.rows` or `GraftTimes.row` gave.
+        what: `"speed"`, `"graft"` or `"methods"`.
+        rows: what `runner.rows`, `GraftTimes.row` or `measure_methods` gave.
         title: what all rows have in common.
     """
     made = Table(title=title, title_justify="left")
     for column in _COLUMNS[what]:
-        left = column in ("backend", "model", "contender")
+        left = column in ("backend", "model", "contender", "method")
         made.add_column(column, justify="left" if left else "right")
     for row in rows:
-        made.add_row(*(_speed(row) if what == "speed" else _graft(row)))
+        made.add_row(*_CELLS[what](row))
     return made
 
 
@@ -60,3 +61,19 @@ def _graft(row: dict[str, Any]) -> list[str]:
         f"{row['share_of_step']:.2%} ({low:.2%} to {high:.2%})",
         f"{row['loop_over_graft']:.1f} ({least:.1f} to {most:.1f})",
     ]
+
+
+def _methods(row: dict[str, Any]) -> list[str]:
+    low, high = row["over_baseline_range"]
+    return [
+        row["model"],
+        str(row["batch_size"]),
+        row["method"],
+        str(row["peers"]),
+        f"{row['step_seconds'] * 1e3:.1f} ms",
+        f"{row['over_baseline']:.2f} ({low:.2f} to {high:.2f})",
+        f"{row['epoch_end_seconds'] * 1e3:.1f} ms",
+    ]
+
+
+_CELLS = {"speed": _speed, "graft": _graft, "methods": _methods}

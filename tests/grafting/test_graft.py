@@ -7,7 +7,7 @@ from keras import layers
 
 from kgraft.errors import UserError
 from kgraft.grafting import Graft
-from kgraft.grafting.mixers import warn_of_sick_peers
+from kgraft.grafting.graft import warn_of_sick_peers
 from tests.reference import grafting as reference
 
 pytestmark = pytest.mark.core

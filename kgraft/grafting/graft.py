@@ -1,4 +1,4 @@
-"""What one grafting does to K peers: the entropy-weighted ring (external scion)."""
+"""Grafting: the entropy-weighted ring (external scion)."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,15 +13,16 @@ from kgraft import equations
 from kgraft.errors import UserError
 from kgraft.grafting import criteria
 from kgraft.grafting.criteria import Criterion, Entropy
+from kgraft.grafting.mixer import Mixer, plan_of
 from kgraft.grafting.plan import GraftPlan, Grouping
 from kgraft.grafting.population import population
-from kgraft.grafting.ring import GraftRecord, donors, ring_mix
+from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
 
 _log = logging.getLogger("kgraft")
 
 
 @dataclass(frozen=True)
-class Graft:
+class Graft(Mixer):
     """The external scion: each layer is blended with the same layer of the previous peer.
 
     When: at the end of every epoch, for K >= 2 peers of one architecture. Cost: one pass over the
@@ -75,26 +76,8 @@ class Graft:
         )
 
     def check(self, models: Sequence[keras.Model]) -> GraftPlan:
-        """The plan of the first peer, after comparing the others with it.
-
-        Args:
-            models: the K peers, built.
-
-        Returns:
-            The plan that holds for all of them.
-
-        Raises:
-            UserError: fewer than one peer, a model given twice, or peers that do not match; names
-                the first difference.
-        """
-        if not models:
-            raise UserError("no peers: grafting needs at least one model.")
-        if len({id(model) for model in models}) != len(models):
-            raise UserError("a model is in the ring twice: every peer must be its own model.")
-        plan = GraftPlan.of(models[0], self.grouping)
-        for k, model in enumerate(models[1:], start=2):
-            plan.check_matches(GraftPlan.of(model, self.grouping), "peer 1", f"peer {k}")
-        return plan
+        """See `Mixer`."""
+        return plan_of(models, self.grouping)
 
     def coefficients(self, information: np.ndarray, ring: Sequence[int | None]) -> np.ndarray:
         """Share of its own weights that every peer keeps in every group (eq. 7).
@@ -117,8 +100,10 @@ class Graft:
                 )
         return alphas if self.decimals is None else np.round(alphas, self.decimals)
 
-    def apply(self, models: Sequence[keras.Model], plan: GraftPlan | None = None) -> GraftRecord:
-        """Graft K peers in place, all at once.
+    def apply(
+        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
+    ) -> GraftRecord:
+        """Graft K peers in place, all at once; the same in every epoch.
 
         Information is measured on the weights before the blend. A peer with a weight that is not
         finite is never a donor; it keeps what it has and the ring closes without it, which is
@@ -127,6 +112,7 @@ class Graft:
         Args:
             models: the K peers, in ring order: peer k receives from peer k - 1.
             plan: the peers' plan, when `check` has been called before.
+            epoch: which one has ended, counted from 0.
 
         Returns:
             What was measured and done.
@@ -150,6 +136,7 @@ class Graft:
             information=information,
             coefficients=alphas,
             donors=ring,
+            sick=sick_of(healthy),
         )
 
     def _measure(self, kernels: Sequence[Any], plan: GraftPlan) -> np.ndarray:
@@ -171,11 +158,10 @@ def warn_of_sick_peers(record: GraftRecord, told: set[int]) -> None:
         record: the grafting just done.
         told: peers that were named before, counted from 0; grows.
     """
-    sick = set(np.flatnonzero(np.isnan(record.information).all(axis=1)).tolist())
-    for k in sorted(sick - told):
+    for k in sorted(record.sick - told):
         _log.warning(
             "peer %d has weights that are not finite: it is no donor any more, its receiver takes "
             "from the peer before it. A lower learning rate may keep it alive.",
             k + 1,
         )
-    told.update(sick)
+    told.update(record.sick)

@@ -1,0 +1,80 @@
+"""`kgraft compare`: methods x seeds under one schedule, one split and one budget."""
+
+from typing import Any
+
+import click
+
+
+@click.command("compare")
+@click.argument("comparison")
+@click.option("--out", metavar="DIR", help="Directory of the runs; runs/COMPARISON by default.")
+@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.option("--seeds", metavar="N,N", help="Other seeds than the file's.")
+@click.option("--only-read", is_flag=True, help="Train nothing; compare what is finished.")
+def command(
+    comparison: str, out: str | None, data_dir: str | None, seeds: str | None, only_read: bool
+) -> None:
+    """Train what COMPARISON, a TOML file, asks for, and compare it with its baseline.
+
+    Runs that are finished are kept: interrupt it and call it again. The table goes to the terminal,
+    and as comparison.md and comparison.json into the directory of the runs.
+    """
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from kgraft.analysis.comparison import by_compute, lines, markdown
+    from kgraft.errors import UserError
+    from kgraft.runs.comparison import in_directory, read_comparison, read_results, train_missing
+    from kgraft_cli.progress import progress_on
+
+    wanted = read_comparison(Path(comparison))
+    if seeds is not None:
+        parts = seeds.split(",")
+        if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+            raise UserError(f"--seeds {seeds}: expected different whole numbers, e.g. 0,1,2.")
+        wanted = dataclasses.replace(wanted, seeds=tuple(map(int, parts)))
+    if data_dir is not None:
+        wanted = in_directory(wanted, data_dir)
+    path = Path("runs") / Path(comparison).stem if out is None else Path(out)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    if not only_read:
+        with progress_on(console) as progress:
+            train_missing(
+                wanted,
+                path,
+                progress,
+                lambda text: console.print(text, highlight=False, markup=False),
+            )
+    rows = read_results(wanted, path)
+    found = lines(rows, wanted.baseline)
+    selected_on = wanted.entry(wanted.baseline).config.run.select
+    console.print(_table("accuracy on the test images, %", found, wanted.baseline, selected_on))
+    console.print(_table("by compute", by_compute(found), wanted.baseline, selected_on))
+    (path / "comparison.md").write_text(
+        markdown(found, wanted.baseline, selected_on), encoding="utf-8"
+    )
+    content = {"runs": rows, "entries": [line.to_json() for line in found]}
+    (path / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    console.print(f"comparison.md and comparison.json are in {path}", highlight=False)
+
+
+def _table(title: str, found: Any, baseline: str, selected_on: str) -> Any:
+    from rich.table import Table
+
+    from kgraft.analysis.comparison import header
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(header(baseline, selected_on)):
+        table.add_column(name, justify="right" if number else "left")
+    cost = None
+    for line in found:
+        if title == "by compute" and cost not in (None, line.trainings):
+            table.add_section()
+        cost = line.trainings
+        table.add_row(*line.cells())
+    return table

@@ -1,0 +1,232 @@
+"""Mixers that know no entropy: a constant ring, the peers' mean, a shuffle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft import equations
+from kgraft.errors import UserError
+from kgraft.grafting.mixer import Mixer
+from kgraft.grafting.plan import GraftPlan
+from kgraft.grafting.population import Population, population
+from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
+
+
+@dataclass(frozen=True)
+class FixedGraft(Mixer):
+    """The ring with one coefficient for every layer, whatever the layers hold.
+
+    When: to see what the entropy adds to the blending. Cost: half of a grafting's.
+
+    Args:
+        alpha: share of its own weights that every peer keeps, in [0, 1].
+
+    Raises:
+        UserError: `alpha` is out of range.
+
+    Source: arXiv 2004.12311, eq. 2 with a constant alpha; 0.5 is what their grafting+ script
+    computes, by mistake.
+    """
+
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"FixedGraft(alpha={self.alpha}): expected a number in [0, 1].")
+
+    def apply(
+        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
+    ) -> GraftRecord:
+        """See `Mixer`."""
+        plan = plan or self.check(models)
+        peers = population(models)
+        healthy = _healthy(peers, len(models))
+        ring = donors(healthy)
+        alphas = [1.0 if donor is None else self.alpha for donor in ring]
+        peers.mix(range(len(plan.weights)), partial(ring_mix, alphas=alphas, ring=ring))
+        peers.commit()
+        return _record(plan, alphas, ring, healthy)
+
+
+@dataclass(frozen=True)
+class Rotation(FixedGraft):
+    """Peers pass their weights on: each goes on training with those of the peer before it.
+
+    When: as an ablation; every network is seen by every peer's data order and learning rate, and
+    none is blended. Cost: half of a grafting's.
+
+    Source: a reader's account of the authors' grafting+ branch.
+    """
+
+    alpha: float = 0.0
+
+
+@dataclass(frozen=True)
+class Average(Mixer):
+    """All peers go on from the mean of all (PAPA-all).
+
+    When: every few epochs (`every` of the schedule), with peers that differ in their data orders
+    in between. Cost: half of a grafting's, each time.
+
+    Source: Jolicoeur-Martineau et al., TMLR 2024, PAPA-all, without its re-normalisation (REPAIR):
+    batch statistics are averaged and move on in the next epoch.
+    """
+
+    def apply(
+        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
+    ) -> GraftRecord:
+        """See `Mixer`."""
+        plan = plan or self.check(models)
+        healthy = _pull(models, plan, 0.0)
+        share = 1 / max(sum(healthy), 1)
+        alphas = [share if well else 1.0 for well in healthy]
+        return _record(plan, alphas, (None,) * len(models), healthy)
+
+
+@dataclass(frozen=True)
+class Papa(Mixer):
+    """Every few steps each peer moves a little towards the mean of all peers.
+
+    When: to end with peers that can be averaged into one (`kgraft select`), or to train a better
+    population. Cost: one pass over all weights every n steps, no memory to speak of.
+
+    Args:
+        rate: share of its own weights that a peer keeps, in [0, 1].
+        every_steps: n.
+
+    Raises:
+        UserError: an argument is out of range.
+
+    Source: Jolicoeur-Martineau et al., "PopulAtion Parameter Averaging", TMLR 2024. The statistics
+    of batch normalisation move with the weights.
+    """
+
+    rate: float = 0.99
+    every_steps: int | None = 10
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise UserError(f"Papa(rate={self.rate}): expected a number in [0, 1].")
+        if self.every_steps is None or self.every_steps < 1:
+            raise UserError(f"Papa(every_steps={self.every_steps}): expected 1 or more.")
+
+    def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
+        """See `Mixer`."""
+        _pull(models, plan, self.rate)
+
+
+@dataclass(frozen=True)
+class Wash(Mixer):
+    """After every step a small random share of the parameters is shuffled among the peers.
+
+    Each chosen parameter is dealt anew: every peer gets the value of some peer, each value goes to
+    one. Early layers are shuffled most: the share falls linearly from `share` in the first group
+    of the plan to 0 in the last. Optimizer state and batch statistics stay where they are.
+
+    When: to end with peers that can be averaged into one (`kgraft select`). Cost: one pass over all
+    weights after every step.
+
+    Args:
+        share: probability that a parameter of the first layer is shuffled, in [0, 1].
+        by_depth: False for the same share in all layers.
+        seed: which parameters, and how, follows from it and from the step's number.
+        every_steps: shuffle after every n-th step.
+
+    Raises:
+        UserError: an argument is out of range.
+
+    Source: Fournier et al., "WASH: Train your Ensemble with Communication-Efficient Weight
+    Shuffling, then Average", arXiv 2405.17517.
+    """
+
+    share: float = 0.001
+    by_depth: bool = True
+    seed: int = 0
+    every_steps: int | None = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UserError(f"Wash(share={self.share}): expected a number in [0, 1].")
+        if self.every_steps is None or self.every_steps < 1:
+            raise UserError(f"Wash(every_steps={self.every_steps}): expected 1 or more.")
+
+    def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
+        """See `Mixer`."""
+        peers = population(models)
+        healthy = np.flatnonzero(_healthy(peers, len(models))).tolist()
+        if len(healthy) < 2:
+            return
+        random = np.random.default_rng([self.seed, number])
+        trained = {id(v) for v in models[0].trainable_variables}
+        moves = [id(weight) in trained for weight in models[0].weights]
+        last = max(len(plan.groups) - 1, 1)
+        for g, group in enumerate(plan.groups):
+            share = self.share * (1 - g / last) if self.by_depth else self.share
+            members = [index for index in group.members if moves[index]]
+            peers.mix(members, partial(_shuffled, share=share, random=random, among=healthy))
+        peers.commit()
+
+
+def _shuffled(
+    values: list[Any], *, share: float, random: np.random.Generator, among: Sequence[int]
+) -> list[Any]:
+    size = int(np.prod(values[0].shape))
+    chosen = random.choice(size, random.binomial(size, share), replace=False)
+    if not len(chosen):
+        return values
+    flat = {k: _copied(values[k]).reshape(-1) for k in among}
+    dealt = np.argsort(random.random((len(among), len(chosen))), axis=0)
+    drawn = np.take_along_axis(np.stack([flat[k][chosen] for k in among]), dealt, axis=0)
+    for k, own in zip(among, drawn, strict=True):
+        flat[k][chosen] = own
+    return [flat[k].reshape(value.shape) if k in flat else value for k, value in enumerate(values)]
+
+
+def _copied(value: Any) -> np.ndarray:
+    return np.array(value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value))
+
+
+def _pull(models: Sequence[keras.Model], plan: GraftPlan, rate: float) -> list[bool]:
+    """Move healthy peers towards their mean; returns who is healthy."""
+    peers = population(models)
+    healthy = _healthy(peers, len(models))
+    peers.mix(range(len(plan.weights)), partial(_towards_mean, rate=rate, healthy=healthy))
+    peers.commit()
+    return healthy
+
+
+def _towards_mean(values: list[Any], *, rate: float, healthy: Sequence[bool]) -> list[Any]:
+    kept = [value for value, well in zip(values, healthy, strict=True) if well]
+    if not kept:
+        return values
+    mean = kept[0]
+    for count, value in enumerate(kept[1:], start=2):
+        mean = mean + (value - mean) * (1 / count)  # equal values stay equal to the last bit
+    return [
+        equations.blend(value, mean, rate) if well else value
+        for value, well in zip(values, healthy, strict=True)
+    ]
+
+
+def _healthy(peers: Population, count: int) -> list[bool]:
+    return [peers.is_finite(k) for k in range(count)]
+
+
+def _record(
+    plan: GraftPlan,
+    alphas: Sequence[float],
+    ring: tuple[int | None, ...],
+    healthy: Sequence[bool],
+) -> GraftRecord:
+    shape = (len(alphas), len(plan.groups))
+    return GraftRecord(
+        groups=tuple(group.name for group in plan.groups),
+        information=np.full(shape, np.nan),
+        coefficients=np.broadcast_to(np.asarray(alphas, np.float64)[:, None], shape).copy(),
+        donors=ring,
+        sick=sick_of(healthy),
+    )

@@ -1,0 +1,387 @@
+"""Comparisons: methods x seeds under one schedule, one split and one budget.
+
+A comparison file is TOML:
+
+    [comparison]
+    seeds = [0, 1, 2]
+    baseline = "baseline"
+
+    [common.run]                # tables of a run file, the same for everybody
+    epochs = 15
+
+    [entries.baseline]          # one table an entry: what sets it apart
+    run.method = "baseline"
+
+    [entries."4 peers"]
+    run.method = "graft"
+    peers.count = 4
+"""
+
+import dataclasses
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kgraft.errors import UserError, suggest
+from kgraft.runs.assembly import assemble
+from kgraft.runs.config import Config
+from kgraft.runs.directory import read_run
+from kgraft.runs.methods import settled
+from kgraft.runs.recorder import Observer
+from kgraft.runs.run import execute
+from kgraft.runs.selection import selected
+
+RESULTS = ("peer", "soup", "ensemble")
+_SAME = ("run.batch_size", "run.select", "data", "model", "optimizer", "schedule")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison.
+
+    Attributes:
+        name: its name, also that of its directory.
+        config: its settings, with the first seed.
+        result: what of the run counts: `"peer"` (the best by validation), `"soup"` (uniform) or
+            `"ensemble"`.
+        runs_of: the entry whose runs it reads, itself unless the file says otherwise.
+        budget: how many times longer its networks train than everybody's.
+    """
+
+    name: str
+    config: Config
+    result: str
+    runs_of: str
+    budget: int
+
+    def trainings(self) -> float:
+        """What its networks cost, in trainings of one network over the common number of epochs.
+
+        Teachers that the run trains count as networks of the peers' size, teachers from a file or
+        another entry as nothing.
+        """
+        trained = self.config.teachers.count - len(self.config.teachers.files)
+        return float(self.config.peers.count * self.budget + trained)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checked comparison file.
+
+    Attributes:
+        seeds: seeds of the runs of every entry.
+        baseline: name of the entry that the others are compared with.
+        entries: all of them, in the file's order.
+    """
+
+    seeds: tuple[int, ...]
+    baseline: str
+    entries: tuple[Entry, ...]
+
+    def entry(self, name: str) -> Entry:
+        """The entry of a name."""
+        return next(entry for entry in self.entries if entry.name == name)
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Read and check a comparison file.
+
+    Args:
+        path: the TOML file.
+
+    Raises:
+        UserError: no such file, no TOML, an unknown key, or entries whose data, schedule,
+            optimizer, network, batch size or epochs differ; names the difference.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"comparison {path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"comparison {path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}.") from None
+    for name in tables:
+        if name not in ("comparison", "common", "entries"):
+            raise UserError(
+                f"{path}: unknown table {name!r}."
+                + suggest(name, ("comparison", "common", "entries"))
+            )
+    settings = tables.get("comparison", {})
+    for name in settings:
+        if name not in ("seeds", "baseline"):
+            raise UserError(
+                f"{path}: [comparison] unknown key {name!r}." + suggest(name, ("seeds", "baseline"))
+            )
+    seeds = settings.get("seeds", [0, 1, 2])
+    if (
+        not isinstance(seeds, list)
+        or not seeds
+        or any(type(seed) is not int or seed < 0 for seed in seeds)
+        or len(set(seeds)) < len(seeds)
+    ):
+        raise UserError(f"{path}: [comparison] seeds = {seeds}: expected different whole numbers.")
+    common = _with(Config(), tables.get("common", {}), f"{path}: [common]")
+    entries = tuple(
+        _entry(name, table, common, seeds[0], str(path))
+        for name, table in tables.get("entries", {}).items()
+    )
+    if not entries:
+        raise UserError(f"{path} has no entries: expected a table [entries.NAME] for each method.")
+    names = [entry.name for entry in entries]
+    baseline = settings.get("baseline", names[0])
+    if baseline not in names:
+        raise UserError(f"{path}: baseline {baseline!r} is no entry." + suggest(baseline, names))
+    for entry in entries:
+        for other in (entry.runs_of, *_named_teachers(entry)):
+            if other not in names:
+                raise UserError(
+                    f"{path}: [entries.{entry.name!r}] reads the runs of {other!r}, which is no "
+                    "entry." + suggest(other, names)
+                )
+    comparison = Comparison(tuple(seeds), baseline, entries)
+    check_alike([(entry.name, entry.config, entry.budget) for entry in entries])
+    return comparison
+
+
+def in_directory(comparison: Comparison, data_dir: str) -> Comparison:
+    """The comparison with prepared data sets looked for elsewhere."""
+    entries = tuple(
+        dataclasses.replace(
+            entry,
+            config=dataclasses.replace(
+                entry.config, data=dataclasses.replace(entry.config.data, directory=data_dir)
+            ),
+        )
+        for entry in comparison.entries
+    )
+    return dataclasses.replace(comparison, entries=entries)
+
+
+def check_alike(runs: list[tuple[str, Config, int]]) -> None:
+    """Refuse runs that do not differ by their method alone.
+
+    Args:
+        runs: name, settings and budget of each.
+
+    Raises:
+        UserError: names the first setting that differs, and its values.
+    """
+    (first, reference, own_budget), *others = runs
+    for name, config, budget in others:
+        for key in _SAME:
+            for where, a, b in _differences(
+                key, _stretched(reference, budget), _stretched(config, own_budget)
+            ):
+                raise UserError(
+                    f"{first} and {name} cannot be compared: {where} is {a!r} in {first}, {b!r} "
+                    f"in {name}."
+                )
+        if config.run.epochs * own_budget != reference.run.epochs * budget:
+            raise UserError(
+                f"{first} and {name} cannot be compared: run.epochs is {reference.run.epochs} in "
+                f"{first}, {config.run.epochs} in {name}; a longer training is budget = n."
+            )
+
+
+def train_missing(
+    comparison: Comparison, out: Path, observer: Observer, tell: Callable[[str], None]
+) -> None:
+    """Do the runs that are missing, in the order of the seeds.
+
+    Args:
+        comparison: what to compare.
+        out: directory of the runs, `out/ENTRY/seed-S` each; finished ones are kept.
+        observer: who is told of every step and epoch.
+        tell: called with a line of text when a run begins or is found.
+
+    Raises:
+        UserError: a finished run in `out` has other settings; names the difference.
+    """
+    for seed in comparison.seeds:
+        for entry in comparison.entries:
+            if entry.runs_of == entry.name:
+                _ensure(comparison, entry, seed, out, observer, tell)
+
+
+def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
+    """Results of all runs that are finished.
+
+    Args:
+        comparison: what to compare.
+        out: directory of the runs.
+
+    Returns:
+        One row an entry and seed, see `result_row`; runs that are not finished give none.
+
+    Raises:
+        UserError: no run is finished, or one has other settings; names the difference.
+    """
+    rows = []
+    for entry in comparison.entries:
+        for seed in comparison.seeds:
+            source = comparison.entry(entry.runs_of)
+            path = _path(out, source, seed)
+            if (path / "summary.json").is_file():
+                _check_settings(path, _seeded(comparison, source, seed, out))
+                rows.append(result_row(entry, seed, path))
+    if not rows:
+        raise UserError(f"{out} holds no finished run of this comparison.")
+    return rows
+
+
+def result_row(entry: Entry, seed: int, path: Path) -> dict[str, Any]:
+    """What one run says for one entry.
+
+    Args:
+        entry: the entry.
+        seed: the run's seed.
+        path: the run's directory.
+
+    Returns:
+        `entry`, `seed`, `networks`, `trainings`, `seconds`, and accuracies on the test images:
+        `last` (the entry's result), `best` (the best-on-validation epoch of the peer that is best
+        then; None for soups and ensembles), `mean_peer`, `uniform_soup` and `ensemble`.
+    """
+    config, summary = read_run(path)
+    found = selected(path)
+    names = {"peer": "best peer", "soup": "uniform soup", "ensemble": "ensemble"}
+    own = found[names[entry.result]]
+    peers = summary["peers"]
+    best = None
+    if entry.result == "peer":
+        best = max(peers, key=lambda row: row["best_validation_accuracy"] or 0.0)
+    return {
+        "entry": entry.name,
+        "seed": seed,
+        "method": config.run.method,
+        "networks": own["networks"],
+        "trainings": entry.trainings(),
+        "seconds": summary["seconds"],
+        "last": own["test_accuracy"],
+        "best": None if best is None else best["best_test_accuracy"],
+        "mean_peer": sum(row["test_accuracy"] for row in peers) / len(peers),
+        "uniform_soup": found["uniform soup"]["test_accuracy"],
+        "ensemble": found["ensemble"]["test_accuracy"],
+    }
+
+
+def _ensure(
+    comparison: Comparison,
+    entry: Entry,
+    seed: int,
+    out: Path,
+    observer: Observer,
+    tell: Callable[[str], None],
+) -> None:
+    path = _path(out, entry, seed)
+    config = _seeded(comparison, entry, seed, out)
+    if (path / "summary.json").is_file():
+        _check_settings(path, config)
+        tell(f"{entry.name}, seed {seed}: found")
+        return
+    if path.exists():
+        shutil.rmtree(path)  # a run that did not finish
+    tell(f"{entry.name}, seed {seed}: training")
+    execute(assemble(config), path, observer)
+    selected(path)
+    keras.backend.clear_session()
+
+
+def _check_settings(path: Path, config: Config) -> None:
+    known, _ = read_run(path)
+    wanted = _filled(config, known)
+    for part in dataclasses.fields(Config):
+        if part.name == "given":
+            continue
+        for where, a, b in _differences(part.name, known, wanted):
+            if where not in ("data.directory", "teachers.files"):
+                raise UserError(
+                    f"{path} holds a run with {where} = {a!r}, the comparison wants {b!r}: "
+                    "remove it, or give another --out."
+                )
+
+
+def _filled(config: Config, known: Config) -> Config:
+    """Settings with what a run fills in by itself taken from a run that has done so."""
+    wanted = settled(config)
+    data = {
+        f.name: getattr(known.data, f.name)
+        for f in dataclasses.fields(wanted.data)
+        if getattr(wanted.data, f.name) is None
+    }
+    return dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, **data))
+
+
+def _seeded(comparison: Comparison, entry: Entry, seed: int, out: Path) -> Config:
+    config = dataclasses.replace(entry.config, run=dataclasses.replace(entry.config.run, seed=seed))
+    files = tuple(
+        str(_path(out, comparison.entry(file[1:]), seed)) if file.startswith("@") else file
+        for file in config.teachers.files
+    )
+    return dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, files=files))
+
+
+def _path(out: Path, entry: Entry, seed: int) -> Path:
+    return out / entry.name.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
+
+
+def _stretched(config: Config, budget: int) -> Config:
+    """Settings whose schedule takes so many times as long."""
+    schedule = config.schedule
+    longer = dataclasses.replace(
+        schedule, every=schedule.every * budget, warmup=schedule.warmup * budget
+    )
+    return dataclasses.replace(config, schedule=longer)
+
+
+def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Entry:
+    where = f"{source}: [entries.{name!r}]"
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where} is a value; expected a table.")
+    own = dict(table)
+    result, runs_of, budget = (
+        own.pop("result", None),
+        own.pop("runs_of", name),
+        own.pop("budget", 1),
+    )
+    if type(budget) is not int or budget < 1:
+        raise UserError(f"{where} budget = {budget!r}: expected a whole number, 1 or more.")
+    config = _with(common, own, where).changed("run.seed", seed, where)
+    if budget > 1:
+        epochs = config.run.epochs * budget
+        config = _stretched(config.changed("run.epochs", epochs, where), budget)
+    config = settled(config)
+    result = result or ("ensemble" if config.run.method == "ensemble" else "peer")
+    if result not in RESULTS:
+        raise UserError(f"{where} result = {result!r}." + suggest(str(result), RESULTS))
+    return Entry(name, config, result, runs_of, budget)
+
+
+def _with(config: Config, tables: Mapping[str, Any], source: str) -> Config:
+    for table, settings in tables.items():
+        if not isinstance(settings, Mapping):
+            raise UserError(f"{source} {table} is a value; expected a table, e.g. run.epochs = 15.")
+        for name, value in settings.items():
+            config = config.changed(f"{table}.{name}", value, source)
+    return config
+
+
+def _named_teachers(entry: Entry) -> list[str]:
+    return [file[1:] for file in entry.config.teachers.files if file.startswith("@")]
+
+
+def _differences(key: str, own: Config, other: Config) -> list[tuple[str, Any, Any]]:
+    table, _, name = key.partition(".")
+    a, b = getattr(own, table), getattr(other, table)
+    names = [name] if name else [f.name for f in dataclasses.fields(a)]
+    return [
+        (f"{table}.{n}", getattr(a, n), getattr(b, n))
+        for n in names
+        if getattr(a, n) != getattr(b, n)
+    ]

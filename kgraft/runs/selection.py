@@ -1,0 +1,110 @@
+"""After training: one network out of K, on the same images for all candidates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft.data import BatchStream
+from kgraft.runs.assembly import images_of, in_order
+from kgraft.runs.directory import best_peer, peer_file, read_model, read_run, save_uncompiled
+from kgraft.runs.run import accuracy, ensemble, predict
+from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
+
+_BATCHES = 100  # of the training images, for a soup's batch statistics
+
+
+def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
+    """Measure every way to get one network, or one answer, out of a finished run's peers.
+
+    The best peer by validation, the uniform soup, the greedy soup (by validation), both with batch
+    statistics estimated anew from training images, and the ensemble. The soups are saved in the
+    run's directory as `soup-uniform.keras` and `soup-greedy.keras`, the figures as `select.json`.
+
+    Args:
+        path: the directory of a finished run.
+        data_dir: where prepared data sets are, if not where the run found them.
+
+    Returns:
+        `"best peer"`, `"uniform soup"`, `"greedy soup"` and `"ensemble"` -> a dict with
+        `test_accuracy`, `validation_accuracy` (None without a validation part), `networks` that
+        have to be run, and which `peers`, counted from 1, went into it.
+
+    Raises:
+        UserError: there is no finished run, or its models or images are gone.
+    """
+    config, summary = read_run(path)
+    config, dataset = images_of(config, data_dir)
+    count = len(summary["peers"])
+    peers = [read_model(peer_file(path, summary, k), f"peer {k}") for k in range(1, count + 1)]
+    streams: dict[str, tuple[BatchStream, np.ndarray] | None] = {
+        "test": (in_order(dataset, dataset.test), dataset.test.labels),
+        "validation": None
+        if dataset.validation is None or config.run.select == "test"
+        else (in_order(dataset, dataset.validation), dataset.validation.labels),
+    }
+    train = in_order(dataset, dataset.train, batch_size=config.run.batch_size)
+
+    def soup_of(weights: list[np.ndarray]) -> keras.Model:
+        model = _copy(peers[0])
+        model.set_weights(weights)
+        reestimate_statistics(model, _first(train))
+        return model
+
+    def measured(models: list[keras.Model], numbers: list[int]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for part, stream in streams.items():
+            found[f"{part}_accuracy"] = None
+            if stream is not None:
+                scores = ensemble([predict(model, stream[0]) for model in models])
+                found[f"{part}_accuracy"] = accuracy(scores, stream[1])
+        return {**found, "networks": len(models), "peers": numbers}
+
+    weights = [peer.get_weights() for peer in peers]
+    everybody = list(range(1, count + 1))
+    best = best_peer(summary)
+    uniform = soup_of(mean_weights(weights))
+    results = {
+        "best peer": measured([peers[best - 1]], [best]),
+        "uniform soup": measured([uniform], everybody),
+    }
+    save_uncompiled(uniform, path / "soup-uniform.keras")
+    held_out = streams["validation"]
+    if held_out is not None:
+        stream, labels = held_out
+        _, chosen = greedy_soup(
+            weights, lambda part: accuracy(predict(soup_of(part), stream), labels)
+        )
+        greedy = soup_of(mean_weights([weights[k] for k in chosen]))
+        results["greedy soup"] = measured([greedy], [k + 1 for k in chosen])
+        save_uncompiled(greedy, path / "soup-greedy.keras")
+    results["ensemble"] = measured(peers, everybody)
+    (path / "select.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def selected(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
+    """What `select` found earlier, or finds now.
+
+    Args:
+        path: the directory of a finished run.
+        data_dir: see `select`.
+    """
+    file = path / "select.json"
+    if not file.is_file():
+        return select(path, data_dir=data_dir)
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def _first(stream: BatchStream) -> Any:
+    for number, batch in enumerate(stream.epoch(0)):
+        if number == _BATCHES:
+            return
+        yield batch
+
+
+def _copy(model: keras.Model) -> keras.Model:
+    return type(model).from_config(model.get_config())

@@ -1,0 +1,60 @@
+"""Means over seeds and paired intervals, against textbook values."""
+
+import pytest
+
+from kgraft.analysis.comparison import by_compute, lines, markdown
+from kgraft.analysis.statistics import Spread, paired_difference, t_quantile
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423)],
+)
+def test_quantiles_are_those_of_the_tables(freedom, expected):
+    assert t_quantile(0.975, freedom) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_paired_interval_by_hand():
+    # differences 2, 3, 1: mean 2, standard error 1 / sqrt(3), t = 4.3027
+    found = paired_difference([3.0, 5.0, 4.0], [1.0, 2.0, 3.0])
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, -0.4841, 4.4841), abs=1e-4)
+    assert not found.is_clear
+    assert paired_difference([2.0, 3.1], [1.0, 2.0]).is_clear
+
+
+def test_one_seed_has_no_spread():
+    assert Spread.of([0.5]) == Spread(0.5, None, 1)
+    assert paired_difference([1.0], [0.5]).low is None
+
+
+def row(entry, seed, last, trainings=1.0):
+    return {
+        "entry": entry,
+        "seed": seed,
+        "networks": 1,
+        "trainings": trainings,
+        "last": last,
+        "best": last,
+        "mean_peer": last,
+        "uniform_soup": last,
+        "ensemble": last,
+    }
+
+
+def test_differences_pair_the_seeds_that_both_have():
+    rows = [row("plain", 0, 0.5), row("plain", 1, 0.6), row("new", 1, 0.65), row("new", 2, 0.9)]
+    plain, new = lines(rows, "plain")
+    assert plain.against is None
+    assert new.against.mean == pytest.approx(0.05)
+    assert new.last.mean == pytest.approx(0.775)
+
+
+def test_lines_are_ordered_by_what_they_cost():
+    rows = [row("dear", 0, 0.9, 4.0), row("weak", 0, 0.1), row("plain", 0, 0.5)]
+    assert [line.name for line in by_compute(lines(rows, "plain"))] == ["plain", "weak", "dear"]
+
+
+def test_markdown_has_a_row_an_entry():
+    text = markdown(lines([row("plain", 0, 0.5), row("new", 0, 0.6)], "plain"), "plain", "test")
+    assert text.count("\n") == 4
+    assert "| new | 1 | 1 | 1 | 60.00 | +10.00 | 60.00 |" in text

@@ -1,0 +1,146 @@
+"""Rotation, fixed ring, averages and shuffles: by hand, and by what they must keep."""
+
+import keras
+import numpy as np
+import pytest
+
+import kgraft
+from kgraft.grafting import Average, FixedGraft, Mixer, Papa, Rotation, Wash
+
+pytestmark = pytest.mark.core
+
+
+def peers(count=3):
+    models = []
+    for k in range(count):
+        keras.utils.set_random_seed(k)
+        models.append(kgraft.models.build("resnet8", input_shape=(8, 8, 3), classes=5))
+    return models
+
+
+def stacked(models):
+    """Every weight of all peers, shape (K, ...), one a weight."""
+    weights = [model.get_weights() for model in models]
+    return [np.stack(own).astype(np.float64) for own in zip(*weights, strict=True)]
+
+
+def make_sick(model):
+    weights = model.get_weights()
+    weights[0][0] = np.inf
+    model.set_weights(weights)
+
+
+def test_rotation_passes_all_weights_on():
+    models = peers()
+    before = stacked(models)
+    Rotation().apply(models)
+    for old, new in zip(before, stacked(models), strict=True):
+        assert np.array_equal(new, np.roll(old, 1, axis=0))
+
+
+def test_a_fixed_ring_blends_with_the_peer_before():
+    models = peers()
+    before = stacked(models)
+    record = FixedGraft(0.7).apply(models)
+    for old, new in zip(before, stacked(models), strict=True):
+        np.testing.assert_allclose(new, 0.7 * old + 0.3 * np.roll(old, 1, axis=0), atol=1e-6)
+    assert (record.coefficients == 0.7).all()
+
+
+def test_average_gives_everybody_the_mean():
+    models = peers()
+    before = stacked(models)
+    Average().apply(models)
+    for old, new in zip(before, stacked(models), strict=True):
+        np.testing.assert_allclose(new, np.broadcast_to(old.mean(0), old.shape), atol=1e-6)
+
+
+def test_papa_keeps_the_mean_and_shrinks_the_distance_to_it():
+    models, mixer = peers(), Papa(rate=0.9)
+    before = stacked(models)
+    mixer.step(models, mixer.check(models), 0)
+    for old, new in zip(before, stacked(models), strict=True):
+        np.testing.assert_allclose(new.mean(0), old.mean(0), atol=1e-6)
+        np.testing.assert_allclose(new - new.mean(0), 0.9 * (old - old.mean(0)), atol=2e-6)
+
+
+@pytest.mark.parametrize("mixer", [Average(), FixedGraft(0.3)], ids=lambda m: type(m).__name__)
+def test_equal_peers_stay_equal_to_the_last_bit(mixer):
+    models = peers(3)
+    for model in models[1:]:
+        model.set_weights(models[0].get_weights())
+    before = models[0].get_weights()
+    mixer.apply(models)
+    for model in models:
+        assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("mixer", [Average(), Rotation()], ids=lambda m: type(m).__name__)
+def test_a_sick_peer_gives_nothing_and_keeps_what_it_has(mixer):
+    models = peers(3)
+    make_sick(models[1])
+    record = mixer.apply(models)
+    assert record.sick == {1}
+    assert not np.isfinite(models[1].get_weights()[0]).all()
+    for k in (0, 2):
+        assert all(np.isfinite(weight).all() for weight in models[k].get_weights())
+
+
+def test_wash_keeps_every_parameters_multiset_and_moves_the_share_it_says():
+    models, mixer = peers(4), Wash(share=0.2, by_depth=False, seed=3)
+    before = stacked(models)
+    mixer.step(models, mixer.check(models), 17)
+    moved = total = 0
+    for old, new in zip(before, stacked(models), strict=True):
+        assert np.array_equal(np.sort(old, axis=0), np.sort(new, axis=0))
+        if old.ndim == 5:
+            moved += (old != new).any(axis=0).sum()
+            total += old[0].size
+    # a chosen parameter stays everywhere in 1 of 4! deals
+    assert moved / total == pytest.approx(0.2 * (1 - 1 / 24), rel=0.05)
+
+
+def test_wash_leaves_batch_statistics_and_shuffles_early_layers_most():
+    models, mixer = peers(4), Wash(share=0.5, seed=3)
+    before = stacked(models)
+    plan = mixer.check(models)
+    mixer.step(models, plan, 0)
+    after = stacked(models)
+    share = [(before[g.kernel] != after[g.kernel]).any(axis=0).mean() for g in plan.groups]
+    assert share[0] > 0.3
+    assert share[-1] == 0
+    for i, (path, *_) in enumerate(plan.weights):
+        if "moving" in path:
+            assert np.array_equal(before[i], after[i])
+
+
+def test_wash_is_the_same_for_the_same_step_and_another_for_the_next():
+    results = []
+    for number in (5, 5, 6):
+        models, mixer = peers(2), Wash(share=0.1)
+        mixer.step(models, mixer.check(models), number)
+        results.append(models[0].get_weights()[0])
+    assert np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+
+
+def test_no_mixing_moves_nothing():
+    models = peers(2)
+    before = stacked(models)
+    assert Mixer().apply(models) is None
+    for old, new in zip(before, stacked(models), strict=True):
+        assert np.array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: FixedGraft(1.5), "alpha=1.5"),
+        (lambda: Papa(rate=-1.0), "rate=-1.0"),
+        (lambda: Papa(every_steps=0), "every_steps=0"),
+        (lambda: Wash(share=2.0), "share=2.0"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(make, text):
+    with pytest.raises(kgraft.UserError, match=text):
+        make()

@@ -1,0 +1,107 @@
+"""RePr: its ranking by hand, its new filters by their defining property, its schedule on a run."""
+
+import keras
+import numpy as np
+import pytest
+
+import kgraft
+from kgraft.grafting import RePr
+from kgraft.grafting.chains import chains
+from kgraft.grafting.repr import most_overlapping, orthogonal_filters, overlap
+
+pytestmark = pytest.mark.core
+
+
+def network(seed=0):
+    keras.utils.set_random_seed(seed)
+    return kgraft.models.build("resnet8", input_shape=(8, 8, 3), classes=5)
+
+
+def test_overlap_is_the_mean_cosine_with_the_others():
+    filters = np.random.default_rng(0).normal(size=(5, 7))
+    expected = [
+        sum(
+            abs(filters[f] @ filters[j]) / (np.linalg.norm(filters[f]) * np.linalg.norm(filters[j]))
+            for j in range(5)
+            if j != f
+        )
+        / 5
+        for f in range(5)
+    ]
+    np.testing.assert_allclose(overlap(filters), expected)
+
+
+def test_a_filter_of_zeros_overlaps_with_nothing():
+    assert overlap(np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]]))[0] == 0
+
+
+def test_filters_are_ranked_over_all_layers_and_no_layer_loses_its_last():
+    masks = most_overlapping([np.array([0.9, 0.8]), np.array([0.1, 0.7, 0.2])], 0.6)
+    assert [mask.tolist() for mask in masks] == [[True, False], [False, True, True]]
+
+
+def test_new_filters_are_orthogonal_to_the_kept_and_the_dropped_and_to_each_other():
+    random = np.random.default_rng(1)
+    kept, dropped = random.normal(size=(5, 18)), random.normal(size=(3, 18))
+    new = orthogonal_filters(kept, dropped, random)
+    np.testing.assert_allclose(new @ np.concatenate([kept, dropped]).T, 0, atol=1e-10)
+    length = np.linalg.norm(kept, axis=1).mean()
+    np.testing.assert_allclose(new @ new.T, length**2 * np.eye(3), atol=1e-10)
+
+
+def test_without_room_new_filters_take_the_least_used_directions():
+    random = np.random.default_rng(1)
+    kept, dropped = random.normal(size=(9, 4)), random.normal(size=(2, 4))
+    new = orthogonal_filters(kept, dropped, random)
+    used = np.concatenate([kept, dropped])
+    strengths = np.linalg.norm(used @ (new / np.linalg.norm(new, axis=1, keepdims=True)).T, axis=0)
+    np.testing.assert_allclose(strengths, np.linalg.svd(used)[1][::-1][:2])
+
+
+def test_dropped_filters_are_silent_until_they_come_back():
+    model, mixer = network(), RePr(full_epochs=1, pruned_epochs=1, cycles=1, share=0.3)
+    plan = mixer.check([model])
+    links = chains(model)
+    mixer.apply([model], plan, 0)
+    weights = model.get_weights()
+    silent = {i: weights[c.scale] == 0 for i, c in enumerate(links)}
+    assert not silent[0].any()
+    filters = sum(len(own) for i, own in silent.items() if i)
+    assert sum(own.sum() for own in silent.values()) == round(0.3 * filters)
+    model.set_weights([w + np.float32(0.1) for w in weights])
+    mixer.step([model], plan, 0)
+    held = model.get_weights()
+    for i, chain in enumerate(links):
+        assert (held[chain.kernel][..., silent[i]] == 0).all()
+        assert (held[chain.scale][silent[i]] == 0).all()
+        assert (held[chain.shift][silent[i]] == 0).all()
+        assert (held[chain.kernel][..., ~silent[i]] != 0).any()
+    mixer.apply([model], plan, 1)
+    back = model.get_weights()
+    for i, chain in enumerate(links):
+        assert (back[chain.scale][silent[i]] == 1).all()
+        assert (np.abs(back[chain.kernel][..., silent[i]]).sum(axis=(0, 1, 2)) > 0).all()
+    mixer.apply([model], plan, 2)
+    assert all(np.array_equal(a, b) for a, b in zip(back, model.get_weights(), strict=True))
+
+
+def test_a_dropped_filter_changes_nothing_that_its_layer_says():
+    """The network with silent filters says what one with any other weights in them says."""
+    model, mixer = network(), RePr(1, 1, 1, 0.3)
+    mixer.apply([model], mixer.check([model]), 0)
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    before = keras.ops.convert_to_numpy(model(x, training=False))
+    weights = model.get_weights()
+    for chain in chains(model):
+        weights[chain.kernel][..., weights[chain.scale] == 0] = 3.0
+    model.set_weights(weights)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(model(x, training=False)), before, atol=1e-5
+    )
+
+
+def test_what_is_out_of_range_is_refused():
+    with pytest.raises(kgraft.UserError, match=r"share=1\.0"):
+        RePr(share=1.0)
+    with pytest.raises(kgraft.UserError, match="cycles=0"):
+        RePr(cycles=0)

@@ -1,0 +1,131 @@
+"""Comparisons: what they refuse, what they train, what they read."""
+
+from pathlib import Path
+
+import pytest
+
+from kgraft.errors import UserError
+from kgraft.runs.comparison import read_comparison, read_results, train_missing
+from kgraft.runs.recorder import Silent
+
+COMMON = """
+[comparison]
+seeds = [0, 1]
+baseline = "plain"
+
+[common.run]
+epochs = 1
+batch_size = 32
+[common.data]
+limit_train = 96
+limit_test = 40
+"""
+PLAIN = '[entries.plain]\nrun.method = "baseline"\n'
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(entries, common=COMMON):
+        path = tmp_path / "mine.toml"
+        path.write_text(common + entries)
+        return path
+
+    return write
+
+
+def test_entries_share_everything_but_their_method(written):
+    found = read_comparison(
+        written(PLAIN + '[entries."two peers"]\nrun.method = "graft"\npeers.count = 2\n')
+    )
+    plain, two = found.entries
+    assert (plain.config.run.method, plain.config.peers.count, plain.trainings()) == (
+        *("baseline", 1),
+        1.0,
+    )
+    assert (two.config.run.method, two.config.peers.count, two.trainings()) == ("graft", 2, 2.0)
+    assert plain.config.run.epochs == two.config.run.epochs == 1
+
+
+def test_a_budget_trains_longer_with_a_schedule_as_much_longer(written):
+    entry = '[entries.long]\nrun.method = "baseline"\nbudget = 4\n'
+    long = read_comparison(written(PLAIN + entry)).entry("long")
+    assert (long.config.run.epochs, long.config.schedule.every, long.trainings()) == (4, 240, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        ("schedule.name = 'step'", "schedule.name is 'cosine' in plain, 'step' in other"),
+        ("optimizer.lr = 0.2", "optimizer.lr is 0.1 in plain, 0.2 in other"),
+        ("data.limit_train = 50", "data.limit_train is 96 in plain, 50 in other"),
+        ("data.validation = 0.2", "data.validation is 0.1 in plain, 0.2 in other"),
+        ("run.epochs = 2", "run.epochs is 1 in plain, 2 in other"),
+        ("run.metod = 'graft'", "unknown key 'metod'"),
+        ("result = 'soop'", "Did you mean 'soup'"),
+        ("runs_of = 'plane'", "Did you mean 'plain'"),
+        ("budget = 0", "budget = 0"),
+        ("teachers.files = ['@plane']\nrun.method = 'distill'", "Did you mean 'plain'"),
+    ],
+)
+def test_what_makes_a_comparison_unfair_or_unclear_is_refused(written, entry, text):
+    with pytest.raises(UserError) as refused:
+        read_comparison(written(PLAIN + "[entries.other]\n" + entry + "\n"))
+    assert text in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[comparison]\nseeds = [0, 0]\n", "seeds = [0, 0]"),
+        ("[comparison]\nseed = [0]\n", "unknown key 'seed'"),
+        ("[entry.x]\n", "unknown table 'entry'"),
+        ("", "has no entries"),
+        ("[comparison]\nbaseline = 'x'\n" + PLAIN, "baseline 'x' is no entry"),
+    ],
+)
+def test_a_wrong_file_is_told_in_one_line(written, text, message):
+    with pytest.raises(UserError) as refused:
+        read_comparison(written("", common=text))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_runs_are_done_once_and_read_many_times(written, tmp_path):
+    entries = (
+        PLAIN
+        + '[entries.two]\nrun.method = "ensemble"\npeers.count = 2\n'
+        + '[entries.soup]\nrun.method = "ensemble"\npeers.count = 2\n'
+        + 'runs_of = "two"\nresult = "soup"\n'
+        + '[entries.taught]\nrun.method = "distill"\nteachers.files = ["@plain"]\n'
+    )
+    comparison = read_comparison(written(entries))
+    out, told = tmp_path / "out", []
+    train_missing(comparison, out, Silent(), told.append)
+    assert len(told) == 6 and all(text.endswith("training") for text in told)
+    rows = read_results(comparison, out)
+    assert [(row["entry"], row["seed"]) for row in rows] == [
+        (name, seed) for name in ("plain", "two", "soup", "taught") for seed in (0, 1)
+    ]
+    by_name = {(row["entry"], row["seed"]): row for row in rows}
+    assert by_name["two", 0]["last"] == by_name["two", 0]["ensemble"]
+    assert by_name["soup", 0]["last"] == by_name["two", 0]["uniform_soup"]
+    assert (by_name["two", 0]["networks"], by_name["soup", 0]["networks"]) == (2, 1)
+    assert by_name["taught", 1]["trainings"] == 1.0
+
+    marks = {path: path.stat().st_mtime_ns for path in Path(out).rglob("summary.json")}
+    (out / "two" / "seed-1" / "summary.json").unlink()
+    told.clear()
+    train_missing(comparison, out, Silent(), told.append)
+    assert [text for text in told if text.endswith("training")] == ["two, seed 1: training"]
+    again = {path: path.stat().st_mtime_ns for path in Path(out).rglob("summary.json")}
+    assert [path.parent.parent.name for path in marks if again[path] != marks[path]] == ["two"]
+    assert read_results(comparison, out) != []
+
+    other = read_comparison(written(entries, COMMON.replace("batch_size = 32", "batch_size = 16")))
+    with pytest.raises(UserError, match=r"run\.batch_size = 32, the comparison wants 16"):
+        read_results(other, out)
+
+
+def test_results_that_are_not_there_yet_are_left_out(written, tmp_path):
+    comparison = read_comparison(written(PLAIN))
+    with pytest.raises(UserError, match="no finished run"):
+        read_results(comparison, tmp_path / "nothing")

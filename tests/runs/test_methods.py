@@ -1,0 +1,150 @@
+"""Every method by its one word: what it needs, and that it trains."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kgraft.errors import UserError
+from kgraft.grafting import FilterGraft, Graft, Mixer, Papa
+from kgraft.runs import config as configs
+from kgraft.runs.assembly import assemble
+from kgraft.runs.config import METHODS, Config
+from kgraft.runs.methods import METHODS as NEEDS
+from kgraft.runs.methods import mixer_of, settled
+from kgraft.runs.run import execute
+from kgraft.runs.selection import select
+from tests.runs.conftest import changed
+
+SMALL = {
+    "run__epochs": 2,
+    "run__batch_size": 32,
+    "teachers__model": "resnet8",
+    "data__limit_train": 96,
+    "data__limit_test": 40,
+    "repr__full_epochs": 1,
+    "repr__pruned_epochs": 1,
+    "repr__cycles": 1,
+    "papa__every_steps": 2,
+}
+
+
+def of(method, **changes):
+    return settled(changed(Config(), run__method=method, **changes))
+
+
+def test_every_method_is_known_to_both():
+    assert tuple(NEEDS) == METHODS
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_leaves_a_run(method, tmp_path):
+    config = changed(Config(), run__method=method, **SMALL)
+    if NEEDS[method].peers > 2:
+        config = config.changed("peers.count", 2, "test")
+    summary = execute(assemble(config), tmp_path / "run")
+    assert summary["method"] == method
+    assert all(0 <= row["test_accuracy"] <= 1 for row in summary["peers"])
+    resolved = configs.read(tmp_path / "run" / "run.toml")
+    assert resolved.run.method == method
+    assert settled(resolved) == resolved
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_numbers_follow_from_the_method_unless_given():
+    assert (of("baseline").peers.count, of("baseline").teachers.count) == (1, 0)
+    assert (of("graft+").peers.count, of("graft+").teachers.count) == (4, 1)
+    assert (of("distill").peers.count, of("distill").teachers.count) == (1, 1)
+    assert of("mutual").peers.count == 2
+    assert of("baseline", peers__count=3).peers.count == 3
+
+
+@pytest.mark.parametrize(
+    ("peers", "teachers", "method"),
+    [(1, 0, "baseline"), (2, 0, "graft"), (1, 1, "distill"), (4, 1, "graft+")],
+)
+def test_without_a_word_the_method_follows_from_the_numbers(peers, teachers, method):
+    config = changed(Config(), peers__count=peers, teachers__count=teachers)
+    assert settled(config).run.method == method
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "text"),
+    [
+        ("graft", {"peers__count": 1}, "peers.count = 1: expected 2 or more"),
+        ("mutual", {"peers__count": 1}, "peers.count = 1: expected 2 or more"),
+        ("distill", {"teachers__count": 0}, "teachers.count = 0: expected 1 or more"),
+        ("graft", {"teachers__count": 1}, "graft has no teachers"),
+        ("repr", {"run__epochs": 25}, "need 90, run.epochs is 25"),
+    ],
+)
+def test_numbers_that_a_method_cannot_have_are_refused(method, changes, text):
+    with pytest.raises(UserError, match=text.replace(".", r"\.")):
+        of(method, **changes)
+
+
+def test_settings_reach_the_mixer():
+    assert mixer_of(of("papa", papa__rate=0.9, papa__every_steps=7)) == Papa(0.9, 7)
+    assert isinstance(mixer_of(of("graft", graft__level="filter")), FilterGraft)
+    assert mixer_of(of("graft", graft__sharpness=3.0)) == Graft(
+        criterion=mixer_of(of("graft")).criterion, sharpness=3.0
+    )
+    assert type(mixer_of(of("ensemble"))) is Mixer
+
+
+@pytest.mark.core
+def test_ema_ends_with_the_averages_and_validates_them(tmp_path):
+    """A decay of 0 averages nothing: the run is the baseline's, to the last bit."""
+    plain = execute(assemble(changed(Config(), run__method="baseline", **SMALL)), tmp_path / "a")
+    none = execute(
+        assemble(changed(Config(), run__method="ema", ema__decay=0.0, **SMALL)), tmp_path / "b"
+    )
+    some = execute(
+        assemble(changed(Config(), run__method="ema", ema__decay=0.5, **SMALL)), tmp_path / "c"
+    )
+    assert none["peers"] == plain["peers"]
+    a, b, c = (
+        keras.models.load_model(tmp_path / name / "peers/peer-1.keras", compile=False)
+        for name in "abc"
+    )
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    assert not np.allclose(a.get_weights()[0], c.get_weights()[0])
+    assert some["peers"][0]["last_epoch"] == 2
+
+
+@pytest.mark.core
+def test_selection_measures_everything_on_the_same_images_and_saves_the_soups(tmp_path):
+    config = changed(Config(), run__method="papa", peers__count=2, **SMALL)
+    summary = execute(assemble(config), tmp_path / "run")
+    found = select(tmp_path / "run")
+    assert list(found) == ["best peer", "uniform soup", "greedy soup", "ensemble"]
+    rows = summary["peers"]
+    best = max(rows, key=lambda row: row["validation_accuracy"])
+    assert found["best peer"]["test_accuracy"] == pytest.approx(best["test_accuracy"])
+    assert found["ensemble"]["test_accuracy"] == pytest.approx(summary["ensemble"]["test_accuracy"])
+    assert found["ensemble"]["networks"] == 2
+    soup = keras.models.load_model(tmp_path / "run" / "soup-uniform.keras", compile=False)
+    peers = [
+        keras.models.load_model(tmp_path / f"run/peers/peer-{k}.keras", compile=False)
+        for k in (1, 2)
+    ]
+    for weight, a, b in zip(soup.weights, *(peer.get_weights() for peer in peers), strict=True):
+        if "moving" not in weight.path and "seed" not in weight.path:
+            np.testing.assert_allclose(keras.ops.convert_to_numpy(weight), (a + b) / 2, atol=1e-6)
+
+
+def test_a_run_can_teach(tmp_path):
+    teacher = changed(Config(), run__method="baseline", **SMALL)
+    execute(assemble(teacher), tmp_path / "teacher")
+    config = changed(
+        Config(), run__method="distill", teachers__files=[str(tmp_path / "teacher")], **SMALL
+    )
+    assembly = assemble(config)
+    assert len(assembly.loaded) == 1 and not assembly.untrained
+    taught = keras.models.load_model(tmp_path / "teacher/peers/peer-1.keras", compile=False)
+    for a, b in zip(assembly.loaded[0].get_weights(), taught.get_weights(), strict=True):
+        assert np.array_equal(a, b)
