@@ -201,7 +201,7 @@ def test_every_setting_has_a_default_of_its_own_type():
             value = getattr(settings, setting.name)
             if value is not None:
                 Config().changed(
-                    f"{table.name}.{setting.name}",
+                    f"{table}.{setting.name}",
                     list(value) if isinstance(value, tuple) else value,
                     "default",
                 )
