@@ -26,6 +26,7 @@ def command(
     from rich.console import Console
 
     from kgraft.analysis.comparison import by_compute, lines, markdown
+    from kgraft.engines.compile_cache import keep_compiled
     from kgraft.errors import UserError
     from kgraft.runs.comparison import in_directory, read_comparison, read_results, train_missing
     from kgraft_cli.progress import progress_on
@@ -43,6 +44,7 @@ def command(
     if not console.is_terminal:
         console = Console(width=200)
     if not only_read:
+        keep_compiled()
         with progress_on(console) as progress:
             train_missing(
                 wanted,

@@ -18,6 +18,7 @@ _FLAGS = {
     "schedule": "schedule.name",
     "seed": "run.seed",
     "engine": "run.engine",
+    "precision": "run.precision",
     "limit_train": "data.limit_train",
     "limit_test": "data.limit_test",
 }
@@ -41,6 +42,7 @@ _FLAGS = {
 @click.option("--schedule", metavar="NAME", help="constant, step or cosine.")
 @click.option("--seed", type=int, metavar="N", help="All random numbers follow from it.")
 @click.option("--engine", metavar="NAME", help="auto, eager or compiled.")
+@click.option("--precision", metavar="NAME", help="float32, tf32 or bfloat16.")
 @click.option("--limit-train", type=int, metavar="N", help="Only the first N training images.")
 @click.option("--limit-test", type=int, metavar="N", help="Only the first N test images.")
 @click.option(
@@ -57,6 +59,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
 
     from rich.console import Console
 
+    from kgraft.engines.compile_cache import keep_compiled
     from kgraft.errors import UserError
     from kgraft.runs import config as configs
     from kgraft.runs.assembly import assemble
@@ -79,6 +82,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
         raise UserError("--out is empty: expected the directory of the run.")
     path = default_path(config) if out is None else Path(out)
     check_free(path)
+    keep_compiled()
     assembly = assemble(config)
     console = Console()
     with messages_on(console), progress_on(console) as progress:

@@ -10,6 +10,7 @@ import numpy as np
 from kgraft import data, models
 from kgraft.data import Augment, BatchStream, Dataset, Split
 from kgraft.engines.devices import fits
+from kgraft.engines.precision import building_in
 from kgraft.errors import UserError
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file, read_model
@@ -235,12 +236,13 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
 
 def _built(config: Config, name: str, dropout: float, dataset: Dataset, number: int) -> keras.Model:
     keras.utils.set_random_seed(seed_of(config, number))
-    return models.build(
-        name,
-        input_shape=dataset.train.images.shape[1:],
-        classes=dataset.classes,
-        dropout=dropout,
-    )
+    with building_in(config.run.precision):
+        return models.build(
+            name,
+            input_shape=dataset.train.images.shape[1:],
+            classes=dataset.classes,
+            dropout=dropout,
+        )
 
 
 def _compiled(

@@ -60,13 +60,14 @@ class Entry:
     budget: int
 
     def trainings(self) -> float:
-        """What its networks cost, in trainings of one network over the common number of epochs.
+        """What it costs, in trainings of one network over the common number of epochs.
 
-        Teachers that the run trains count as networks of the peers' size, teachers from a file or
-        another entry as nothing.
+        A teacher counts as one, whether the run trains it or another entry does; one from a file
+        was there before.
         """
-        trained = self.config.teachers.count - len(self.config.teachers.files)
-        return float(self.config.peers.count * self.budget + trained)
+        files = self.config.teachers.files
+        given = sum(not file.startswith("@") for file in files)
+        return float(self.config.peers.count * self.budget + self.config.teachers.count - given)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,7 @@ class Run:
     batch_size: int = _number(64, low=1)
     select: str = _one_of("validation", "validation", "test")
     engine: str = _one_of("auto", "auto", "eager", "compiled")
+    precision: str = _one_of("float32", "float32", "tf32", "bfloat16")
 
 
 @dataclass(frozen=True)

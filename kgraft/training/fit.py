@@ -111,7 +111,7 @@ class GraftingFit:
             raise UserError("mutual= and teachers= exclude each other: peers learn from either.")
         self._plan = self.graft.check(self.peers) if all(p.built for p in self.peers) else None
         students = Engine(self.peers, engine)
-        self._students = students.steppers
+        self._students = self._trainees = students.steppers
         self._shared = mutual is not None
         self._engine: Engine | MutualEngine = students
         self._teaching = (
@@ -127,6 +127,7 @@ class GraftingFit:
                 for peer in self.peers
             ]
             self._engine = Engine(taught, engine)
+            self._trainees = self._engine.steppers
         self._sick: set[int] = set()
         self._steps_taken = 0
 
@@ -259,12 +260,13 @@ class GraftingFit:
         return (self._teaching.feed(feed) if self._teaching else None) or feed
 
     def _build(self, feeds: Sequence[Feed]) -> None:
-        batches = []
-        for feed, student in zip(feeds, self._students, strict=True):
-            with contextlib.closing(feed.epoch(0)) as epoch:
-                batches.append(next(epoch))
-            student.build(_without_teachers(batches[-1]))
-        self._engine.build([self._with_teachers(batch) for batch in batches])
+        for feed, trainee, student in zip(feeds, self._trainees, self._students, strict=True):
+            if trainee.model.built and trainee.model.optimizer.built:
+                continue
+            with contextlib.closing(feed.epoch(0)) as batches:
+                batch = next(batches)
+            student.build(_without_teachers(batch))
+            trainee.build(self._with_teachers(batch))
         self._engine.choose()
         self._plan = self._plan or self.graft.check(self.peers)
 

@@ -155,12 +155,8 @@ class MutualEngine:
         """See `Engine`."""
         return f"{self._engine.describe()} of {len(self._peers)} peers"
 
-    def build(self, batches: Sequence[Batch]) -> None:
-        """See `Engine`; the peers are built already."""
-        self._engine.build([self._of_all(batches[0])])
-
     def choose(self) -> None:
-        """See `Engine`."""
+        """See `Engine`; the peers are built by now."""
         self._engine.choose()
 
     def begin_epoch(self) -> None:

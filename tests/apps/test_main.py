@@ -39,7 +39,7 @@ def test_an_unknown_command_gets_a_suggestion(capsys):
         2,
         "kgraft: unknown command 'fti'. Did you mean 'fit'?\n",
     )
-    assert "Known: fit, evaluate" in run(capsys, "xyz")[2]
+    assert "Known: fit, select, compare, evaluate" in run(capsys, "xyz")[2]
     assert run(capsys, "data", "xyz")[::2] == (
         2,
         "kgraft: unknown command 'xyz'. Known: list, prepare.\n",

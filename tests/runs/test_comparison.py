@@ -109,7 +109,7 @@ def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     assert by_name["two", 0]["last"] == by_name["two", 0]["ensemble"]
     assert by_name["soup", 0]["last"] == by_name["two", 0]["uniform_soup"]
     assert (by_name["two", 0]["networks"], by_name["soup", 0]["networks"]) == (2, 1)
-    assert by_name["taught", 1]["trainings"] == 1.0
+    assert by_name["taught", 1]["trainings"] == 2.0  # its teacher is plain's
 
     marks = {path: path.stat().st_mtime_ns for path in Path(out).rglob("summary.json")}
     (out / "two" / "seed-1" / "summary.json").unlink()

@@ -45,11 +45,11 @@ def test_every_run_file_builds_its_models():
 
 ROWS = {"baseline", "distillation", "l1-slr", "entropy-slr", "entropy-dlr"}
 TABLE_5 = {  # FG table 5: which rows have numbers
-    "resnet32": ROWS,
+    "resnet32": ROWS | {"mutual", "repr"},
     "resnet56": ROWS,
-    "resnet110": ROWS,
+    "resnet110": ROWS | {"repr"},
     "mobilenet_v2": ROWS,
-    "wrn-28-10": {"baseline", "distillation", "entropy-dlr"},
+    "wrn-28-10": {"baseline", "distillation", "entropy-dlr", "mutual"},
 }
 AUTHORS = {
     "run.select": "test",
@@ -74,7 +74,7 @@ def test_authors_and_fair_run_files_differ_in_the_authors_ways_alone(model, row)
         flat(configs.read(ROOT / "configs" / "cifar" / side / f"{model}-{row}.toml"))
         for side in ("authors", "fair")
     )
-    grafts = row not in ("baseline", "distillation")
+    grafts = row.endswith(("-slr", "-dlr"))
     expected = {**AUTHORS, **(AUTHORS_GRAFTING if grafts else {})}
     if row.startswith("entropy"):
         expected["graft.binning"] = "authors"
@@ -89,7 +89,8 @@ def test_authors_and_fair_run_files_differ_in_the_authors_ways_alone(model, row)
     assert (fair["schedule.name"], fair["schedule.spread"]) == (
         ("cosine", True) if cosine else ("step", False)
     )
-    assert fair["peers.count"] == (2 if grafts else 1)
+    assert fair["peers.count"] == (2 if grafts or row == "mutual" else 1)
+    assert fair["run.method"] == (row if row in ("mutual", "repr") else None)
     assert fair["teachers.count"] == (1 if row == "distillation" else 0)
     assert fair["teachers.count"] == 0 or fair["teachers.model"] == model
     assert fair["model.name"] == model

@@ -245,6 +245,7 @@ def test_settings_are_json():
     assert json.loads(json.dumps(grafting.get_config())) == {
         "peers": ["net2", "net3"],
         "graft": {
+            "mixer": "Graft",
             "criterion": {"name": "Entropy", "bins": 10, "binning": "authors"},
             "amplitude": 0.4,
             "sharpness": 500.0,

@@ -1,0 +1,53 @@
+"""In which precision networks compute: float32, TF32 products, bfloat16 over float32 weights."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+
+from kgraft.errors import UserError, suggest
+
+NAMES = ("float32", "tf32", "bfloat16")
+
+
+@contextlib.contextmanager
+def building_in(precision: str) -> Iterator[None]:
+    """Networks built inside compute in this precision for all their life; weights stay float32.
+
+    Args:
+        precision: `"float32"`; `"tf32"`, the same with products of ten-bit mantissas on GPUs that
+            have them; or `"bfloat16"`, Keras' policy `mixed_bfloat16`.
+
+    Raises:
+        UserError: `precision` is unknown.
+    """
+    if precision not in NAMES:
+        raise UserError(f"precision={precision!r} is unknown." + suggest(precision, NAMES))
+    _allow_tf32(precision == "tf32")
+    if precision != "bfloat16":
+        yield
+        return
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """TF32 products on or off for the whole process; without effect on a CPU."""
+    match keras.config.backend():
+        case "torch":
+            import torch
+
+            torch.set_float32_matmul_precision("high" if allowed else "highest")
+            torch.backends.cudnn.allow_tf32 = allowed
+        case "jax":
+            import jax
+
+            jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allowed else None)
+        case _:
+            import tensorflow as tf
+
+            tf.config.experimental.enable_tensor_float_32_execution(allowed)
