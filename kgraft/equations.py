@@ -355,7 +355,7 @@ def mean_probabilities(teacher_logits: Sequence[Any], temperature: float = 2.0) 
     classes = [logits.shape[-1] for logits in teacher_logits]
     if len({count for count in classes if count is not None}) > 1:
         raise UserError(f"teachers with {classes} classes have no mean: all need the same number.")
-    softened = [keras.ops.softmax(_single(z) / temperature, axis=-1) for z in teacher_logits]
+    softened = [keras.ops.softmax(widened(z) / temperature, axis=-1) for z in teacher_logits]
     return sum(softened) / len(softened)
 
 
@@ -385,7 +385,7 @@ def distillation_loss(
     own, taught = student_logits.shape[-1], teacher_probabilities.shape[-1]
     if None not in (own, taught) and own != taught:
         raise UserError(f"the student has {own} classes and its teachers {taught}.")
-    log_probabilities = keras.ops.log_softmax(_single(student_logits) / temperature, axis=-1)
+    log_probabilities = keras.ops.log_softmax(widened(student_logits) / temperature, axis=-1)
     return -(temperature**2) * keras.ops.sum(
         keras.ops.cast(teacher_probabilities, log_probabilities.dtype) * log_probabilities, axis=-1
     )
@@ -401,7 +401,7 @@ def _other_axes(rank: int, filter_axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in range(rank) if axis not in counted)
 
 
-def _single(logits: Any) -> Any:
-    """Half precision as float32; any other float type as it is."""
+def widened(logits: Any) -> Any:
+    """Half-precision logits as float32; any other float type as it is."""
     dtype = keras.backend.standardize_dtype(logits.dtype)
     return keras.ops.cast(logits, "float32") if dtype in ("float16", "bfloat16") else logits

@@ -39,3 +39,12 @@ def host_view(value: Any) -> NDArray[Any] | None:
                 return None
             view = value.numpy()
     return view if view.dtype in (np.float32, np.float64) else view.astype(np.float32)
+
+
+def on_host(value: Any) -> NDArray[Any]:
+    """A copy on the host, to be written to.
+
+    Args:
+        value: a backend tensor, wherever it lies, or a NumPy array.
+    """
+    return np.array(value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value))

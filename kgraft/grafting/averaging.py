@@ -10,6 +10,7 @@ import numpy as np
 
 from kgraft import equations
 from kgraft.errors import UserError
+from kgraft.grafting.arrays import on_host
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.population import Population, population
@@ -178,16 +179,12 @@ def _shuffled(
     chosen = random.choice(size, random.binomial(size, share), replace=False)
     if not len(chosen):
         return values
-    flat = {k: _copied(values[k]).reshape(-1) for k in among}
+    flat = {k: on_host(values[k]).reshape(-1) for k in among}
     dealt = np.argsort(random.random((len(among), len(chosen))), axis=0)
     drawn = np.take_along_axis(np.stack([flat[k][chosen] for k in among]), dealt, axis=0)
     for k, own in zip(among, drawn, strict=True):
         flat[k][chosen] = own
     return [flat[k].reshape(value.shape) if k in flat else value for k, value in enumerate(values)]
-
-
-def _copied(value: Any) -> np.ndarray:
-    return np.array(value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value))
 
 
 def _pull(models: Sequence[keras.Model], plan: GraftPlan, rate: float) -> list[bool]:

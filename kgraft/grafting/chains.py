@@ -67,7 +67,7 @@ def chains(model: keras.Model) -> list[Chain]:
     """
     index = {id(weight): i for i, weight in enumerate(model.weights)}
     found = []
-    for layer in _layers(model):
+    for layer in layers_of(model):
         if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
             continue
         norm = _only_reader(layer)
@@ -91,10 +91,11 @@ def chains(model: keras.Model) -> list[Chain]:
     return found
 
 
-def _layers(model: Any) -> Iterator[Any]:
+def layers_of(model: Any) -> Iterator[Any]:
+    """The layers of a model, those inside of models in it included, models themselves left out."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _layers(layer)
+            yield from layers_of(layer)
         else:
             yield layer
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
 
 from kgraft.errors import UserError
+from kgraft.grafting.arrays import on_host
 from kgraft.grafting.chains import chains
 from kgraft.grafting.mixer import Mixer, plan_of
 from kgraft.grafting.plan import GraftPlan
@@ -52,7 +52,7 @@ class FilterGraft(Mixer):
         links = chains(models[0])
         blended = sorted({index for chain in links for index in chain.weights})
         before = [
-            dict(zip(blended, map(_on_host, peers.weights(k, blended)), strict=True))
+            dict(zip(blended, map(on_host, peers.weights(k, blended)), strict=True))
             for k in range(len(models))
         ]
         means = np.ones((len(models), len(plan.groups)))
@@ -106,7 +106,3 @@ def _multiply(share: np.ndarray, alpha: np.ndarray, axis: int) -> None:
     form = [1] * share.ndim
     form[axis] = -1
     share *= alpha.reshape(form)
-
-
-def _on_host(value: Any) -> np.ndarray:
-    return np.array(value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value))

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kgraft.errors import UserError
+from kgraft.grafting.arrays import on_host
 from kgraft.grafting.chains import Chain, chains
 from kgraft.grafting.mixer import Mixer, plan_of
 from kgraft.grafting.plan import GraftPlan
@@ -116,7 +117,7 @@ class RePr(Mixer):
             random = np.random.default_rng([self.seed, epoch, k])
             for position, (mask, before) in dropped.items():
                 chain = links[position]
-                kernel = np.array(_on_host(peers.weights(k, [chain.kernel])[0]))
+                kernel = on_host(peers.weights(k, [chain.kernel])[0])
                 rows = _filters(kernel)
                 kernel[..., mask] = (
                     orthogonal_filters(rows[~mask], before, random)
@@ -126,7 +127,7 @@ class RePr(Mixer):
                 peers.replace(k, chain.kernel, kernel)
                 fresh = {chain.scale: 1.0, chain.statistics[0]: 0.0, chain.statistics[1]: 1.0}
                 for index in chain.vectors:
-                    vector = np.array(_on_host(peers.weights(k, [index])[0]))
+                    vector = on_host(peers.weights(k, [index])[0])
                     vector[mask] = fresh.get(index, 0.0)
                     peers.replace(k, index, vector)
         peers.commit()
@@ -219,7 +220,7 @@ def _prunable(model: keras.Model) -> dict[int, Chain]:
 
 
 def _filters(kernel: Any) -> np.ndarray:
-    host = _on_host(kernel).astype(np.float64)
+    host = on_host(kernel).astype(np.float64)
     return host.reshape(-1, host.shape[-1]).T
 
 
@@ -230,7 +231,3 @@ def _silence(model: keras.Model, chain: Chain, mask: np.ndarray) -> None:
         if index is not None:
             value = keras.ops.convert_to_tensor(weights[index].value)
             weights[index].assign(keras.ops.where(stays, value, keras.ops.zeros_like(value)))
-
-
-def _on_host(value: Any) -> np.ndarray:
-    return value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)

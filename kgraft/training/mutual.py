@@ -10,6 +10,7 @@ from keras import ops
 
 from kgraft.engines.choose import Engine
 from kgraft.engines.eager import Logs
+from kgraft.equations import widened
 from kgraft.errors import UserError
 from kgraft.training.feeds import Batch
 
@@ -57,10 +58,10 @@ def mutual_loss(own_logits: Any, other_logits: Sequence[Any], temperature: float
 
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018, eq. 5 to 9.
     """
-    own = ops.log_softmax(_single(own_logits) / temperature, axis=-1)
+    own = ops.log_softmax(widened(own_logits) / temperature, axis=-1)
     total = 0.0
     for logits in other_logits:
-        theirs = ops.log_softmax(ops.stop_gradient(_single(logits)) / temperature, axis=-1)
+        theirs = ops.log_softmax(ops.stop_gradient(widened(logits)) / temperature, axis=-1)
         total = total + ops.sum(ops.exp(theirs) * (theirs - own), axis=-1)
     return temperature**2 * total / len(other_logits)
 
@@ -210,9 +211,3 @@ def _metrics_anew(peer: Any, k: int) -> Any:
             f"a metric of peer {k} ({peer.name!r}) cannot be made anew: register it with "
             "keras.saving.register_keras_serializable."
         ) from error
-
-
-def _single(logits: Any) -> Any:
-    """Half precision as float32; any other float type as it is."""
-    dtype = keras.backend.standardize_dtype(logits.dtype)
-    return ops.cast(logits, "float32") if dtype in ("float16", "bfloat16") else logits

@@ -1,12 +1,13 @@
 """Model soups: one network from the weights of several, with fresh batch statistics."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from kgraft.errors import UserError
+from kgraft.grafting.chains import layers_of
 from kgraft.training.feeds import Batch
 
 
@@ -71,7 +72,7 @@ def reestimate_statistics(model: keras.Model, batches: Iterable[Batch]) -> None:
         UserError: there is no batch.
     """
     layers = [
-        layer for layer in _layers(model) if isinstance(layer, keras.layers.BatchNormalization)
+        layer for layer in layers_of(model) if isinstance(layer, keras.layers.BatchNormalization)
     ]
     if not layers:
         return
@@ -100,11 +101,3 @@ def _other_state(model: keras.Model, layers: Sequence[Any]) -> list[tuple[Any, n
         for v in model.non_trainable_variables
         if id(v) not in own
     ]
-
-
-def _layers(model: Any) -> Iterator[Any]:
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-        else:
-            yield layer
