@@ -15,6 +15,13 @@ A comparison file is TOML:
     [entries."4 peers"]
     run.method = "graft"
     peers.count = 4
+
+    [entries.soup]              # another answer out of the same runs
+    runs_of = "4 peers"
+    result = "soup"             # or "peer" (the default), "ensemble"
+
+Besides a run file's tables an entry may have `budget = n`, a training n times as long, and
+`teachers.files = ["@NAME"]`, the best peer of an entry's run of the same seed.
 """
 
 import dataclasses
@@ -138,13 +145,27 @@ def read_comparison(path: Path) -> Comparison:
     baseline = settings.get("baseline", names[0])
     if baseline not in names:
         raise UserError(f"{path}: baseline {baseline!r} is no entry." + suggest(baseline, names))
-    for entry in entries:
+    for position, entry in enumerate(entries):
         for other in (entry.runs_of, *_named_teachers(entry)):
             if other not in names:
                 raise UserError(
                     f"{path}: [entries.{entry.name!r}] reads the runs of {other!r}, which is no "
                     "entry." + suggest(other, names)
                 )
+            if names.index(other) > position:
+                raise UserError(
+                    f"{path}: [entries.{entry.name!r}] reads the runs of {other!r}, which comes "
+                    f"after it: move {other!r} up."
+                )
+    by_name = {entry.name: entry for entry in entries}
+    entries = tuple(
+        entry
+        if entry.runs_of == entry.name
+        else dataclasses.replace(
+            by_name[entry.runs_of], name=entry.name, result=entry.result, runs_of=entry.runs_of
+        )
+        for entry in entries
+    )
     comparison = Comparison(tuple(seeds), baseline, entries)
     check_alike([(entry.name, entry.config, entry.budget) for entry in entries])
     return comparison
@@ -286,7 +307,7 @@ def _ensure(
         _check_settings(path, config)
         tell(f"{entry.name}, seed {seed}: found")
         return
-    if path.exists():
+    if (path / "run.toml").is_file():
         shutil.rmtree(path)  # a run that did not finish
     tell(f"{entry.name}, seed {seed}: training")
     execute(assemble(config), path, observer)
@@ -353,6 +374,11 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
     )
     if type(budget) is not int or budget < 1:
         raise UserError(f"{where} budget = {budget!r}: expected a whole number, 1 or more.")
+    if runs_of != name and own:
+        raise UserError(
+            f"{where} reads the runs of {runs_of!r} and has settings of its own "
+            f"({', '.join(own)}): expected only result."
+        )
     config = _with(common, own, where).changed("run.seed", seed, where)
     if budget > 1:
         epochs = config.run.epochs * budget

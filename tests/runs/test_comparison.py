@@ -64,6 +64,8 @@ def test_a_budget_trains_longer_with_a_schedule_as_much_longer(written):
         ("result = 'soop'", "Did you mean 'soup'"),
         ("runs_of = 'plane'", "Did you mean 'plain'"),
         ("budget = 0", "budget = 0"),
+        ("runs_of = 'plain'\nrun.seed = 3", "(run): expected only result"),
+        ("runs_of = 'later'\n[entries.later]", "comes after it: move 'later' up"),
         ("teachers.files = ['@plane']\nrun.method = 'distill'", "Did you mean 'plain'"),
     ],
 )
@@ -93,8 +95,7 @@ def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     entries = (
         PLAIN
         + '[entries.two]\nrun.method = "ensemble"\npeers.count = 2\n'
-        + '[entries.soup]\nrun.method = "ensemble"\npeers.count = 2\n'
-        + 'runs_of = "two"\nresult = "soup"\n'
+        + '[entries.soup]\nruns_of = "two"\nresult = "soup"\n'
         + '[entries.taught]\nrun.method = "distill"\nteachers.files = ["@plain"]\n'
     )
     comparison = read_comparison(written(entries))
@@ -123,6 +124,15 @@ def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     other = read_comparison(written(entries, COMMON.replace("batch_size = 32", "batch_size = 16")))
     with pytest.raises(UserError, match=r"run\.batch_size = 32, the comparison wants 16"):
         read_results(other, out)
+
+
+def test_only_runs_are_removed(written, tmp_path):
+    mine = tmp_path / "out" / "plain" / "seed-0" / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    with pytest.raises(UserError, match="is not empty"):
+        train_missing(read_comparison(written(PLAIN)), tmp_path / "out", Silent(), lambda _: None)
+    assert mine.read_text() == "years of work"
 
 
 def test_results_that_are_not_there_yet_are_left_out(written, tmp_path):
