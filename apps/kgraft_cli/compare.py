@@ -1,8 +1,13 @@
 """`kgraft compare`: methods x seeds under one schedule, one split and one budget."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from kgraft.analysis.comparison import Line
 
 
 @click.command("compare")
@@ -25,10 +30,11 @@ def command(
 
     from rich.console import Console
 
-    from kgraft.analysis.comparison import by_compute, lines, markdown
+    from kgraft.analysis.comparison import by_compute, header, lines, markdown
     from kgraft.engines.compile_cache import keep_compiled
     from kgraft.errors import UserError
-    from kgraft.runs.comparison import in_directory, read_comparison, read_results, train_missing
+    from kgraft.runs.comparison import read_results, train_missing
+    from kgraft.runs.comparison_file import in_directory, read_comparison
     from kgraft_cli.progress import progress_on
 
     wanted = read_comparison(Path(comparison))
@@ -55,8 +61,9 @@ def command(
     rows = read_results(wanted, path)
     found = lines(rows, wanted.baseline)
     selected_on = wanted.entry(wanted.baseline).config.run.select
-    console.print(_table("accuracy on the test images, %", found, wanted.baseline, selected_on))
-    console.print(_table("by compute", by_compute(found), wanted.baseline, selected_on))
+    columns = header(wanted.baseline, selected_on)
+    console.print(_table("accuracy on the test images, %", columns, [found]))
+    console.print(_table("by compute", columns, by_compute(found)))
     (path / "comparison.md").write_text(
         markdown(found, wanted.baseline, selected_on), encoding="utf-8"
     )
@@ -65,18 +72,14 @@ def command(
     console.print(f"comparison.md and comparison.json are in {path}", highlight=False)
 
 
-def _table(title: str, found: Any, baseline: str, selected_on: str) -> Any:
+def _table(title: str, columns: list[str], sections: list[list["Line"]]) -> "Table":
     from rich.table import Table
 
-    from kgraft.analysis.comparison import header
-
     table = Table(title=title, title_justify="left")
-    for number, name in enumerate(header(baseline, selected_on)):
+    for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left")
-    cost = None
-    for line in found:
-        if title == "by compute" and cost not in (None, line.trainings):
-            table.add_section()
-        cost = line.trainings
-        table.add_row(*line.cells())
+    for section in sections:
+        for line in section:
+            table.add_row(*line.cells())
+        table.add_section()
     return table

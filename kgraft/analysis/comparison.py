@@ -1,5 +1,6 @@
 """Runs of several methods and seeds -> one line a method, and the same at equal compute."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +107,14 @@ def lines(rows: Sequence[dict[str, Any]], baseline: str) -> list[Line]:
     return found
 
 
-def by_compute(found: Sequence[Line]) -> list[Line]:
-    """The lines in the order of what they cost, the best of equals first."""
-    return sorted(found, key=lambda line: (line.trainings, -line.last.mean))
+def by_compute(found: Sequence[Line]) -> list[list[Line]]:
+    """The lines of equal cost together, the cheapest first, the best of equals first."""
+
+    def cost(line: Line) -> float:
+        return line.trainings
+
+    ordered = sorted(found, key=lambda line: (line.trainings, -line.last.mean))
+    return [list(equals) for _, equals in itertools.groupby(ordered, cost)]
 
 
 def header(baseline: str, selected_on: str) -> list[str]:

@@ -72,15 +72,6 @@ class Engine:
         models = f"{count} model{'s' if count > 1 else ''}"
         return f"{self.name} on {keras.config.backend()} ({self.reason}), {models}"
 
-    def build(self, batches: Sequence[tuple[Any, ...]]) -> None:
-        """Build every model, its optimizer and its metrics from a batch of its own.
-
-        Args:
-            batches: K times `(x, y)` or `(x, y, sample_weight)`.
-        """
-        for stepper, batch in zip(self.steppers, batches, strict=True):
-            stepper.build(batch)
-
     def choose(self) -> None:
         """Settle how the models take their steps, which are all built by now."""
         for stepper in self.steppers:

@@ -12,7 +12,10 @@ NAMES = ("float32", "tf32", "bfloat16")
 
 @contextlib.contextmanager
 def building_in(precision: str) -> Iterator[None]:
-    """Networks built inside compute in this precision for all their life; weights stay float32.
+    """Networks built inside compute in this precision; weights stay float32.
+
+    bfloat16 belongs to the networks for all their life. Whether float32 products are exact or TF32
+    is one switch of the backend for the whole process, and stays as the last call has set it.
 
     Args:
         precision: `"float32"`; `"tf32"`, the same with products of ten-bit mantissas on GPUs that
@@ -46,7 +49,8 @@ def _allow_tf32(allowed: bool) -> None:
         case "jax":
             import jax
 
-            jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allowed else None)
+            wanted = "tensorfloat32" if allowed else "highest"
+            jax.config.update("jax_default_matmul_precision", wanted)
         case _:
             import tensorflow as tf
 

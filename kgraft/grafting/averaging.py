@@ -21,7 +21,7 @@ from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
 class FixedGraft(Mixer):
     """The ring with one coefficient for every layer, whatever the layers hold.
 
-    When: to see what the entropy adds to the blending. Cost: half of a grafting's.
+    When: to see what the entropy adds to the blending. Cost: a grafting's without the counting.
 
     Args:
         alpha: share of its own weights that every peer keeps, in [0, 1].
@@ -36,8 +36,7 @@ class FixedGraft(Mixer):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"FixedGraft(alpha={self.alpha}): expected a number in [0, 1].")
+        _check_share(self, "alpha")
 
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
@@ -58,7 +57,7 @@ class Rotation(FixedGraft):
     """Peers pass their weights on: each goes on training with those of the peer before it.
 
     When: as an ablation; every network is seen by every peer's data order and learning rate, and
-    none is blended. Cost: half of a grafting's.
+    none is blended. Cost: a grafting's without the counting.
 
     Source: a reader's account of the authors' grafting+ branch.
     """
@@ -71,7 +70,7 @@ class Average(Mixer):
     """All peers go on from the mean of all (PAPA-all).
 
     When: every few epochs (`every` of the schedule), with peers that differ in their data orders
-    in between. Cost: half of a grafting's, each time.
+    in between. Cost: a grafting's without the counting, each time.
 
     Source: Jolicoeur-Martineau et al., TMLR 2024, PAPA-all, without its re-normalisation (REPAIR):
     batch statistics are averaged and move on in the next epoch.
@@ -110,10 +109,8 @@ class Papa(Mixer):
     every_steps: int | None = 10
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise UserError(f"Papa(rate={self.rate}): expected a number in [0, 1].")
-        if self.every_steps is None or self.every_steps < 1:
-            raise UserError(f"Papa(every_steps={self.every_steps}): expected 1 or more.")
+        _check_share(self, "rate")
+        _check_steps(self)
 
     def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
         """See `Mixer`."""
@@ -150,10 +147,8 @@ class Wash(Mixer):
     every_steps: int | None = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UserError(f"Wash(share={self.share}): expected a number in [0, 1].")
-        if self.every_steps is None or self.every_steps < 1:
-            raise UserError(f"Wash(every_steps={self.every_steps}): expected 1 or more.")
+        _check_share(self, "share")
+        _check_steps(self)
 
     def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
         """See `Mixer`."""
@@ -170,6 +165,18 @@ class Wash(Mixer):
             members = [index for index in group.members if moves[index]]
             peers.mix(members, partial(_shuffled, share=share, random=random, among=healthy))
         peers.commit()
+
+
+def _check_share(mixer: Mixer, name: str) -> None:
+    value = getattr(mixer, name)
+    if not 0 <= value <= 1:
+        raise UserError(f"{type(mixer).__name__}({name}={value}): expected a number in [0, 1].")
+
+
+def _check_steps(mixer: Mixer) -> None:
+    steps = mixer.every_steps
+    if steps is None or steps < 1:
+        raise UserError(f"{type(mixer).__name__}(every_steps={steps}): expected 1 or more.")
 
 
 def _shuffled(

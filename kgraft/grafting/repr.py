@@ -15,7 +15,7 @@ from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.population import population
 from kgraft.grafting.ring import GraftRecord
 
-_Dropped = dict[int, tuple[np.ndarray, np.ndarray]]  # chain -> which filters, what they were
+_Dropped = list[tuple[Chain, np.ndarray, np.ndarray]]  # which filters of it, what they were
 
 
 @dataclass
@@ -51,7 +51,7 @@ class RePr(Mixer):
     cycles: int = 3
     share: float = 0.3
     seed: int = 0
-    every_steps: int | None = 1
+    every_steps = 1  # no field: dropped filters are held after every step
     _dropped: list[_Dropped] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -86,37 +86,36 @@ class RePr(Mixer):
 
     def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
         """See `Mixer`: holds what is dropped at 0."""
-        for model, dropped in zip(models, self._dropped, strict=False):
-            links = chains(model)
-            for position, (mask, _) in dropped.items():
-                _silence(model, links[position], mask)
+        if self._dropped:
+            self._hold(models)
+
+    def _hold(self, models: Sequence[keras.Model]) -> None:
+        for model, dropped in zip(models, self._dropped, strict=True):
+            for chain, mask, _ in dropped:
+                _silence(model, chain, mask)
 
     def _drop(self, models: Sequence[keras.Model]) -> None:
         peers = population(models)
         self._dropped = []
         for k, model in enumerate(models):
             links = _prunable(model)
-            kernels = peers.weights(k, [chain.kernel for chain in links.values()])
+            kernels = peers.weights(k, [chain.kernel for chain in links])
             filters = [_filters(kernel) for kernel in kernels]
             masks = most_overlapping([overlap(rows) for rows in filters], self.share)
             self._dropped.append(
-                {
-                    position: (mask, rows[mask].copy())
-                    for position, mask, rows in zip(links, masks, filters, strict=True)
+                [
+                    (chain, mask, rows[mask])
+                    for chain, mask, rows in zip(links, masks, filters, strict=True)
                     if mask.any()
-                }
+                ]
             )
-        for model, dropped in zip(models, self._dropped, strict=True):
-            for position, (mask, _) in dropped.items():
-                _silence(model, chains(model)[position], mask)
+        self._hold(models)
 
     def _restore(self, models: Sequence[keras.Model], epoch: int) -> None:
         peers = population(models)
         for k, dropped in enumerate(self._dropped):
-            links = chains(models[k])
             random = np.random.default_rng([self.seed, epoch, k])
-            for position, (mask, before) in dropped.items():
-                chain = links[position]
+            for chain, mask, before in dropped:
                 kernel = on_host(peers.weights(k, [chain.kernel])[0])
                 rows = _filters(kernel)
                 kernel[..., mask] = (
@@ -210,13 +209,9 @@ def orthogonal_filters(
     return rows * np.linalg.norm(kept, axis=1).mean()
 
 
-def _prunable(model: keras.Model) -> dict[int, Chain]:
-    """Positions among `chains` of what may lose filters."""
-    return {
-        position: chain
-        for position, chain in enumerate(chains(model))
-        if position > 0 and not chain.depthwise
-    }
+def _prunable(model: keras.Model) -> list[Chain]:
+    """What may lose filters: all but the first of the model."""
+    return [chain for chain in chains(model)[1:] if not chain.depthwise]
 
 
 def _filters(kernel: Any) -> np.ndarray:

@@ -1,214 +1,22 @@
-"""Comparisons: methods x seeds under one schedule, one split and one budget.
-
-A comparison file is TOML:
-
-    [comparison]
-    seeds = [0, 1, 2]
-    baseline = "baseline"
-
-    [common.run]                # tables of a run file, the same for everybody
-    epochs = 15
-
-    [entries.baseline]          # one table an entry: what sets it apart
-    run.method = "baseline"
-
-    [entries."4 peers"]
-    run.method = "graft"
-    peers.count = 4
-
-    [entries.soup]              # another answer out of the same runs
-    runs_of = "4 peers"
-    result = "soup"             # or "peer" (the default), "ensemble"
-
-Besides a run file's tables an entry may have `budget = n`, a training n times as long, and
-`teachers.files = ["@NAME"]`, the best peer of an entry's run of the same seed.
-"""
+"""Comparisons: methods x seeds; runs that are missing are done, finished ones are read."""
 
 import dataclasses
 import shutil
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError
 from kgraft.runs.assembly import assemble
+from kgraft.runs.comparison_file import Comparison, Entry, differences
 from kgraft.runs.config import Config
 from kgraft.runs.directory import read_run
 from kgraft.runs.methods import settled
 from kgraft.runs.recorder import Observer
 from kgraft.runs.run import execute
 from kgraft.runs.selection import selected
-
-RESULTS = ("peer", "soup", "ensemble")
-_SAME = ("run.batch_size", "run.select", "data", "model", "optimizer", "schedule")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a comparison.
-
-    Attributes:
-        name: its name, also that of its directory.
-        config: its settings, with the first seed.
-        result: what of the run counts: `"peer"` (the best by validation), `"soup"` (uniform) or
-            `"ensemble"`.
-        runs_of: the entry whose runs it reads, itself unless the file says otherwise.
-        budget: how many times longer its networks train than everybody's.
-    """
-
-    name: str
-    config: Config
-    result: str
-    runs_of: str
-    budget: int
-
-    def trainings(self) -> float:
-        """What it costs, in trainings of one network over the common number of epochs.
-
-        A teacher counts as one, whether the run trains it or another entry does; one from a file
-        was there before.
-        """
-        files = self.config.teachers.files
-        given = sum(not file.startswith("@") for file in files)
-        return float(self.config.peers.count * self.budget + self.config.teachers.count - given)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A checked comparison file.
-
-    Attributes:
-        seeds: seeds of the runs of every entry.
-        baseline: name of the entry that the others are compared with.
-        entries: all of them, in the file's order.
-    """
-
-    seeds: tuple[int, ...]
-    baseline: str
-    entries: tuple[Entry, ...]
-
-    def entry(self, name: str) -> Entry:
-        """The entry of a name."""
-        return next(entry for entry in self.entries if entry.name == name)
-
-
-def read_comparison(path: Path) -> Comparison:
-    """Read and check a comparison file.
-
-    Args:
-        path: the TOML file.
-
-    Raises:
-        UserError: no such file, no TOML, an unknown key, or entries whose data, schedule,
-            optimizer, network, batch size or epochs differ; names the difference.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"comparison {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"comparison {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not TOML: {error}.") from None
-    for name in tables:
-        if name not in ("comparison", "common", "entries"):
-            raise UserError(
-                f"{path}: unknown table {name!r}."
-                + suggest(name, ("comparison", "common", "entries"))
-            )
-    settings = tables.get("comparison", {})
-    for name in settings:
-        if name not in ("seeds", "baseline"):
-            raise UserError(
-                f"{path}: [comparison] unknown key {name!r}." + suggest(name, ("seeds", "baseline"))
-            )
-    seeds = settings.get("seeds", [0, 1, 2])
-    if (
-        not isinstance(seeds, list)
-        or not seeds
-        or any(type(seed) is not int or seed < 0 for seed in seeds)
-        or len(set(seeds)) < len(seeds)
-    ):
-        raise UserError(f"{path}: [comparison] seeds = {seeds}: expected different whole numbers.")
-    common = _with(Config(), tables.get("common", {}), f"{path}: [common]")
-    entries = tuple(
-        _entry(name, table, common, seeds[0], str(path))
-        for name, table in tables.get("entries", {}).items()
-    )
-    if not entries:
-        raise UserError(f"{path} has no entries: expected a table [entries.NAME] for each method.")
-    names = [entry.name for entry in entries]
-    baseline = settings.get("baseline", names[0])
-    if baseline not in names:
-        raise UserError(f"{path}: baseline {baseline!r} is no entry." + suggest(baseline, names))
-    for position, entry in enumerate(entries):
-        for other in (entry.runs_of, *_named_teachers(entry)):
-            if other not in names:
-                raise UserError(
-                    f"{path}: [entries.{entry.name!r}] reads the runs of {other!r}, which is no "
-                    "entry." + suggest(other, names)
-                )
-            if names.index(other) > position:
-                raise UserError(
-                    f"{path}: [entries.{entry.name!r}] reads the runs of {other!r}, which comes "
-                    f"after it: move {other!r} up."
-                )
-    by_name = {entry.name: entry for entry in entries}
-    entries = tuple(
-        entry
-        if entry.runs_of == entry.name
-        else dataclasses.replace(
-            by_name[entry.runs_of], name=entry.name, result=entry.result, runs_of=entry.runs_of
-        )
-        for entry in entries
-    )
-    comparison = Comparison(tuple(seeds), baseline, entries)
-    check_alike([(entry.name, entry.config, entry.budget) for entry in entries])
-    return comparison
-
-
-def in_directory(comparison: Comparison, data_dir: str) -> Comparison:
-    """The comparison with prepared data sets looked for elsewhere."""
-    entries = tuple(
-        dataclasses.replace(
-            entry,
-            config=dataclasses.replace(
-                entry.config, data=dataclasses.replace(entry.config.data, directory=data_dir)
-            ),
-        )
-        for entry in comparison.entries
-    )
-    return dataclasses.replace(comparison, entries=entries)
-
-
-def check_alike(runs: list[tuple[str, Config, int]]) -> None:
-    """Refuse runs that do not differ by their method alone.
-
-    Args:
-        runs: name, settings and budget of each.
-
-    Raises:
-        UserError: names the first setting that differs, and its values.
-    """
-    (first, reference, own_budget), *others = runs
-    for name, config, budget in others:
-        for key in _SAME:
-            for where, a, b in _differences(
-                key, _stretched(reference, budget), _stretched(config, own_budget)
-            ):
-                raise UserError(
-                    f"{first} and {name} cannot be compared: {where} is {a!r} in {first}, {b!r} "
-                    f"in {name}."
-                )
-        if config.run.epochs * own_budget != reference.run.epochs * budget:
-            raise UserError(
-                f"{first} and {name} cannot be compared: run.epochs is {reference.run.epochs} in "
-                f"{first}, {config.run.epochs} in {name}; a longer training is budget = n."
-            )
 
 
 def train_missing(
@@ -321,12 +129,22 @@ def _check_settings(path: Path, config: Config) -> None:
     for part in dataclasses.fields(Config):
         if part.name == "given":
             continue
-        for where, a, b in _differences(part.name, known, wanted):
-            if where not in ("data.directory", "teachers.files"):
-                raise UserError(
-                    f"{path} holds a run with {where} = {a!r}, the comparison wants {b!r}: "
-                    "remove it, or give another --out."
-                )
+        for where, a, b in differences(part.name, known, wanted):
+            if where == "data.directory" or (where == "teachers.files" and _same_runs(a, b)):
+                continue
+            raise UserError(
+                f"{path} holds a run with {where} = {a!r}, the comparison wants {b!r}: "
+                "remove it, or give another --out."
+            )
+
+
+def _same_runs(own: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether teachers are runs of the same entries and seeds, wherever the comparison lies."""
+
+    def ends(files: tuple[str, ...]) -> list[tuple[str, ...]]:
+        return [Path(file).parts[-2:] for file in files]
+
+    return ends(own) == ends(other)
 
 
 def _filled(config: Config, known: Config) -> Config:
@@ -351,64 +169,3 @@ def _seeded(comparison: Comparison, entry: Entry, seed: int, out: Path) -> Confi
 
 def _path(out: Path, entry: Entry, seed: int) -> Path:
     return out / entry.name.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
-
-
-def _stretched(config: Config, budget: int) -> Config:
-    """Settings whose schedule takes so many times as long."""
-    schedule = config.schedule
-    longer = dataclasses.replace(
-        schedule, every=schedule.every * budget, warmup=schedule.warmup * budget
-    )
-    return dataclasses.replace(config, schedule=longer)
-
-
-def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Entry:
-    where = f"{source}: [entries.{name!r}]"
-    if not isinstance(table, Mapping):
-        raise UserError(f"{where} is a value; expected a table.")
-    own = dict(table)
-    result, runs_of, budget = (
-        own.pop("result", None),
-        own.pop("runs_of", name),
-        own.pop("budget", 1),
-    )
-    if type(budget) is not int or budget < 1:
-        raise UserError(f"{where} budget = {budget!r}: expected a whole number, 1 or more.")
-    if runs_of != name and own:
-        raise UserError(
-            f"{where} reads the runs of {runs_of!r} and has settings of its own "
-            f"({', '.join(own)}): expected only result."
-        )
-    config = _with(common, own, where).changed("run.seed", seed, where)
-    if budget > 1:
-        epochs = config.run.epochs * budget
-        config = _stretched(config.changed("run.epochs", epochs, where), budget)
-    config = settled(config)
-    result = result or ("ensemble" if config.run.method == "ensemble" else "peer")
-    if result not in RESULTS:
-        raise UserError(f"{where} result = {result!r}." + suggest(str(result), RESULTS))
-    return Entry(name, config, result, runs_of, budget)
-
-
-def _with(config: Config, tables: Mapping[str, Any], source: str) -> Config:
-    for table, settings in tables.items():
-        if not isinstance(settings, Mapping):
-            raise UserError(f"{source} {table} is a value; expected a table, e.g. run.epochs = 15.")
-        for name, value in settings.items():
-            config = config.changed(f"{table}.{name}", value, source)
-    return config
-
-
-def _named_teachers(entry: Entry) -> list[str]:
-    return [file[1:] for file in entry.config.teachers.files if file.startswith("@")]
-
-
-def _differences(key: str, own: Config, other: Config) -> list[tuple[str, Any, Any]]:
-    table, _, name = key.partition(".")
-    a, b = getattr(own, table), getattr(other, table)
-    names = [name] if name else [f.name for f in dataclasses.fields(a)]
-    return [
-        (f"{table}.{n}", getattr(a, n), getattr(b, n))
-        for n in names
-        if getattr(a, n) != getattr(b, n)
-    ]

@@ -14,23 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kgraft.errors import UserError, suggest
-
-METHODS = (
-    "baseline",
-    "graft",
-    "graft+",
-    "distill",
-    "mutual",
-    "repr",
-    "noise",
-    "internal",
-    "rotation",
-    "fixed",
-    "papa",
-    "wash",
-    "ema",
-    "ensemble",
-)
+from kgraft.runs.needs import METHODS
 
 
 def _number(default: Any, *, low: float, high: float | None = None) -> Any:

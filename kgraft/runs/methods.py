@@ -1,47 +1,13 @@
-"""The methods that a run file can name: what each needs, and what it does to the peers."""
+"""The methods that a run file can name: what each does to the peers."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kgraft import grafting
 from kgraft.errors import UserError
 from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm, Mixer
 from kgraft.runs.config import Config
+from kgraft.runs.needs import METHODS
 from kgraft.training.mutual import Mutual
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a method needs.
-
-    Attributes:
-        peers: how many networks it trains where nobody says.
-        least: how many it needs at least.
-        taught: whether it needs teachers; it has none otherwise.
-    """
-
-    peers: int = 1
-    least: int = 1
-    taught: bool = False
-
-
-_POPULATION = Method(peers=4, least=2)
-
-METHODS = {
-    "baseline": Method(),
-    "graft": _POPULATION,
-    "graft+": Method(peers=4, least=2, taught=True),
-    "distill": Method(taught=True),
-    "mutual": Method(peers=2, least=2),
-    "repr": Method(),
-    "noise": Method(),
-    "internal": Method(),
-    "rotation": _POPULATION,
-    "fixed": _POPULATION,
-    "papa": _POPULATION,
-    "wash": _POPULATION,
-    "ema": Method(),
-    "ensemble": _POPULATION,
-}
 
 
 def settled(config: Config) -> Config:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from kgraft.errors import UserError
-from kgraft.runs.comparison import read_comparison, read_results, train_missing
+from kgraft.runs.comparison import read_results, train_missing
+from kgraft.runs.comparison_file import read_comparison
 from kgraft.runs.recorder import Silent
 
 COMMON = """
@@ -59,6 +60,7 @@ def test_a_budget_trains_longer_with_a_schedule_as_much_longer(written):
         ("optimizer.lr = 0.2", "optimizer.lr is 0.1 in plain, 0.2 in other"),
         ("data.limit_train = 50", "data.limit_train is 96 in plain, 50 in other"),
         ("data.validation = 0.2", "data.validation is 0.1 in plain, 0.2 in other"),
+        ("run.precision = 'tf32'", "run.precision is 'float32' in plain, 'tf32' in other"),
         ("run.epochs = 2", "run.epochs is 1 in plain, 2 in other"),
         ("run.metod = 'graft'", "unknown key 'metod'"),
         ("result = 'soop'", "Did you mean 'soup'"),
@@ -119,11 +121,16 @@ def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     assert [text for text in told if text.endswith("training")] == ["two, seed 1: training"]
     again = {path: path.stat().st_mtime_ns for path in Path(out).rglob("summary.json")}
     assert [path.parent.parent.name for path in marks if again[path] != marks[path]] == ["two"]
-    assert read_results(comparison, out) != []
+    moved = out.rename(tmp_path / "moved")
+    assert len(read_results(comparison, moved)) == 8  # "@plain" is where plain now lies
+    out = moved
 
     other = read_comparison(written(entries, COMMON.replace("batch_size = 32", "batch_size = 16")))
     with pytest.raises(UserError, match=r"run\.batch_size = 32, the comparison wants 16"):
         read_results(other, out)
+    taught = entries.replace("@plain", "@two")
+    with pytest.raises(UserError, match=r"taught.*teachers\.files = .*plain.*wants.*two"):
+        read_results(read_comparison(written(taught)), out)
 
 
 def test_only_runs_are_removed(written, tmp_path):

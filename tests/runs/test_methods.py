@@ -11,10 +11,10 @@ from kgraft.errors import UserError
 from kgraft.grafting import FilterGraft, Graft, Mixer, Papa
 from kgraft.runs import config as configs
 from kgraft.runs.assembly import assemble
-from kgraft.runs.config import METHODS, Config
-from kgraft.runs.methods import METHODS as NEEDS
+from kgraft.runs.config import Config
 from kgraft.runs.methods import mixer_of, settled
-from kgraft.runs.run import execute, grafting_fit
+from kgraft.runs.needs import METHODS
+from kgraft.runs.run import accuracy, execute, grafting_fit, predict
 from kgraft.runs.selection import select
 from kgraft.training.optimizers import SGD
 from tests.runs.conftest import changed
@@ -34,10 +34,6 @@ SMALL = {
 
 def of(method, **changes):
     return settled(changed(Config(), run__method=method, **changes))
-
-
-def test_every_method_is_known_to_both():
-    assert tuple(NEEDS) == METHODS
 
 
 def tiny(config, rate):
@@ -66,7 +62,7 @@ def tiny(config, rate):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method):
     config = changed(
-        Config(), run__method=method, peers__count=max(2, NEEDS[method].least), **SMALL
+        Config(), run__method=method, peers__count=max(2, METHODS[method].least), **SMALL
     )
     assembly = assemble(config)
     config = assembly.config
@@ -87,7 +83,7 @@ def test_every_method_trains(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_a_run(method, tmp_path):
     config = changed(Config(), run__method=method, **SMALL)
-    if NEEDS[method].peers > 2:
+    if METHODS[method].peers > 2:
         config = config.changed("peers.count", 2, "test")
     summary = execute(assemble(config), tmp_path / "run")
     assert summary["method"] == method
@@ -158,6 +154,14 @@ def test_ema_ends_with_the_averages_and_validates_them(tmp_path):
     for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6)
     assert not np.allclose(a.get_weights()[0], c.get_weights()[0])
+    rows = [json.loads(line) for line in (tmp_path / "c/metrics.jsonl").read_text().splitlines()]
+    c.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    held_out = assemble(changed(Config(), run__method="ema", **SMALL))
+    logits = predict(c, held_out.validation)
+    labels = held_out.dataset.validation.labels
+    loss = c.loss(labels, logits)
+    assert rows[-1]["val_accuracy"] == pytest.approx(accuracy(logits, labels), abs=1e-6)
+    assert rows[-1]["val_loss"] == pytest.approx(float(keras.ops.convert_to_numpy(loss)), rel=1e-4)
     assert some["peers"][0]["last_epoch"] == 2
 
 

@@ -32,7 +32,7 @@ def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
         One JSON-able row a method: seconds of one peer's step (what happens between steps
         included), the same over the baseline's, and seconds of what happens at an epoch's end.
     """
-    from kgraft.runs.config import METHODS
+    from kgraft.runs.needs import METHODS
 
     measured = {method: _prepared(task, method) for method in METHODS}
     for own in measured.values():
@@ -65,7 +65,7 @@ def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
 def _prepared(task: Task, method: str) -> _Measured:
     from kgraft.runs.assembly import assemble
     from kgraft.runs.config import Config
-    from kgraft.runs.methods import METHODS
+    from kgraft.runs.needs import METHODS
     from kgraft.runs.run import grafting_fit
 
     changes: dict[str, Any] = {
