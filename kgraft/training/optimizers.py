@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines import foreach
+from kgraft.engines import fused_sgd
 from kgraft.errors import UserError
 
 
@@ -117,10 +117,10 @@ class SGD(keras.optimizers.Optimizer):
         self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any
     ) -> None:
         """Keras' hook for an update of all variables: at once where the backend can."""
-        if not foreach.updates_lists():
+        if not fused_sgd.updates_lists(variables):
             super()._backend_update_step(gradients, variables, learning_rate)
             return
-        foreach.sgd(
+        fused_sgd.sgd(
             gradients,
             variables,
             [self.velocities[self._get_variable_index(v)] for v in variables]

@@ -241,7 +241,8 @@ def test_a_peer_alone_is_the_peer_among_others(precise):
 
     steps = [batches((8, 8, 3), 5, seed=k) for k in range(3)]
     together = Engine([make(k) for k in range(3)])
-    together.build([own[0] for own in steps])
+    for own, stepper in zip(steps, together.steppers, strict=True):
+        stepper.build(own[0])
     together.begin_epoch()
     for number in range(3):
         together.step([own[number] for own in steps])

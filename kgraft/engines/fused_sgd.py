@@ -1,0 +1,70 @@
+"""SGD's update of all variables at once, where torch has one kernel for a list of tensors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+_DEVICES = ("cpu", "cuda", "mps")  # torch's own optimizers use the kernel there
+
+
+def updates_lists(variables: Sequence[Any]) -> bool:
+    """Whether torch's kernel can move these variables in place.
+
+    Args:
+        variables: Keras variables.
+    """
+    return (
+        keras.config.backend() == "torch"
+        and not in_stateless_scope()
+        and all(variable.value.device.type in _DEVICES for variable in variables)
+    )
+
+
+def sgd(
+    gradients: Sequence[Any],
+    variables: Sequence[Any],
+    velocities: Sequence[Any],
+    learning_rate: Any,
+    *,
+    momentum: float,
+    l2: Sequence[float],
+    nesterov: bool,
+) -> None:
+    """Move all variables by one step of `kgraft.SGD`, in place.
+
+    Args:
+        gradients: one a variable.
+        variables: Keras variables.
+        velocities: Keras variables, one a variable, none without momentum.
+        learning_rate: scalar tensor, which nobody waits for, or number.
+        momentum: m.
+        l2: coefficient of each variable's L2 term.
+        nesterov: whether to step ahead along the new velocity.
+    """
+    import torch
+
+    with torch.no_grad():
+        for coefficient in sorted(set(l2)):
+            members = [i for i, own in enumerate(l2) if own == coefficient]
+            moved = [variables[i].value for i in members]
+            torch._fused_sgd_(
+                moved,
+                [_laid_out(gradients[i], w) for i, w in zip(members, moved, strict=True)],
+                [velocities[i].value for i in members] if velocities else [],
+                weight_decay=coefficient,
+                momentum=momentum,
+                lr=learning_rate if torch.is_tensor(learning_rate) else float(learning_rate),
+                dampening=0.0,
+                nesterov=nesterov,
+                maximize=False,
+                is_first_step=False,
+            )
+
+
+def _laid_out(gradient: Any, like: Any) -> Any:
+    """The gradient in the dtype and memory order of its variable, as the kernel takes it."""
+    if gradient.dtype == like.dtype and gradient.stride() == like.stride():
+        return gradient
+    return like.new_empty(like.shape).copy_(gradient)
