@@ -86,8 +86,12 @@ class MutualLearning(keras.Model):
         if len(peers) < 2:
             raise UserError("mutual learning needs 2 peers or more: each learns from the others.")
         super().__init__(name="mutual")
-        self.peers, self.mutual = list(peers), mutual
+        self.mutual = mutual
         self.names = [f"peer{k}" for k in range(1, len(peers) + 1)]
+        for name, peer in zip(self.names, peers, strict=True):
+            # no list: torch zeroes the gradients of attributes, and of a list's models by their
+            # variables' paths, which peers have in common
+            setattr(self, name, peer)
         self._opinions = [keras.metrics.Mean(name=f"{name}_mutual_loss") for name in self.names]
         self.built = all(peer.built for peer in peers)
         owner = {id(v): peer.optimizer for peer in peers for v in peer.trainable_variables}
@@ -103,10 +107,7 @@ class MutualLearning(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         """Every peer's logits, by name."""
-        return {
-            name: peer(inputs, training=training)
-            for name, peer in zip(self.names, self.peers, strict=True)
-        }
+        return {name: getattr(self, name)(inputs, training=training) for name in self.names}
 
     def compute_loss(
         self,

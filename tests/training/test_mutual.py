@@ -115,6 +115,30 @@ def test_one_step_is_that_of_k_separate_losses(engine):
         assert history["accuracy"][0] == pytest.approx(correct)
 
 
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_without_a_weight_every_peer_trains_as_if_it_were_alone(engine):
+    """Peers of one architecture have layers, and so variables, of the same names."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(32, 8, 8, 3)).astype("float32")
+    y = random.integers(0, 5, 32)
+
+    def trained(mutual):
+        peers = []
+        for seed in range(2):
+            keras.utils.set_random_seed(seed)
+            peers.append(kgraft.models.build("resnet8", input_shape=(8, 8, 3), classes=5))
+            peers[-1].compile(
+                kgraft.SGD(0.01, momentum=0.9, l2=1e-3),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            )
+        run = kgraft.GraftingFit(peers, graft=Mixer(), mutual=mutual, engine=engine)
+        run.fit(x, y, batch_size=8, shuffle=False, epochs=2, verbose=0)
+        return [weight for peer in peers for weight in peer.get_weights()]
+
+    for own, other in zip(trained(Mutual(weight=0.0)), trained(None), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-4)
+
+
 def test_peers_are_ordinary_models_afterwards_and_keep_their_optimizers():
     x, y = images()
     peers = [network(k, 0.1) for k in range(3)]
