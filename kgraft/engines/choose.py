@@ -199,8 +199,10 @@ _Made = tuple[Steps | None, str | None]
 
 
 def _torch(model: Any, shared: dict[str, Any]) -> _Made:
-    from kgraft.engines import torch_compiled
+    from kgraft.engines import torch_compiled, torch_traced
 
+    if torch_traced.why_not(model) is None:
+        return torch_traced.TracedSteps(model), None
     reason = torch_compiled.why_not(model)
     return (None, reason) if reason else (torch_compiled.NativeSteps(model), None)
 
@@ -230,7 +232,7 @@ _COMPILERS: dict[str, Callable[[Any, dict[str, Any]], _Made]] = {
 }
 
 _HOW = {
-    "torch": "fused operations on channels-last memory, SGD for all variables at once",
+    "torch": "fused operations on channels-last memory, traced where that pays",
     "jax": "one program with donated state for all peers, peers beside each other",
     "tensorflow": "one tf.function a peer, peers beside each other",
 }

@@ -159,21 +159,21 @@ class TorchSteps:
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
-        return self._alone(self._model.train_step, _on_device(data))
+        return self._alone(self._model.train_step, on_device(data))
 
     def test(self, data: tuple[Any, ...]) -> None:
         """See `Steps`."""
         import torch
 
         with torch.no_grad():
-            self._alone(self._model.test_step, _on_device(data))
+            self._alone(self._model.test_step, on_device(data))
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
         import torch
 
         with torch.no_grad():
-            return self._alone(self._model.predict_step, _on_device((x,)))
+            return self._alone(self._model.predict_step, on_device((x,)))
 
     def _alone(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
         """Run a step with the model's own module, though `evaluate` may have made it a DDP one."""
@@ -272,7 +272,8 @@ def _triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
     return keras.utils.unpack_x_y_sample_weight(data)
 
 
-def _on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
+def on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A batch with tensors of the backend in place of arrays."""
     return keras.tree.map_structure(
         lambda part: None if part is None else keras.ops.convert_to_tensor(part), data
     )

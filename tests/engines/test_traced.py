@@ -1,0 +1,288 @@
+"""Traced steps on torch: what is traced, that a trace is the step to the last bit, what ends it."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kgraft
+from kgraft import models
+from kgraft.engines.choose import Engine
+from kgraft.grafting import Mixer
+from kgraft.training.distiller import distil
+from kgraft.training.mutual import Mutual
+from tests.engines.test_compiled import FAMILIES, batches
+from tests.reference.random_models import random_model
+
+if keras.config.backend() != "torch":
+    pytest.skip("traces are torch's", allow_module_level=True)
+
+import torch
+
+from kgraft.engines import torch_traced
+from kgraft.engines.torch_traced import TracedSteps, why_not
+
+NEVER = 10**9
+
+
+@pytest.fixture
+def after(monkeypatch):
+    """Sets after how many steps a trace is made."""
+
+    def set_to(steps):
+        monkeypatch.setattr(torch_traced, "_AFTER", steps)
+
+    monkeypatch.setattr(torch_traced, "_SHORT", 60.0)
+    set_to(1)
+    return set_to
+
+
+def network(name="resnet8", **options):
+    keras.utils.set_random_seed(0)
+    side = 32 if name in ("vgg16", "resnet18") else 8
+    return compiled(models.build(name, input_shape=(side, side, 3), classes=5), **options)
+
+
+def compiled(model, rate=None, loss=None, **options):
+    if rate is None:
+        rate = kgraft.cosine_per_step(0.01, epochs=1, steps_per_epoch=9)
+    model.compile(
+        kgraft.SGD(rate, momentum=0.9, l2=5e-4, **options),
+        loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def state(model):
+    variables = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    return [keras.ops.convert_to_numpy(variable.value).copy() for variable in variables]
+
+
+def steps_of(model, steps):
+    """The model's steps after a few of them, and what they answered."""
+    engine = Engine([model])
+    engine.steppers[0].build(steps[0])
+    engine.begin_epoch()
+    logs = [{name: float(value) for name, value in engine.step([b])[0].items()} for b in steps]
+    return engine.steppers[0].choose(), logs
+
+
+def assert_same_bits(make, steps, after):
+    after(NEVER)
+    plain = make()
+    chosen, expected = steps_of(plain, steps)
+    assert isinstance(chosen, TracedSteps) and not chosen._plays
+    after(1)
+    model = make()
+    chosen, logs = steps_of(model, steps)
+    assert chosen._plays and all(play is not None for play in chosen._plays.values())
+    assert logs == expected
+    for own, other in zip(state(model), state(plain), strict=True):
+        assert np.array_equal(own, other)
+    return chosen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_trace_of_every_family_is_the_step_to_the_last_bit(name, after):
+    side = 32 if name in ("vgg16", "resnet18") else 8
+    assert_same_bits(lambda: network(name), batches((side, side, 3), 5, count=4), after)
+
+
+def test_a_trace_of_a_distiller_is_the_step_to_the_last_bit(after):
+    def make():
+        teacher, student = network(), network()
+        keras.utils.set_random_seed(1)
+        return distil(student, [teacher])
+
+    assert_same_bits(make, batches((8, 8, 3), 5, count=4), after)
+
+
+def test_traces_of_random_models_are_their_steps_to_the_last_bit(after):
+    traced = 0
+    for seed in range(30):
+
+        def make(seed=seed):
+            keras.utils.set_random_seed(seed)
+            return compiled(random_model(seed, (8, 8, 3), 5), rate=0.001)
+
+        if why_not(make()) is None:  # the others have layers that draw random numbers
+            assert_same_bits(make, batches((8, 8, 3), 5, count=3), after)
+            traced += 1
+    assert traced >= 5
+
+
+@pytest.mark.parametrize("mutual", [None, Mutual(weight=0.5)])
+def test_whole_fits_are_the_same_with_and_without_traces(mutual, after):
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(44, 8, 8, 3)).astype("float32"), random.integers(0, 5, 44)
+
+    def fitted():
+        peers = [network(), network()]
+        peers[1].set_weights([w * 0.9 for w in peers[1].get_weights()])
+        run = kgraft.GraftingFit(peers, graft=Mixer() if mutual else None, mutual=mutual)
+        histories = run.fit(  # the last batch of an epoch is a smaller one
+            x, y, batch_size=8, epochs=3, verbose=0, validation_data=(x, y)
+        )
+        return [history.history for history in histories], peers[0].get_weights()
+
+    after(NEVER)
+    expected, weights = fitted()
+    after(1)
+    found, own = fitted()
+    assert found == expected
+    assert all(np.array_equal(a, b) for a, b in zip(own, weights, strict=True))
+
+
+class _Halved(layers.Layer):
+    def call(self, x):
+        return x / 2
+
+
+class _Hurried(keras.optimizers.schedules.LearningRateSchedule):
+    def __call__(self, step):
+        return 0.1
+
+
+def _squared(y, z):
+    return keras.ops.mean(z**2, axis=-1)
+
+
+def _squares(w):
+    return keras.ops.sum(w**2)
+
+
+def _of(*own, **options):
+    model = keras.Sequential([keras.Input((8, 8, 3)), *own, layers.Flatten(), layers.Dense(5)])
+    return compiled(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: _of(layers.Dropout(0.5)), "draws random numbers"),
+        (lambda: _of(_Halved()), "is not Keras'"),
+        (lambda: _of(layers.Lambda(lambda x: x / 2)), "is not Keras'"),
+        (lambda: _of(layers.Conv2D(2, 3, activation=lambda x: x)), "is not Keras'"),
+        (lambda: _of(layers.Conv2D(2, 3, kernel_regularizer=_squares)), "is not Keras'"),
+        (lambda: _of(loss=_squared), "is not Keras'"),
+        (lambda: _of(rate=lambda: 0.1), "is not Keras'"),
+        (lambda: _of(rate=_Hurried()), "is not Keras'"),
+    ],
+)
+def test_what_may_keep_state_in_python_is_not_traced(make, reason, after):
+    model = make()
+    steps, _ = steps_of(model, batches((8, 8, 3), 5, count=3))
+    assert not isinstance(steps, TracedSteps)
+    assert reason in why_not(model)
+
+
+def test_a_step_that_no_list_of_operations_can_hold_is_taken_whole_and_once(after, caplog):
+    """Whether gradients are applied or gathered is a question that Keras asks the optimizer."""
+
+    def make():
+        return network(gradient_accumulation_steps=2)
+
+    steps = batches((8, 8, 3), 5, count=5)
+    after(NEVER)
+    plain = make()
+    _, expected = steps_of(plain, steps)
+    after(1)
+    model = make()
+    with caplog.at_level("INFO", "kgraft"):
+        chosen, logs = steps_of(model, steps)
+    assert list(chosen._plays.values()) == [None]
+    assert "not traced: what the step does depends on the value of a tensor" in caplog.text
+    assert logs == expected
+    assert all(np.array_equal(a, b) for a, b in zip(state(model), state(plain), strict=True))
+
+
+def test_what_changes_between_epochs_is_traced_anew(after):
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    y = np.arange(4) % 5
+
+    def weights(steps):
+        after(steps)
+        teacher, student = network(), network(rate=0.01)
+        distiller = distil(student, [teacher])
+        engine = Engine([distiller])
+        for epoch in range(3):
+            engine.steppers[0].build((x, y))
+            engine.begin_epoch()
+            for _ in range(3):
+                engine.step([(x, y)])
+            engine.end_epoch()
+            distiller.temperature = 1.0 + epoch
+            student.layers[1].trainable = epoch == 1
+            distiller.optimizer.learning_rate = 0.01 * (epoch + 2)
+        return student.get_weights()
+
+    for own, other in zip(weights(1), weights(NEVER), strict=True):
+        assert np.array_equal(own, other)
+
+
+def test_long_steps_are_left_alone_on_a_cpu(after, monkeypatch):
+    monkeypatch.setattr(torch_traced, "_SHORT", 0.0)
+    chosen, _ = steps_of(network(), batches((8, 8, 3), 5, count=4))
+    assert not chosen._plays
+
+
+def test_python_numbers_are_tensors_once():
+    from kgraft.engines.torch_trace import Trace
+
+    factor = [3.0]
+
+    def step(batch):
+        (x,) = batch
+        total = torch.zeros(2)
+        total.add_(1.0)
+        scale = torch.tensor(factor[0]).to(torch.float64)
+        return {"y": x * scale + total}
+
+    trace = Trace(step, (torch.ones(2),))
+    factor[0] = 7.0
+    called = [node for node in trace._program.graph.nodes if node.op == "call_function"]
+    names = [str(node.target) for node in called]
+    assert not any("lift_fresh" in name or "_to_copy" in name for name in names)
+    for _ in range(2):  # what is changed in place starts anew every time
+        assert trace([torch.full((2,), 2.0)])["y"].tolist() == [7.0, 7.0]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_graph_is_used_only_where_it_comes_to_the_same_numbers(right, after, monkeypatch):
+    class Graph:
+        def __init__(self, trace, tensors):
+            self.trace = trace
+            trace(tensors)
+
+        def __call__(self, tensors):
+            return self.trace(tensors if right else [tensors[0] * 2, tensors[1]])
+
+    monkeypatch.setattr(torch_traced, "CudaGraph", Graph)
+    model = network()
+    steps = batches((8, 8, 3), 5, count=3)
+    chosen, _ = steps_of(model, steps)
+    (trace,) = chosen._plays.values()
+    before = state(model)
+    tensors = [torch.as_tensor(part) for part in steps[0]]
+    found = torch_traced.captured(trace, tensors, torch_traced._variables(model))
+    assert isinstance(found, Graph) if right else found is None
+    assert all(np.array_equal(a, b) for a, b in zip(state(model), before, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_graph_is_the_step(after):
+    def run(steps):
+        after(steps)
+        model = network()
+        chosen, logs = steps_of(model, batches((8, 8, 3), 5, count=6, size=16))
+        return chosen, logs, model.get_weights()
+
+    chosen, logs, weights = run(1)
+    assert all(isinstance(play, torch_traced.CudaGraph) for play in chosen._plays.values())
+    _, expected, others = run(NEVER)
+    assert [log["loss"] for log in logs] == pytest.approx([log["loss"] for log in expected])
+    for own, other in zip(weights, others, strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5)
