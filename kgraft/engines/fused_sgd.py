@@ -38,13 +38,16 @@ def sgd(
         gradients: one a variable.
         variables: Keras variables.
         velocities: Keras variables, one a variable, none without momentum.
-        learning_rate: scalar tensor, which nobody waits for, or number.
+        learning_rate: scalar Keras variable or tensor, whose value nobody waits for, or number.
         momentum: m.
         l2: coefficient of each variable's L2 term.
         nesterov: whether to step ahead along the new velocity.
     """
     import torch
 
+    rate = learning_rate
+    if not isinstance(rate, int | float):
+        rate = keras.ops.convert_to_tensor(rate)
     with torch.no_grad():
         for coefficient in sorted(set(l2)):
             members = [i for i, own in enumerate(l2) if own == coefficient]
@@ -55,7 +58,7 @@ def sgd(
                 [velocities[i].value for i in members] if velocities else [],
                 weight_decay=coefficient,
                 momentum=momentum,
-                lr=learning_rate if torch.is_tensor(learning_rate) else float(learning_rate),
+                lr=rate,
                 dampening=0.0,
                 nesterov=nesterov,
                 maximize=False,
