@@ -5,9 +5,13 @@ from typing import Any
 
 import click
 
+_KINDS = ["speed", "graft", "methods", "profile"]
+
 
 @click.command("bench")
-@click.argument("what", type=click.Choice(["speed", "graft", "methods"]), default="speed")
+@click.argument(
+    "what", type=click.Choice(["speed", "graft", "methods", "profile"]), default="speed"
+)
 @click.option("--model", "models", default="resnet20", metavar="NAME,...", show_default=True)
 @click.option("--peers", default="4", metavar="K,...", show_default=True)
 @click.option("--batch-size", "batch_sizes", default="128", metavar="N,...", show_default=True)
@@ -30,6 +34,8 @@ def command(
     file: str | None,
 ) -> None:
     """Measure speed (against other ways to train K peers), the grafting alone, or all methods.
+
+    profile shows what a step of one contender, kgraft by default, spends its time on (torch).
 
     Every contender of speed works in a process of its own; they take turns, and ratios are formed
     within a round. Lists of models, K and batch sizes give one comparison for each combination.
@@ -78,6 +84,10 @@ def command(
             from kgraft_cli.benchmarks.methods import measure_methods
 
             rows += measure_methods(tasks[0], repeats)
+        elif what == "profile":
+            from kgraft_cli.benchmarks.profile import profile
+
+            rows += profile(tasks[0], repeats)
         elif what == "graft":
             from kgraft_cli.benchmarks.grafting import measure
 

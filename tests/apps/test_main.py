@@ -1,8 +1,10 @@
+import json
 import re
 import subprocess
 import sys
 
 import click
+import keras
 import pytest
 from kgraft_cli import main as program
 
@@ -98,12 +100,26 @@ def test_data_list_and_prepare(capsys, tmp_path):
 
 
 def test_info_names_the_backend_in_use(capsys):
-    import keras
 
     code, out, _ = run(capsys, "info")
     assert code == 0
     (line,) = [line for line in out.splitlines() if "(in use)" in line]
     assert line.startswith(keras.config.backend())
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="torch's profiler")
+def test_bench_shows_what_a_step_spends_its_time_on(capsys, tmp_path):
+    file = tmp_path / "rows.json"
+    code, out, err = run(
+        capsys,
+        *("bench", "profile", "--model", "resnet8", "--peers", "1", "--batch-size", "16"),
+        *("--steps", "2", "--repeats", "1", "--json", str(file)),
+    )
+    assert code == 0, err
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    assert any("convolution" in row["operation"] and row["calls"] == 7 for row in rows)
+    assert rows[-1]["operation"] in out
 
 
 def test_bench_times_a_grafting_against_a_step_and_a_loop(capsys):

@@ -1,5 +1,6 @@
 """The contenders by name, and those that train with Keras."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -92,6 +93,20 @@ def build(task: Task) -> Contender:
 
         return Processes(task)
     return KerasFit(task) if task.contender == "keras-fit" else Kgraft(task)
+
+
+def warm_up(contender: Contender) -> int:
+    """Let compilers and tracers settle: 60 steps, or as many as 5 seconds hold, at least two.
+
+    Returns:
+        The number of the next block.
+    """
+    end = time.perf_counter() + 5
+    for number in range(1, 31):
+        contender.block(number, 2)
+        if time.perf_counter() > end:
+            break
+    return number + 1
 
 
 def batches_of(task: Task) -> tuple[Any, int]:

@@ -8,6 +8,7 @@ _SPEED = ("model", "batch", "K", "contender", "images x peers / s", "kgraft / th
 _COLUMNS = {
     "speed": (*_SPEED, "epoch's end", "start-up", "memory"),
     "methods": ("model", "batch", "method", "K", "a peer's step", "/ baseline", "epoch's end"),
+    "profile": ("model", "batch", "contender", "operation", "calls", "a peer's step", "of it"),
     "graft": ("backend", "model", "batch", "K", "step", "grafting", "of a step", "loop / it"),
 }
 
@@ -16,13 +17,13 @@ def table(what: str, rows: list[dict[str, Any]], title: str) -> Table:
     """A table of medians, with the range in parentheses.
 
     Args:
-        what: `"speed"`, `"graft"` or `"methods"`.
-        rows: what `runner.rows`, `GraftTimes.row` or `measure_methods` gave.
+        what: `"speed"`, `"graft"`, `"methods"` or `"profile"`.
+        rows: what `runner.rows`, `GraftTimes.row`, `measure_methods` or `profile` gave.
         title: what all rows have in common.
     """
     made = Table(title=title, title_justify="left")
     for column in _COLUMNS[what]:
-        left = column in ("backend", "model", "contender", "method")
+        left = column in ("backend", "model", "contender", "method", "operation")
         made.add_column(column, justify="left" if left else "right")
     for row in rows:
         made.add_row(*_CELLS[what](row))
@@ -76,4 +77,16 @@ def _methods(row: dict[str, Any]) -> list[str]:
     ]
 
 
-_CELLS = {"speed": _speed, "graft": _graft, "methods": _methods}
+def _profile(row: dict[str, Any]) -> list[str]:
+    return [
+        row["model"],
+        str(row["batch_size"]),
+        row["contender"],
+        row["operation"],
+        "" if row["calls"] is None else f"{row['calls']:.0f}",
+        f"{row['seconds'] * 1e3:.2f} ms",
+        f"{row['share']:.1%}",
+    ]
+
+
+_CELLS = {"speed": _speed, "graft": _graft, "methods": _methods, "profile": _profile}

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kgraft_cli.benchmarks.contenders import Task, build
+from kgraft_cli.benchmarks.contenders import Task, build, warm_up
 
 
 def main(specification: str) -> None:
@@ -27,14 +27,14 @@ def main(specification: str) -> None:
     contender = build(task)
     contender.block(0, 1)
     startup = time.time() - task.started
-    contender.block(1, 2)
+    first = warm_up(contender)
     contender.exchange()
 
     def say(**answer: float) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     say(startup_seconds=startup)
-    for number, _ in enumerate(sys.stdin, start=2):
+    for number, _ in enumerate(sys.stdin, start=first):
         contender.block(number, 1)  # while it waited, its memory and caches went to others
         say(
             step_seconds=_seconds(contender.block, number, task.steps) / task.steps,
