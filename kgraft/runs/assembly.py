@@ -64,16 +64,7 @@ def assemble(config: Config) -> Assembly:
             data, a teacher of other classes.
     """
     config, dataset = images_of(settled(config))
-    wanted = config.data
-    train = BatchStream(
-        dataset.train.images,
-        dataset.train.labels,
-        batch_size=config.run.batch_size,
-        seed=config.run.seed,
-        peer=0,
-        augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
-        resident=fits(dataset.train.images.nbytes),
-    )
+    train = in_training(config, dataset)
     shape = dataset.train.images.shape[1:]
     teachers = config.teachers
     if len(teachers.files) > teachers.count:
@@ -146,18 +137,36 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
     return _with_augmentation(config, dataset)
 
 
-def in_order(dataset: Dataset, split: Split, batch_size: int = 512) -> BatchStream:
+def in_training(config: Config, dataset: Dataset) -> BatchStream:
+    """The first peer's batches of the training images: shuffled, augmented, normalised.
+
+    Args:
+        config: settings with the data's own filled in.
+        dataset: the images.
+    """
+    wanted = config.data
+    return BatchStream(
+        dataset.train.images,
+        dataset.train.labels,
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+        peer=0,
+        augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
+        resident=fits(dataset.train.images.nbytes),
+    )
+
+
+def in_order(dataset: Dataset, split: Split) -> BatchStream:
     """Batches of a part for evaluation: normalised, not augmented, in the order they lie.
 
     Args:
         dataset: whose mean and standard deviation normalise.
         split: the part.
-        batch_size: images a step.
     """
     return BatchStream(
         split.images,
         split.labels,
-        batch_size=min(batch_size, len(split)),
+        batch_size=min(512, len(split)),
         seed=0,
         peer=0,
         augment=Augment(0, False, dataset.mean, dataset.std),

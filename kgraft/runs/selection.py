@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.runs.assembly import images_of, in_order
+from kgraft.runs.assembly import images_of, in_order, in_training
 from kgraft.runs.directory import best_peer, peer_file, read_model, read_run, save_uncompiled
 from kgraft.runs.run import accuracy, ensemble, predict
 from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
@@ -20,7 +20,8 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     """Measure every way to get one network, or one answer, out of a finished run's peers.
 
     The best peer by validation, the uniform soup, the greedy soup (by validation), both with batch
-    statistics estimated anew from training images, and the ensemble. The soups are saved in the
+    statistics estimated anew from training images, augmented as they were in training (borders and
+    flips are part of the statistics), and the ensemble. The soups are saved in the
     run's directory as `soup-uniform.keras` and `soup-greedy.keras`, the figures as `select.json`.
 
     Args:
@@ -45,7 +46,7 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
         if dataset.validation is None or config.run.select == "test"
         else (in_order(dataset, dataset.validation), dataset.validation.labels),
     }
-    train = in_order(dataset, dataset.train, batch_size=config.run.batch_size)
+    train = in_training(config, dataset)
 
     def soup_of(weights: list[np.ndarray]) -> keras.Model:
         model = _copy(peers[0])

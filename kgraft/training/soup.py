@@ -60,13 +60,13 @@ def greedy_soup(
 
 
 def reestimate_statistics(model: keras.Model, batches: Iterable[Batch]) -> None:
-    """Give a model's batch normalisations the mean statistics of some batches.
+    """Give a model's batch normalisations the mean statistics of some batches, by their sizes.
 
     The running mean and variance of averaged networks fit no network. Nothing else moves.
 
     Args:
         model: a built model; without batch normalisation it stays as it is.
-        batches: training batches, of equal sizes, as tuples that begin with the images.
+        batches: training batches, augmented as in training, as tuples that begin with the images.
 
     Raises:
         UserError: there is no batch.
@@ -78,18 +78,19 @@ def reestimate_statistics(model: keras.Model, batches: Iterable[Batch]) -> None:
         return
     kept = [layer.momentum for layer in layers]
     others = _other_state(model, layers)
-    count = 0
+    seen = 0
     try:
-        for count, batch in enumerate(batches, start=1):
+        for images, *_ in batches:
+            seen += len(images)
             for layer in layers:
-                layer.momentum = 1 - 1 / count  # the mean of all batches so far
-            model(batch[0], training=True)
+                layer.momentum = 1 - len(images) / seen  # the mean of all so far
+            model(images, training=True)
     finally:
         for layer, momentum in zip(layers, kept, strict=True):
             layer.momentum = momentum
         for variable, value in others:
             variable.assign(value)
-    if not count:
+    if not seen:
         raise UserError("no batch to estimate batch statistics from.")
 
 

@@ -10,6 +10,7 @@ import pytest
 from kgraft.errors import UserError
 from kgraft.grafting import FilterGraft, Graft, Mixer, Papa
 from kgraft.runs import config as configs
+from kgraft.runs import selection
 from kgraft.runs.assembly import assemble
 from kgraft.runs.config import Config
 from kgraft.runs.methods import mixer_of, settled
@@ -186,6 +187,19 @@ def test_selection_measures_everything_on_the_same_images_and_saves_the_soups(tm
     for weight, a, b in zip(soup.weights, *(peer.get_weights() for peer in peers), strict=True):
         if "moving" not in weight.path and "seed" not in weight.path:
             np.testing.assert_allclose(keras.ops.convert_to_numpy(weight), (a + b) / 2, atol=1e-6)
+
+
+def test_statistics_of_a_soup_come_from_images_as_they_were_trained_on(tmp_path, monkeypatch):
+    config = changed(Config(), run__method="ensemble", peers__count=2, **SMALL)
+    execute(assemble(config), tmp_path / "run")
+    used = []
+    monkeypatch.setattr(selection, "reestimate_statistics", lambda _, b: used.append(list(b)))
+    select(tmp_path / "run")
+    expected = list(assemble(config).train.epoch(0))
+    assert config.data.pad is None and assemble(config).config.data.pad > 0
+    for (images, labels), (own, others) in zip(used[0], expected, strict=True):
+        assert np.array_equal(*map(keras.ops.convert_to_numpy, (images, own)))
+        assert np.array_equal(*map(keras.ops.convert_to_numpy, (labels, others)))
 
 
 def test_a_run_can_teach(tmp_path):
