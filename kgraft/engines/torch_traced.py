@@ -42,6 +42,8 @@ class TracedSteps(NativeSteps):
     def training(self, on: bool) -> None:
         """See `Steps`; what was changed since the last epoch is traced anew."""
         super().training(on)
+        if not on:
+            return
         settings = _settings(self._model)
         if settings != self._settings:
             self._settings = settings

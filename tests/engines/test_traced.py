@@ -222,6 +222,19 @@ def test_what_changes_between_epochs_is_traced_anew(after):
         assert np.array_equal(own, other)
 
 
+def test_a_trace_lasts_for_all_epochs(after):
+    engine, (batch,) = Engine([network()]), batches((8, 8, 3), 5, count=1)
+    played = []
+    for _ in range(3):
+        engine.begin_epoch()
+        engine.step([batch])
+        engine.step([batch])
+        engine.end_epoch()
+        engine.steppers[0].evaluate([batch])
+        played.append(list(engine.steppers[0].choose()._plays.values()))
+    assert played[0] and played[0] == played[1] == played[2] != [None]
+
+
 def test_long_steps_are_left_alone_on_a_cpu(after, monkeypatch):
     monkeypatch.setattr(torch_traced, "_SHORT", 0.0)
     chosen, _ = steps_of(network(), batches((8, 8, 3), 5, count=4))
