@@ -5,8 +5,6 @@ from typing import Any
 
 import click
 
-_KINDS = ["speed", "graft", "methods", "profile"]
-
 
 @click.command("bench")
 @click.argument(

@@ -13,12 +13,12 @@ def updates_lists(variables: Sequence[Any]) -> bool:
     """Whether torch's kernel can move these variables in place.
 
     Args:
-        variables: Keras variables.
+        variables: Keras variables, one or more, on one device.
     """
     return (
         keras.config.backend() == "torch"
         and not in_stateless_scope()
-        and all(variable.value.device.type in _DEVICES for variable in variables)
+        and variables[0].value.device.type in _DEVICES
     )
 
 

@@ -103,7 +103,7 @@ def without_constants(program: fx.GraphModule) -> fx.GraphModule:
     known: dict[fx.Node, torch.Tensor] = {}
     for node in list(graph.nodes):
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-            if node not in changed:
+            if roots[node] not in changed:
                 known[node] = getattr(program, str(node.target))
         elif node.op == "call_function" and roots[node] not in changed and _is_fixed(node, known):
             arguments, options = fx.map_arg((node.args, node.kwargs), known.__getitem__)

@@ -20,7 +20,7 @@ from kgraft.engines.torch_compiled import NativeSteps
 from kgraft.engines.torch_trace import Trace, tensors_of
 
 _log = logging.getLogger("kgraft")
-_AFTER = 40  # steps of one form before a trace, which costs as much as they do
+_AFTER = 40  # steps of one form before a trace: a fit that is shorter is not worth one
 _SHORT = 0.06  # seconds: in longer steps on a CPU, Python is lost among the convolutions
 
 Play = Callable[[list[torch.Tensor]], Logs]

@@ -262,6 +262,20 @@ def test_python_numbers_are_tensors_once():
         assert trace([torch.full((2,), 2.0)])["y"].tolist() == [7.0, 7.0]
 
 
+def test_what_a_step_changes_is_no_constant_however_often_it_is_read():
+    from kgraft.engines.torch_trace import Trace
+
+    seen = torch.zeros(2)
+
+    def step(batch):
+        once, twice = seen * 2, seen * 3
+        seen.add_(batch[0])
+        return {"y": once + twice}
+
+    trace = Trace(step, (torch.ones(2),))
+    assert [trace([torch.ones(2)])["y"].tolist() for _ in range(2)] == [[5.0, 5.0], [10.0, 10.0]]
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_a_graph_is_used_only_where_it_comes_to_the_same_numbers(right, after, monkeypatch):
     class Graph:
