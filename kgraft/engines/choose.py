@@ -199,12 +199,12 @@ _Made = tuple[Steps | None, str | None]
 
 
 def _torch(model: Any, shared: dict[str, Any]) -> _Made:
-    from kgraft.engines import torch_compiled, torch_traced
+    from kgraft.engines.torch import native_steps, traced_steps
 
-    if torch_traced.why_not(model) is None:
-        return torch_traced.TracedSteps(model), None
-    reason = torch_compiled.why_not(model)
-    return (None, reason) if reason else (torch_compiled.NativeSteps(model), None)
+    if traced_steps.why_not(model) is None:
+        return traced_steps.TracedSteps(model), None
+    reason = native_steps.why_not(model)
+    return (None, reason) if reason else (native_steps.NativeSteps(model), None)
 
 
 def _jax(model: Any, shared: dict[str, Any]) -> _Made:

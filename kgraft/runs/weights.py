@@ -7,8 +7,8 @@ import keras
 
 from kgraft import models
 from kgraft.errors import UserError, suggest
-from kgraft.links import state_dict
 from kgraft.models.layouts import State, best_layout, layouts, load_state, to_state
+from kgraft.runs import state_dict
 from kgraft.runs.directory import peer_file, read_model, read_run
 
 

@@ -6,13 +6,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import keras
 import numpy as np
-from keras.src.trainers.data_adapters import data_adapter_utils
-from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
-from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
-from keras.src.trainers.epoch_iterator import EpochIterator
 
 from kgraft.data.order import epoch_order
 from kgraft.errors import UserError
+from kgraft.keras_private import (
+    EpochIterator,
+    GeneratorDataAdapter,
+    can_convert_arrays,
+    class_weight_to_sample_weights,
+)
 
 Batch = tuple[Any, ...]
 
@@ -171,7 +173,7 @@ def feed_of(
                 "PyDataset, a tf.data.Dataset, a torch DataLoader or a generator."
             ) from error
     if class_weight is not None:
-        sample_weight = data_adapter_utils.class_weight_to_sample_weights(y, class_weight)
+        sample_weight = class_weight_to_sample_weights(y, class_weight)
     arrays = keras.tree.map_structure(
         lambda part: None if part is None else _on_device(part), (x, y, sample_weight)
     )

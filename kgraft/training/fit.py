@@ -13,6 +13,7 @@ from kgraft.errors import UserError
 from kgraft.grafting.graft import Graft, warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
+from kgraft.keras_private import train_validation_split
 from kgraft.training.distiller import Taught, distil
 from kgraft.training.feeds import (
     Batch,
@@ -185,9 +186,7 @@ class GraftingFit:
             UserError: data that does not fit, see `feed_of`.
         """
         if validation_split and validation_data is None:
-            from keras.src.trainers.data_adapters import array_slicing
-
-            (x, y, sample_weight), validation_data = array_slicing.train_validation_split(
+            (x, y, sample_weight), validation_data = train_validation_split(
                 (x, y, sample_weight), validation_split=validation_split
             )
         feeds = self._feeds(

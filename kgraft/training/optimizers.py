@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines import fused_sgd
+from kgraft.engines.torch import fused_sgd
 from kgraft.errors import UserError
 
 

@@ -5,7 +5,7 @@ import torch
 
 from kgraft import models
 from kgraft.errors import UserError
-from kgraft.links import state_dict
+from kgraft.runs import state_dict
 from kgraft.runs.assembly import assemble
 from kgraft.runs.run import execute
 from kgraft.runs.weights import export_weights, import_weights

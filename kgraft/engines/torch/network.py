@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras.src.models.functional import operation_fn
 
-from kgraft.engines.torch_layers import Native, native, padding_of
+from kgraft.engines.torch.layers import Native, native, padding_of
+from kgraft.keras_private import operation_fn
 
 _TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 _Values = dict[int, Any]
@@ -22,7 +22,7 @@ class _Call:
     forget: tuple[int, ...]
 
 
-class NativeGraph:
+class NativeNetwork:
     """What a functional model computes, with native calls for the layers that have one.
 
     Values are kept as their producers leave them: images between native layers are channels-first

@@ -1,7 +1,7 @@
 """Native steps that leave Python out: traced where that pays, on CUDA captured as one graph.
 
 Keras' train step costs milliseconds of Python whatever it computes. A step that is repeated with
-batches of one form is traced (`torch_trace`), and from then on the trace is played: operation by
+batches of one form is traced (`trace`), and from then on the trace is played: operation by
 operation on the CPU, as one CUDA graph on a GPU. Only models, losses, metrics and optimizers that
 are Keras' or kgraft's are traced: they keep all their state in variables.
 """
@@ -16,8 +16,9 @@ import keras
 import torch
 
 from kgraft.engines.eager import Logs, on_device
-from kgraft.engines.torch_compiled import NativeSteps
-from kgraft.engines.torch_trace import Trace, tensors_of
+from kgraft.engines.torch.cuda_graph import captured, line_of, restore
+from kgraft.engines.torch.native_steps import NativeSteps
+from kgraft.engines.torch.trace import Trace, tensors_of
 
 _log = logging.getLogger("kgraft")
 _AFTER = 40  # steps of one form before a trace: a fit that is shorter is not worth one
@@ -77,8 +78,8 @@ class TracedSteps(NativeSteps):
         try:
             trace = Trace(super().train, data)
         except Exception as error:
-            _restore(variables, before)
-            _log.info("steps of %s are not traced: %s", self._model.name, _line(error))
+            restore(variables, before)
+            _log.info("steps of %s are not traced: %s", self._model.name, line_of(error))
             return super().train(data)
         if tensors[0].is_cuda:
             self._plays[form] = captured(trace, tensors, variables) or trace
@@ -104,79 +105,10 @@ def why_not(model: Any) -> str | None:
     return None
 
 
-def captured(trace: Trace, tensors: list[torch.Tensor], variables: list[torch.Tensor]) -> Any:
-    """A trace as one CUDA graph, None where the device cannot, or comes to other numbers.
-
-    Takes three more steps and takes them back.
-
-    Args:
-        trace: of a step.
-        tensors: a batch on the device.
-        variables: everything that the step changes.
-    """
-    start = [value.clone() for value in variables]
-    try:
-        trace(tensors)
-        expected = [value.clone() for value in variables]
-        _restore(variables, start)
-        graph = CudaGraph(trace, tensors)
-        _restore(variables, start)
-        graph(tensors)
-        off = max(map(_distance, variables, expected), default=0.0)
-        if off > 1e-3:
-            raise ArithmeticError(f"the graph's step is off by {off:.1e} of a variable's largest")
-    except Exception as error:
-        _log.info("no CUDA graph of the steps: %s", _line(error))
-        return None
-    finally:
-        _restore(variables, start)
-    return graph
-
-
-class CudaGraph:
-    """A trace as one launch. All graphs share memory: they are played one after the other.
-
-    Args:
-        trace: of a step; is taken twice, once to warm up and once into the graph.
-        tensors: a batch on the device.
-    """
-
-    _pool: Any = None
-
-    def __init__(self, trace: Trace, tensors: list[torch.Tensor]) -> None:
-        self._inputs = [tensor.clone() for tensor in tensors]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            trace(self._inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        CudaGraph._pool = CudaGraph._pool or torch.cuda.graph_pool_handle()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=CudaGraph._pool):
-            self._logs = trace(self._inputs)
-
-    def __call__(self, tensors: list[torch.Tensor]) -> Logs:
-        """Take the next step."""
-        for own, given in zip(self._inputs, tensors, strict=True):
-            own.copy_(given, non_blocking=True)
-        self._graph.replay()
-        return {name: value.clone() for name, value in self._logs.items()}
-
-
 def _variables(model: Any) -> list[torch.Tensor]:
     """Everything that a step may change."""
     state = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
     return list({id(variable): variable.value.data for variable in state}.values())
-
-
-def _restore(variables: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.copy_(value)
-
-
-def _distance(own: torch.Tensor, other: torch.Tensor) -> float:
-    largest = other.double().abs().max().clamp(min=1e-12)
-    return float((own.double() - other.double()).abs().max() / largest)
 
 
 def _settings(model: Any) -> tuple[Any, ...]:
@@ -229,7 +161,3 @@ def _is_ours(part: Any) -> bool:
         return True
     kind = part if isinstance(part, type | types.FunctionType) else type(part)
     return kind.__module__.split(".")[0] in ("keras", "kgraft")
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

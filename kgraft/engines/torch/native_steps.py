@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-from keras.src.models.functional import Functional, unpack_singleton
 
 from kgraft.engines.eager import Logs, TorchSteps
-from kgraft.engines.torch_graph import NativeGraph
+from kgraft.engines.torch.network import NativeNetwork
+from kgraft.keras_private import Functional, get_keras_mask, unpack_singleton
 
 
 class NativeSteps(TorchSteps):
@@ -84,17 +84,17 @@ def why_not(model: Any) -> str | None:
     found = functional_models(model)
     if not found:
         return f"{model.name!r} is no functional model"
-    if not any(NativeGraph(part).native_layers for part in found):
+    if not any(NativeNetwork(part).native_layers for part in found):
         return f"{model.name!r} has no layer that torch has a fused operation for"
     return None
 
 
 def _call_of(model: Any) -> Callable[..., Any]:
-    graph = NativeGraph(model)
+    graph = NativeNetwork(model)
 
     def call(inputs: Any, training: Any = None, mask: Any = None, **options: Any) -> Any:
         flat = model._standardize_inputs(inputs)
-        masked = any(x is None or keras.src.backend.get_keras_mask(x) is not None for x in flat)
+        masked = any(x is None or get_keras_mask(x) is not None for x in flat)
         if mask is not None or options or masked:
             return Functional.call(model, inputs, training=training, mask=mask, **options)
         return unpack_singleton(graph(flat, training))

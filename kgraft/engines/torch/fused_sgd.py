@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from kgraft.keras_private import in_stateless_scope
 
 _DEVICES = ("cpu", "cuda", "mps")  # torch's own optimizers use the kernel there
 

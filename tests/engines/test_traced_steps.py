@@ -19,8 +19,8 @@ if keras.config.backend() != "torch":
 
 import torch
 
-from kgraft.engines import torch_traced
-from kgraft.engines.torch_traced import TracedSteps, why_not
+from kgraft.engines.torch import cuda_graph, traced_steps
+from kgraft.engines.torch.traced_steps import TracedSteps, why_not
 
 NEVER = 10**9
 
@@ -30,9 +30,9 @@ def after(monkeypatch):
     """Sets after how many steps a trace is made."""
 
     def set_to(steps):
-        monkeypatch.setattr(torch_traced, "_AFTER", steps)
+        monkeypatch.setattr(traced_steps, "_AFTER", steps)
 
-    monkeypatch.setattr(torch_traced, "_SHORT", 60.0)
+    monkeypatch.setattr(traced_steps, "_SHORT", 60.0)
     set_to(1)
     return set_to
 
@@ -236,13 +236,13 @@ def test_a_trace_lasts_for_all_epochs(after):
 
 
 def test_long_steps_are_left_alone_on_a_cpu(after, monkeypatch):
-    monkeypatch.setattr(torch_traced, "_SHORT", 0.0)
+    monkeypatch.setattr(traced_steps, "_SHORT", 0.0)
     chosen, _ = steps_of(network(), batches((8, 8, 3), 5, count=4))
     assert not chosen._plays
 
 
 def test_python_numbers_are_tensors_once():
-    from kgraft.engines.torch_trace import Trace
+    from kgraft.engines.torch.trace import Trace
 
     factor = [3.0]
 
@@ -263,7 +263,7 @@ def test_python_numbers_are_tensors_once():
 
 
 def test_what_a_step_changes_is_no_constant_however_often_it_is_read():
-    from kgraft.engines.torch_trace import Trace
+    from kgraft.engines.torch.trace import Trace
 
     seen = torch.zeros(2)
 
@@ -286,14 +286,14 @@ def test_a_graph_is_used_only_where_it_comes_to_the_same_numbers(right, after, m
         def __call__(self, tensors):
             return self.trace(tensors if right else [tensors[0] * 2, tensors[1]])
 
-    monkeypatch.setattr(torch_traced, "CudaGraph", Graph)
+    monkeypatch.setattr(cuda_graph, "CudaGraph", Graph)
     model = network()
     steps = batches((8, 8, 3), 5, count=3)
     chosen, _ = steps_of(model, steps)
     (trace,) = chosen._plays.values()
     before = state(model)
     tensors = [torch.as_tensor(part) for part in steps[0]]
-    found = torch_traced.captured(trace, tensors, torch_traced._variables(model))
+    found = cuda_graph.captured(trace, tensors, traced_steps._variables(model))
     assert isinstance(found, Graph) if right else found is None
     assert all(np.array_equal(a, b) for a, b in zip(state(model), before, strict=True))
 
@@ -308,7 +308,7 @@ def test_a_cuda_graph_is_the_step(after):
         return chosen, logs, model.get_weights()
 
     chosen, logs, weights = run(1)
-    assert all(isinstance(play, torch_traced.CudaGraph) for play in chosen._plays.values())
+    assert all(isinstance(play, cuda_graph.CudaGraph) for play in chosen._plays.values())
     _, expected, others = run(NEVER)
     assert [log["loss"] for log in logs] == pytest.approx([log["loss"] for log in expected])
     for own, other in zip(weights, others, strict=True):
