@@ -29,6 +29,14 @@ _RULES: dict[str, Rules] = {
         ("last_bn", "bn1"),
         ("logits", "fc"),
     ),
+    # github.com/hysts/pytorch_image_classification, and FG's authors' copy of its WRN
+    "hysts": (
+        ("stem", "conv"),
+        (_BLOCK + r"(?P<part>(conv|bn)\d)", "stage{stage}.block{ordinal}.{part}"),
+        (_BLOCK + "shortcut", "stage{stage}.block{ordinal}.shortcut.conv"),
+        ("last_bn", "bn"),
+        ("logits", "fc"),
+    ),
     # github.com/kuangliu/pytorch-cifar: MobileNetV2 and VGG
     "mobilenet": (
         *_STEM,
@@ -151,12 +159,15 @@ def load_state(model: keras.Model, state: State, layout: Layout, source: str) ->
     expected = _expected(model, layout)
     if not expected.keys() & state.keys():
         raise UserError(
-            f"{source} holds none of {model.name}'s keys: it begins with {next(iter(state))}, "
-            f"{model.name} with {next(iter(expected))}."
+            f"{source} holds none of {model.name}'s keys: it begins with {next(iter(state))}; "
+            f"{_known(model)}."
         )
     for key, shape in expected.items():
         if key not in state:
-            raise UserError(f"{source}: no {key} of shape {shape}, which {model.name} needs.")
+            raise UserError(
+                f"{source}: no {key} of shape {shape}, which {model.name} needs. The nearest "
+                f"layout is {layout.name}; {_known(model)}."
+            )
         if state[key].shape != shape:
             raise UserError(f"{source}: {key} is {state[key].shape}; {model.name} expects {shape}.")
         if state[key].dtype != np.float32:
@@ -178,6 +189,14 @@ def _expected(model: keras.Model, layout: Layout) -> dict[str, tuple[int, ...]]:
         for (part, axes), weight in zip(_parts(layer), layer.weights, strict=True):
             shapes[f"{module}.{part}"] = tuple(int(weight.shape[axis]) for axis in axes)
     return shapes
+
+
+def _known(model: keras.Model) -> str:
+    """The layouts of a model, each with its first key, for errors."""
+    first = [
+        f"{known.name} ({next(iter(_expected(model, known)))}, ...)" for known in layouts(model)
+    ]
+    return f"layouts known for it: {', '.join(first)}"
 
 
 def _parts(layer: Any) -> list[tuple[str, tuple[int, ...]]]:
@@ -211,7 +230,7 @@ def _modules(layers: list[Any], rules: Rules) -> dict[str, str] | None:
 
 
 def _place(groups: dict[str, str], blocks: list[tuple[str, str]]) -> dict[str, int]:
-    """Where a block stands, counted as PyTorch does: from 0, in its stage or over all of them."""
+    """Where a block stands: in its stage, counted from 0 and from 1, and over all stages."""
     block = (groups["stage"], groups["block"])
     if block not in blocks:
         blocks.append(block)
@@ -220,6 +239,7 @@ def _place(groups: dict[str, str], blocks: list[tuple[str, str]]) -> dict[str, i
     convolution = 3 * number + int(groups["stage"]) - 1
     return {
         "block": int(groups["block"]) - 1,
+        "ordinal": int(groups["block"]),
         "number": number,
         "convolution": convolution,
         "normalisation": convolution + 1,

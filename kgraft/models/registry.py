@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import keras
 
@@ -77,7 +78,12 @@ def default_size(name: str) -> int:
 
 
 def build(
-    name: str, *, input_shape: tuple[int, int, int], classes: int, dropout: float = 0.0
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    dropout: float = 0.0,
+    head_init: str | None = None,
 ) -> keras.Model:
     """A new model of a named architecture.
 
@@ -89,24 +95,27 @@ def build(
         input_shape: (height, width, channels), pixels, at least 8x8.
         classes: Number of classes, at least 2.
         dropout: Share of activations dropped in a wide ResNet's blocks, in [0, 1).
+        head_init: What a wide ResNet's classifier starts from, `"kaiming"` or `"torch"`; None for
+            what is usual for the architecture.
 
     Returns:
         Functional model, images `(n, height, width, channels)` -> logits `(n, classes)`.
 
     Raises:
         UserError: The name is unknown, the shape or number of classes is out of range, or the
-            architecture has no dropout.
+            architecture has no such option.
 
     Example:
         >>> build("wrn-10-1", input_shape=(8, 8, 1), classes=10).output_shape
         (None, 10)
     """
     builder = _builder(name)
-    if not dropout:
-        return builder(input_shape=input_shape, classes=classes)
-    if "dropout" not in inspect.signature(builder).parameters:
-        raise UserError(f"model {name!r} has no dropout: only wrn-D-K has.")
-    return builder(input_shape=input_shape, classes=classes, dropout=dropout)
+    options: dict[str, Any] = {"dropout": dropout or None, "head_init": head_init}
+    wanted = {option: value for option, value in options.items() if value is not None}
+    for option in wanted:
+        if option not in inspect.signature(builder).parameters:
+            raise UserError(f"model {name!r} has no {option}: only wrn-D-K has.")
+    return builder(input_shape=input_shape, classes=classes, **wanted)
 
 
 def _builder(name: str) -> Callable[..., keras.Model]:

@@ -1,7 +1,7 @@
 """VGG16 with batch normalisation, in the form that is trained on CIFAR.
 
 Source: Simonyan and Zisserman, ICLR 2015, configuration D; one dense layer instead of three, as in
-the PyTorch network of the papers' filter-level grafting.
+the PyTorch network of the filter-level grafting in FG's authors' code (its readme has the table).
 """
 
 import keras

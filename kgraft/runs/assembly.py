@@ -245,12 +245,15 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
 
 def _built(config: Config, name: str, dropout: float, dataset: Dataset, number: int) -> keras.Model:
     keras.utils.set_random_seed(seed_of(config, number))
+    # a teacher of the peers' architecture starts as they do
+    head_init = config.model.head_init if name == config.model.name else None
     with building_in(config.run.precision):
         return models.build(
             name,
             input_shape=dataset.train.images.shape[1:],
             classes=dataset.classes,
             dropout=dropout,
+            head_init=head_init,
         )
 
 

@@ -68,10 +68,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The peers' architecture."""
+    """The peers' architecture; a wide ResNet's `head_init` is what its classifier starts from."""
 
     name: str = "resnet8"
     dropout: float = _number(0.0, low=0.0, high=0.99)
+    head_init: str | None = _one_of(None, "kaiming", "torch")
 
 
 @dataclass(frozen=True)

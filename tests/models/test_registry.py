@@ -81,6 +81,14 @@ def test_a_dropout_that_drops_everything_is_refused():
         models.wide_resnet(10, 1, classes=2, dropout=1.0)
 
 
+def test_a_start_of_the_classifier_that_no_one_knows_is_refused():
+    shape = {"input_shape": (8, 8, 1), "classes": 2}
+    with pytest.raises(UserError, match=r"head_init='torhc' is unknown. Did you mean 'torch'?"):
+        models.build("wrn-10-1", head_init="torhc", **shape)
+    with pytest.raises(UserError, match=r"model 'resnet8' has no head_init: only wrn-D-K has."):
+        models.build("resnet8", head_init="torch", **shape)
+
+
 def test_sizes_may_be_numpy_integers():
     model = models.resnet8(classes=np.int64(4), input_shape=(np.int64(8), 8, 1))
     assert model.output_shape == (None, 4)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from kgraft import models
-from tests.reference.torch_models import TWINS, copy_to, randomise, weights_by_layer
+from tests.reference.torch_models import (
+    TWINS,
+    NamedWideResNet,
+    copy_to,
+    randomise,
+    weights_by_layer,
+)
 
 pytestmark = pytest.mark.core
 SMALL = ["resnet20", "resnet20-leaky", "mobilenet_v2", "vgg16", "wrn-10-1", "wrn-16-2", "resnet18"]
@@ -73,6 +79,21 @@ def test_kernels_start_as_wide_as_pytorchs_own(name):
             assert np.abs(ours).max() == pytest.approx(np.abs(kernel).max(), rel=0.01)
             compared += 1
     assert compared > 10
+
+
+def test_a_wide_resnets_classifier_may_start_as_pytorchs_linear():
+    theirs = NamedWideResNet(1, 2, 3, 100).fc.weight.detach().numpy()  # 100 x 128, torch's default
+    options = {"input_shape": (8, 8, 3), "classes": 100}
+    kernel, bias = (
+        models.build("wrn-10-2", head_init="torch", **options).get_layer("logits").weights
+    )
+    ours = keras.ops.convert_to_numpy(kernel)
+    assert theirs.std() == pytest.approx(0.051, abs=0.001)  # 1 / sqrt(3 * 128)
+    assert ours.std() == pytest.approx(theirs.std(), rel=0.03)
+    assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.002)
+    assert not keras.ops.convert_to_numpy(bias).any()  # set to zero in their code
+    usual = models.build("wrn-10-2", **options).get_layer("logits").get_weights()[0]
+    assert usual.std() == pytest.approx(0.125, abs=0.003)  # sqrt(2 / 128)
 
 
 def test_imagenet_kernels_start_from_their_fan_out():

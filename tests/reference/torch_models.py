@@ -173,6 +173,54 @@ class WideResNet(nn.Module):
         return self.fc(torch.relu(self.bn1(x)).mean(dim=(2, 3)))
 
 
+class NamedWideBlock(nn.Module):
+    def __init__(self, channels, filters, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = conv(channels, filters, 3, stride)
+        self.bn2 = nn.BatchNorm2d(filters)
+        self.conv2 = conv(filters, filters, 3)
+        self.shortcut = nn.Sequential()
+        if channels != filters:
+            self.shortcut.add_module("conv", conv(channels, filters, 1, stride))
+
+    def forward(self, x):
+        active = torch.relu(self.bn1(x))
+        y = self.conv2(torch.relu(self.bn2(self.conv1(active))))
+        return y + (self.shortcut(active) if len(self.shortcut) else x)
+
+
+class NamedWideResNet(nn.Module):
+    """The same network by the names that hysts and FG's authors give its parts."""
+
+    names = (
+        (r"conv", "stem"),
+        (r"stage(\d)\.block(\d+)\.(conv|bn)(\d)", "stage{0}_block{1}_{2}{3}"),
+        (r"stage(\d)\.block(\d+)\.shortcut\.conv", "stage{0}_block{1}_shortcut"),
+        (r"bn", "last_bn"),
+        (r"fc", "logits"),
+    )
+
+    def __init__(self, per_stage, width, channels, classes):
+        super().__init__()
+        self.conv = conv(channels, 16, 3)
+        before = 16
+        for number in (1, 2, 3):
+            filters = 2 ** (number + 3) * width
+            made = nn.Sequential()
+            for block in range(1, per_stage + 1):
+                stride = 2 if number > 1 and block == 1 else 1
+                made.add_module(f"block{block}", NamedWideBlock(before, filters, stride))
+                before = filters
+            self.add_module(f"stage{number}", made)
+        self.bn = nn.BatchNorm2d(before)
+        self.fc = nn.Linear(before, classes)
+
+    def forward(self, x):
+        x = self.stage3(self.stage2(self.stage1(self.conv(x))))
+        return self.fc(torch.relu(self.bn(x)).mean(dim=(2, 3)))
+
+
 def vgg_names(widths, places):
     layers = [(s, n) for s, row in enumerate(widths, 1) for n in range(1, len(row) + 1)]
     for place, (s, n) in zip(places, layers, strict=True):
