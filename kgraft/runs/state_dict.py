@@ -15,11 +15,40 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
+class _ScalarType:
+    """What stands in a pickle for a scalar's `numpy.dtype`; keeps nothing of it."""
+
+    def __init__(self, *description: Any) -> None:
+        del description
+
+    def __setstate__(self, state: Any) -> None:
+        del state
+
+
+class _Scalar:
+    """What stands in a pickle for a NumPy scalar, such as the best accuracy beside the weights.
+
+    Nobody asks for its value, so that no code of NumPy runs on what a file says.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        del parts
+
+
+# the names by which NumPy 1 and 2 pickle a scalar
+_SCALARS = [
+    (_Scalar, "numpy.core.multiarray.scalar"),
+    (_Scalar, "numpy._core.multiarray.scalar"),
+    (_ScalarType, "numpy.dtype"),
+]
+
+
 def read(path: Path) -> State:
     """The weights in a PyTorch file.
 
     A checkpoint that holds its state dict under one of the usual keys (`state_dict`, `model`,
     `net`, ...) is unwrapped, and the prefixes of `DataParallel` and `torch.compile` are dropped.
+    What else such a checkpoint holds may be numbers, NumPy's scalars included.
 
     Args:
         path: what `torch.save` or safetensors wrote. Pickled objects are refused, not executed.
@@ -87,7 +116,8 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "global" in str(error):
             raise UserError(
@@ -115,7 +145,10 @@ def _array(path: Path, key: str, tensor: Any) -> np.ndarray:
     import torch
 
     if not isinstance(tensor, torch.Tensor):
-        raise UserError(f"{path}: {key} is of type {type(tensor).__name__}; expected a tensor.")
+        kind = (
+            "a NumPy scalar" if isinstance(tensor, _Scalar) else f"of type {type(tensor).__name__}"
+        )
+        raise UserError(f"{path}: {key} is {kind}; expected a tensor.")
     tensor = tensor.detach()
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()

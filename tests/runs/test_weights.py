@@ -1,3 +1,5 @@
+import zipfile
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,13 @@ from kgraft.runs import state_dict
 from kgraft.runs.assembly import assemble
 from kgraft.runs.run import execute
 from kgraft.runs.weights import export_weights, import_weights
-from tests.reference.torch_models import TWINS, CifarResNet, copy_to, randomise
+from tests.reference.torch_models import (
+    TWINS,
+    CifarResNet,
+    NamedWideResNet,
+    copy_to,
+    randomise,
+)
 
 CLASSES = 5
 LARGE = {"resnet110", "wrn-28-10", "resnet34", "resnet50"}
@@ -52,6 +60,25 @@ def test_every_architecture_goes_both_ways_bit_for_bit(name, tmp_path):
     TWINS[name](3, CLASSES).load_state_dict(back)  # strict
 
 
+@pytest.mark.parametrize(("name", "shape"), [("wrn-16-2", (2, 2)), ("wrn-10-1", (1, 1))])
+def test_the_authors_wide_resnet_goes_both_ways_bit_for_bit(name, shape, tmp_path):
+    twin = NamedWideResNet(*shape, 3, CLASSES)
+    randomise(twin, torch.Generator().manual_seed(4))
+    torch.save({"net": twin.state_dict(), "acc": 95.8}, tmp_path / "best_199.t7")
+    model = import_weights(tmp_path / "best_199.t7", name, tmp_path / "student.keras", size=16)
+    images = np.random.default_rng(2).normal(size=(4, 16, 16, 3)).astype("float32")
+    with torch.no_grad():
+        theirs = twin.eval()(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    ours = keras.ops.convert_to_numpy(model(images, training=False))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+    export_weights(tmp_path / "student.keras", tmp_path / "back.pt", layout="hysts")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(back) == list(twin.state_dict())
+    state = weights_of(twin.state_dict())
+    assert all(same_bits(weights_of(back)[key], value) for key, value in state.items())
+
+
 @pytest.mark.core
 def test_channels_and_classes_are_those_of_the_weights(tmp_path):
     torch.save(twin_of("resnet20", 1, 13).state_dict(), tmp_path / "twin.pth")
@@ -67,15 +94,31 @@ def test_channels_and_classes_are_those_of_the_weights(tmp_path):
     [
         lambda state: {"state_dict": state, "best_prec1": 91.7, "epoch": 3},
         lambda state: {"net": state, "acc": 91.7},
+        lambda state: {"net": state, "acc": np.float64(91.7), "epoch": np.int64(3)},
+        lambda state: {"net": state, "acc": [np.float32(91.7)], "done": np.bool_(True)},
         lambda state: {"model": {f"module.{k}": v for k, v in state.items()}},
         lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
     ],
-    ids=["state_dict", "net", "DataParallel", "compiled"],
+    ids=["state_dict", "net", "NumPy scalar", "NumPy scalars", "DataParallel", "compiled"],
 )
 def test_checkpoints_as_they_are_usually_wrapped(wrap, tmp_path):
     state = twin_of("resnet20").state_dict()
     torch.save(wrap(state), tmp_path / "checkpoint.pt")
     assert set(state_dict.read(tmp_path / "checkpoint.pt")) == set(state)
+
+
+def test_scalars_of_numpy_1_are_tolerated_too(tmp_path):
+    """NumPy 2 has moved the module that the pickle names."""
+    state = twin_of("resnet20").state_dict()
+    torch.save({"net": state, "acc": np.float64(91.7)}, tmp_path / "new.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "new.pt") as new,
+        zipfile.ZipFile(tmp_path / "old.pt", "w", zipfile.ZIP_STORED) as old,
+    ):
+        for name in new.namelist():
+            moved = (b"numpy._core.multiarray", b"numpy.core.multiarray")
+            old.writestr(name, new.read(name).replace(*moved))
+    assert set(state_dict.read(tmp_path / "old.pt")) == set(state)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
@@ -123,6 +166,13 @@ class Pickled:
     """Something that a state dict must not hold."""
 
 
+class Call:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return exec, ("raise AssertionError('code from a file was executed')",)
+
+
 def damaged(folder):
     """File -> the architecture it is given for, and what is said of it."""
     state = twin_of("resnet20").state_dict()
@@ -144,6 +194,11 @@ def damaged(folder):
     case("module.pt", "resnet20", "holds pickled objects, which are not executed", Pickled())
     case("list.pt", "resnet20", "of type list; expected a state dict", [torch.zeros(1)])
     case("number.pt", "resnet20", "epoch is of type int; expected a tensor.", {**state, "epoch": 3})
+    scalar = {**state, "acc": np.float64(91.7)}
+    case("scalar.pt", "resnet20", "acc is a NumPy scalar; expected a tensor.", scalar)
+    array = {"net": state, "rng": np.zeros(3)}
+    case("array.pt", "resnet20", "holds pickled objects, which are not executed", array)
+    case("call.pt", "resnet20", "holds pickled objects, which are not executed", {"net": Call()})
     double = {k: v.double() for k, v in state.items()}
     case("double.pt", "resnet20", "conv1.weight is float64; expected float32", double)
     case(
@@ -153,6 +208,11 @@ def damaged(folder):
         state,
     )
     case("foreign.pt", "vgg16", "holds none of vgg16's keys: it begins with conv1.weight", state)
+    flat = {"features.0.weight": torch.zeros(16, 3, 3, 3)}
+    known = "layouts known for it: wide (conv1.weight, ...), hysts (conv.weight, ...)."
+    case("unknown.pt", "wrn-16-2", f"begins with features.0.weight; {known}", flat)
+    half = {"fc.weight": torch.zeros(5, 128), **flat}
+    case("half.pt", "wrn-16-2", f"which wrn-16-2 needs. The nearest layout is wide; {known}", half)
     wide = twin_of("resnet18").state_dict()
     case(
         "wide.pt",
