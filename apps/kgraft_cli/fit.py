@@ -39,7 +39,7 @@ _FLAGS = {
 @click.option("--epochs", type=int, metavar="N", help="Epochs of teachers and peers.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a step.")
 @click.option("--lr", type=float, metavar="RATE", help="Learning rate of the last peer.")
-@click.option("--schedule", metavar="NAME", help="constant, step or cosine.")
+@click.option("--schedule", metavar="NAME", help="constant, step, cosine or cosine-per-step.")
 @click.option("--seed", type=int, metavar="N", help="All random numbers follow from it.")
 @click.option("--engine", metavar="NAME", help="auto, eager or compiled.")
 @click.option("--precision", metavar="NAME", help="float32, tf32 or bfloat16.")

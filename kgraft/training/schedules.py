@@ -4,8 +4,8 @@
 |---|---|---|
 | `step_decay` | `StepLR` | "slr": x0.1 every 60 epochs |
 | `milestone_decay` | `MultiStepLR` | |
-| `cosine` | `CosineAnnealingLR`, stepped per epoch | "dlr", with `spread` over the peers |
-| `cosine_per_step` | `CosineAnnealingLR`, stepped per batch | |
+| `cosine` | `CosineAnnealingLR`, stepped per epoch | |
+| `cosine_per_step` | `CosineAnnealingLR`, stepped per batch | "dlr", with `spread` over the peers |
 | `warmup` | `LinearLR`, chained with another | |
 | `spread` | | the initial learning rate of each of K peers |
 
@@ -92,8 +92,8 @@ def cosine(
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """Learning rate that falls from `lr` towards 0 along half a cosine, once an epoch.
 
-    It stands still within an epoch, as `CosineAnnealingLR` in the usual PyTorch loop and in the
-    authors' code; `keras.optimizers.schedules.CosineDecay` moves at every step.
+    It stands still within an epoch, as `CosineAnnealingLR` in the usual PyTorch loop, so the last
+    epoch's rate is not 0. The authors' "dlr" is `cosine_per_step`.
 
     Args:
         lr: learning rate of the first epoch, positive.
@@ -136,6 +136,9 @@ def cosine_per_step(
         >>> schedule = cosine_per_step(0.1, epochs=2, steps_per_epoch=2)
         >>> [round(float(schedule(step)), 4) for step in range(5)]
         [0.1, 0.0854, 0.05, 0.0146, 0.0]
+
+    Source: the authors' "dlr": `CosineAnnealingLR` with T_max = epochs x batches, stepped after
+    every batch.
     """
     _check(lr=lr, epochs=epochs, steps_per_epoch=steps_per_epoch)
     return keras.optimizers.schedules.CosineDecay(lr, decay_steps=epochs * steps_per_epoch)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kgraft.errors import UserError
+from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import (
     cosine,
     cosine_per_step,
@@ -13,6 +14,7 @@ from kgraft.training.schedules import (
     step_decay,
     warmup,
 )
+from tests.reference.parity import float64
 
 pytestmark = pytest.mark.core
 
@@ -91,6 +93,69 @@ def test_schedules_per_step_are_those_of_torch():
     assert rates(ours, 8) == pytest.approx(
         torch_rates(chained, 0.3, 8, per_step=True), rel=1e-4, abs=1e-8
     )
+
+
+@pytest.fixture
+def rounding():
+    """Of the numbers in a test: float64's, but float32's on jax, which has no other by default."""
+    if keras.config.backend() == "jax":
+        yield 1e-7
+        return
+    with float64():
+        yield 1e-14
+
+
+def test_dlr_is_torchs_cosine_stepped_after_every_batch_of_two_epochs(rounding):
+    """The authors' scheduler: T_max = epochs x batches, so that the rate falls to 0."""
+    steps = 391  # CIFAR in batches of 128
+    rate = np.float64(0.05)  # tensorflow would make float32 of Python's
+    schedule = cosine_per_step(rate, epochs=2, steps_per_epoch=steps)
+    ours = [float(schedule(step)) for step in range(2 * steps + 1)]
+    torch = pytest.importorskip("torch")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.05)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * steps)
+    theirs = [0.05]
+    for _ in range(2 * steps):
+        optimizer.step()
+        scheduler.step()
+        theirs.append(scheduler.get_last_lr()[0])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=rounding)
+    assert ours[-1] == 0.0
+    assert ours[-2] < 1e-6
+    once_an_epoch = cosine(0.05, epochs=2, steps_per_epoch=steps)
+    assert float(once_an_epoch(2 * steps - 1)) == pytest.approx(0.025)  # what the run files had
+
+
+def test_sgd_under_dlr_ends_where_pytorchs_ends_after_two_epochs(rounding):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, STEPS, 8, 3))
+    y = y[..., :1]
+    start = rng.normal(size=(3, 1))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    model.set_weights([start])
+    rate = cosine_per_step(np.float64(0.1), epochs=2, steps_per_epoch=STEPS)
+    model.compile(SGD(rate, momentum=0.9, l2=5e-4), "mse")
+    model.fit(
+        np.concatenate([*x, *x]),
+        np.concatenate([*y, *y]),
+        batch_size=8,
+        epochs=1,
+        shuffle=False,
+        verbose=0,
+    )
+
+    weight = torch.tensor(start, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=5e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2 * STEPS)
+    for _ in range(2):
+        for inputs, targets in zip(torch.tensor(x), torch.tensor(y), strict=True):
+            optimizer.zero_grad()
+            ((inputs @ weight - targets) ** 2).mean().backward()
+            optimizer.step()
+            scheduler.step()
+    ours = keras.ops.convert_to_numpy(model.weights[0])
+    np.testing.assert_allclose(ours, weight.detach().numpy(), rtol=0, atol=10 * rounding)
 
 
 def test_warmup_drives_an_optimizer_that_is_saved_and_loaded(tmp_path):
