@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,6 +8,8 @@ import click
 import keras
 import pytest
 from kgraft_cli import main as program
+
+from kgraft.runs.config import Schedule
 
 
 def run(capsys, *arguments):
@@ -34,6 +37,13 @@ def test_help_imports_nothing_heavy():
 def test_every_command_has_a_help_page(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0 and out.startswith(f"Usage: kgraft {command}")
+
+
+def test_the_help_of_fit_lists_every_schedule(capsys):
+    _, out, _ = run(capsys, "fit", "--help")
+    listed = out.partition("--schedule NAME")[2].partition("--seed")[0]
+    choices = dataclasses.fields(Schedule)[0].metadata["choices"]
+    assert set(re.findall(r"[a-z-]+", listed)) - {"or"} == set(choices)
 
 
 def test_an_unknown_command_gets_a_suggestion(capsys):

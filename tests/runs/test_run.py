@@ -244,6 +244,22 @@ def test_schedules_of_a_run_file(tiny):
     assert warm == pytest.approx([0.1 * (s + 1) / 6 for s in range(6)])
 
 
+def test_a_run_file_chooses_what_the_classifier_starts_from(tiny):
+    def spreads(**changes):
+        assembly = assemble(tiny(model__name="wrn-10-2", peers__count=1, **changes))
+        heads = [model.get_layer("logits") for model in (*assembly.peers, *assembly.untrained)]
+        return [float(np.abs(head.get_weights()[0]).max()) for head in heads]
+
+    bound = 1 / np.sqrt(128)  # of torch's Linear
+    alike = {"teachers__count": 1, "teachers__model": "wrn-10-2"}
+    assert all(spread > 2 * bound for spread in spreads(**alike))
+    assert all(spread <= bound for spread in spreads(model__head_init="torch", **alike))
+    peer, teacher = spreads(model__head_init="torch", teachers__model="resnet8")
+    assert peer <= bound < teacher
+    with pytest.raises(UserError, match=r"model 'resnet8' has no head_init: only wrn-D-K has."):
+        assemble(tiny(model__head_init="torch"))
+
+
 def test_dropout_is_for_networks_that_have_it(tiny):
     assembly = assemble(tiny(model__name="wrn-10-1", model__dropout=0.3, teachers__count=1))
     dropouts = [x for x in assembly.peers[0].layers if isinstance(x, keras.layers.Dropout)]

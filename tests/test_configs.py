@@ -1,0 +1,145 @@
+"""What the files in `configs/` say of their sources, against a table typed from FG's facts."""
+
+from pathlib import Path
+
+import pytest
+
+from kgraft.runs import config as configs
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").rglob("*.toml"))
+CIFAR = [file for file in FILES if file.parent.name in ("authors", "fair")]
+AUTHORS = [file for file in CIFAR if file.parent.name == "authors"]
+MODELS = ("resnet32", "resnet56", "resnet110", "mobilenet_v2", "wrn-28-10")
+# row -> table of FG, then CIFAR-10 and CIFAR-100 of each model
+FACTS = {
+    "baseline": (
+        5,
+        ("92.83", "69.82"),
+        ("93.50", "71.55"),
+        ("93.81", "73.21"),
+        ("92.42", "71.44"),
+        ("95.75", "80.65"),
+    ),
+    "distillation": (
+        5,
+        ("93.11", "70.96"),
+        ("92.05", "72.03"),
+        ("92.34", "73.32"),
+        ("92.37", "73.37"),
+        ("95.70", "81.03"),
+    ),
+    "mutual": (5, ("92.80", "70.19"), None, None, None, ("95.66", "80.28")),
+    "repr": (5, ("93.90", "69.90"), None, ("94.60", "73.60"), None, None),
+    "l1-slr": (
+        3,
+        ("93.24", "70.69"),
+        ("94.09", "72.73"),
+        ("94.37", "73.65"),
+        ("92.94", "72.90"),
+        None,
+    ),
+    "entropy-slr": (
+        3,
+        ("93.33", "71.16"),
+        ("94.28", "73.09"),
+        ("94.60", "74.70"),
+        ("93.53", "73.26"),
+        None,
+    ),
+    "entropy-dlr": (
+        5,
+        ("93.94", "71.28"),
+        ("94.73", "72.83"),
+        ("94.96", "75.27"),
+        ("94.20", "74.15"),
+        ("96.40", "81.62"),
+    ),
+}
+IN_THEIR_CODE = ("baseline", "entropy-slr", "entropy-dlr")  # of all models but WRN
+QUOTED = {"mutual": "Zhang et al.", "repr": "Prakash et al."}
+NO_COUNTERPART = "no counterpart in the authors' present code"
+
+
+def head(file):
+    lines = file.read_text().splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+
+
+def row_of(file):
+    model = next(model for model in MODELS if file.stem.startswith(f"{model}-"))
+    return model, file.stem.removeprefix(f"{model}-")
+
+
+def in_their_code(file):
+    model, row = row_of(file)
+    return model != "wrn-28-10" and row in IN_THEIR_CODE
+
+
+def names(files):
+    return [f"{file.parent.name}/{file.stem}" for file in files]
+
+
+@pytest.mark.parametrize("file", FILES, ids=names(FILES))
+def test_every_file_names_its_command_its_source_and_its_published_figure(file):
+    text, name = head(file), str(file.relative_to(ROOT))
+    verb = "compare" if file.parent.name == "comparisons" else "fit"
+    assert text.split("  ")[0].endswith(f"kgraft {verb} {name}")
+    assert text.count("Source: ") == 1
+    assert text.count("Published") == 1
+    if file not in CIFAR:
+        assert "Source: kgraft's own, in no paper." in text
+        assert "Published: none" in text
+        return
+    model, row = row_of(file)
+    table, *figures = FACTS[row]
+    cifar10, cifar100 = figures[MODELS.index(model)]
+    published = text.partition("Published ")[2]
+    assert published.startswith(
+        f"(Meng et al., CVPR 2020, table {table}): {cifar10} on CIFAR-10, {cifar100} on CIFAR-100"
+    )
+    assert text.count("table") == 1
+
+
+@pytest.mark.parametrize("file", CIFAR, ids=names(CIFAR))
+def test_how_a_figure_was_chosen_is_said_only_of_the_authors_own_runs(file):
+    _, row = row_of(file)
+    published = head(file).partition("Published ")[2]
+    assert ("best test accuracy over all epochs" in published) == in_their_code(file)
+    assert ("of the first network" in published) == (in_their_code(file) and row != "baseline")
+    assert ("quoted there from" in published) == (row in QUOTED)
+    if row in QUOTED:
+        assert f"quoted there from {QUOTED[row]}" in published
+
+
+def test_15_of_27_rows_have_no_counterpart_in_the_authors_present_code_and_say_so():
+    without = [file for file in AUTHORS if not in_their_code(file)]
+    assert (len(without), len(AUTHORS)) == (15, 27)
+    assert [file for file in AUTHORS if NO_COUNTERPART in head(file)] == without
+    for file in without:
+        assert "Follows " in head(file)
+    for file in set(AUTHORS) - set(without):
+        script = "baseline.py" if row_of(file)[1] == "baseline" else "grafting.py"
+        assert f"Source: {script} of the authors' code" in head(file)
+
+
+@pytest.mark.parametrize("file", AUTHORS, ids=names(AUTHORS))
+def test_the_five_files_with_a_teacher_say_that_the_authors_old_script_differs(file):
+    text = head(file)
+    differs = "mean logits, unsoftened, against the softened student, times 4" in text
+    assert differs == (row_of(file)[1] == "distillation")
+
+
+@pytest.mark.parametrize("file", CIFAR, ids=names(CIFAR))
+def test_dlr_falls_with_every_step_and_slr_every_60_epochs(file):
+    schedule, row = configs.read(file).schedule, row_of(file)[1]
+    if row == "entropy-dlr":
+        assert (schedule.name, schedule.spread) == ("cosine-per-step", True)
+    else:
+        assert (schedule.name, schedule.every, schedule.spread) == ("step", 60, False)
+
+
+@pytest.mark.parametrize("file", CIFAR, ids=names(CIFAR))
+def test_a_wide_resnet_of_the_authors_starts_its_classifier_as_torch_does(file):
+    theirs = file.parent.name == "authors" and row_of(file)[0] == "wrn-28-10"
+    assert configs.read(file).model.head_init == ("torch" if theirs else None)
