@@ -59,7 +59,7 @@ class Rotation(FixedGraft):
     When: as an ablation; every network is seen by every peer's data order and learning rate, and
     none is blended. Cost: a grafting's without the counting.
 
-    Source: a reader's account of the authors' grafting+ branch.
+    Source: a reader's report on the authors' grafting+ script; their master branch has none.
     """
 
     alpha: float = 0.0

@@ -25,10 +25,10 @@ class FilterGraft(Mixer):
     filter's alpha is applied once. Convolutions without batch normalisation and dense layers keep
     what they have.
 
-    When: for networks without shortcuts (VGG), as the papers do. Cost: that of a grafting.
+    When: for networks without shortcuts (VGG), as the authors do. Cost: that of a grafting.
 
-    Source: the authors' filter-level script (VGG16, table of arXiv 2004.12311); it blends whole
-    batch normalisation vectors once a channel, kgraft once.
+    Source: the authors' filter-level script (VGG16; the table is in its readme, in neither paper);
+    it blends whole batch normalisation vectors once a channel, kgraft once.
     """
 
     def check(self, models: Sequence[keras.Model]) -> GraftPlan:

@@ -24,7 +24,7 @@ class Noise(Mixer):
 
     Args:
         decay: a, in (0, 1): the noise of epoch t has the standard deviation a^t. The papers do not
-            say theirs.
+            say theirs; the authors' code of February 2020 has 0.975, with a threshold of 0.1.
         threshold: gamma; a filter with a smaller l1 norm is invalid.
         seed: the noise follows from it, from the epoch and from the peer.
 
