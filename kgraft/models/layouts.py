@@ -162,19 +162,20 @@ def load_state(model: keras.Model, state: State, layout: Layout, source: str) ->
             f"{source} holds none of {model.name}'s keys: it begins with {next(iter(state))}; "
             f"{_known(model)}."
         )
+    foreign = [k for k in state if k not in expected and not k.endswith(".num_batches_tracked")]
     for key, shape in expected.items():
         if key not in state:
-            raise UserError(
-                f"{source}: no {key} of shape {shape}, which {model.name} needs. The nearest "
-                f"layout is {layout.name}; {_known(model)}."
-            )
+            missing = f"{source}: no {key} of shape {shape}, which {model.name} needs."
+            if foreign:
+                missing += f" It holds {foreign[0]}; {_known(model)}."
+            raise UserError(missing)
         if state[key].shape != shape:
             raise UserError(f"{source}: {key} is {state[key].shape}; {model.name} expects {shape}.")
         if state[key].dtype != np.float32:
             raise UserError(f"{source}: {key} is {state[key].dtype}; expected float32.")
-    for key, value in state.items():
-        if key not in expected and not key.endswith(".num_batches_tracked"):
-            raise UserError(f"{source}: {key} {value.shape} has no place in {model.name}.")
+    if foreign:
+        shape = state[foreign[0]].shape
+        raise UserError(f"{source}: {foreign[0]} {shape} has no place in {model.name}.")
     for name, module in layout.modules.items():
         layer = model.get_layer(name)
         layer.set_weights(

@@ -212,7 +212,7 @@ def damaged(folder):
     known = "layouts known for it: wide (conv1.weight, ...), hysts (conv.weight, ...)."
     case("unknown.pt", "wrn-16-2", f"begins with features.0.weight; {known}", flat)
     half = {"fc.weight": torch.zeros(5, 128), **flat}
-    case("half.pt", "wrn-16-2", f"which wrn-16-2 needs. The nearest layout is wide; {known}", half)
+    case("half.pt", "wrn-16-2", f"which wrn-16-2 needs. It holds features.0.weight; {known}", half)
     wide = twin_of("resnet18").state_dict()
     case(
         "wide.pt",
