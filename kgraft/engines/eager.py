@@ -52,6 +52,7 @@ class Stepper:
         if not model.compiled:
             raise ValueError(f"model {model.name!r} is not compiled: call compile() first.")
         self.model = model
+        self._compilation = compilation(model)
         self._make_steps = steps or eager_steps
         self._steps: Steps | None = None
         self._built = False
@@ -59,14 +60,16 @@ class Stepper:
         self._last: Logs | None = None
 
     def build(self, data: tuple[Any, ...]) -> None:
-        """Build the model, its optimizer and its metrics from one batch; done once.
+        """Build the model, its optimizer and its metrics from one batch; done once a `compile()`.
 
         Args:
             data: `(x, y)` or `(x, y, sample_weight)`.
         """
+        self._notice()
         if not self._built:
             self.model._symbolic_build(data_batch=_triple(data))
             self._built = True
+            self._steps = None  # those chosen so far knew neither metrics nor loss
         self.choose()
 
     def begin_epoch(self) -> None:
@@ -157,11 +160,39 @@ class Stepper:
             self._steps.training(on)
 
     def choose(self) -> Steps:
-        """How the model, built by now, takes its steps."""
+        """How the model, built by now, takes its steps; others since it was compiled anew."""
+        self._notice()
         if self._steps is None:
             self._steps = self._make_steps(self.model)
             self._steps.training(self._in_training)
         return self._steps
+
+    def _notice(self) -> None:
+        """Forget steps that were made before the model's last `compile()`."""
+        now = compilation(self.model)
+        if any(old is not new for old, new in zip(self._compilation, now, strict=True)):
+            self._compilation = now
+            self._steps, self._built = None, False
+
+
+def compilation(model: Any) -> tuple[Any, ...]:
+    """What the steps of a model have from its `compile()`, the objects themselves.
+
+    Args:
+        model: a compiled model.
+
+    Returns:
+        Objects of which at least one is another after another `compile()`, or after its optimizer
+        was given another schedule.
+    """
+    return (
+        model._compile_config,
+        model.optimizer,
+        model.optimizer._learning_rate,  # a schedule is part of a jitted step
+        model._compile_loss,
+        model._compile_metrics,
+        model.run_eagerly,
+    )
 
 
 def eager_steps(model: keras.Model) -> Steps:
@@ -213,12 +244,10 @@ class JaxSteps:
     """Steps of one model on jax: one jitted call each, no buffer donated."""
 
     def __init__(self, model: Any) -> None:
-        import jax
-
         self._model = model
-        compiled = (lambda step: step) if model.run_eagerly else jax.jit
-        self._train, self._test = compiled(model.train_step), compiled(model.test_step)
-        self._predict = compiled(model.predict_step)
+        self._train = _jitted(model, model.train_step)
+        self._test = _jitted(model, model.test_step)
+        self._predict = _jitted(model, model.predict_step)
 
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
@@ -313,6 +342,29 @@ def on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
     return keras.tree.map_structure(
         lambda part: None if part is None else keras.ops.convert_to_tensor(part), data
     )
+
+
+def _jitted(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step as the model was compiled: jitted, unless it is to run eagerly or without a jit.
+
+    jax remembers traces of equal functions, and a model's step before and after a `compile()` are
+    equal methods: a new function each time is not.
+    """
+    import jax
+
+    def run(*arguments: Any) -> Any:
+        return step(*arguments)
+
+    return run if why_not_jitted(model) else jax.jit(run)
+
+
+def why_not_jitted(model: Any) -> str | None:
+    """Why a model's steps on jax are not to be jitted, None if they are."""
+    if model.run_eagerly:
+        return f"{model.name!r} is compiled with run_eagerly=True"
+    if model.compiled and not model.jit_compile:
+        return f"{model.name!r} is compiled with jit_compile=False"
+    return None
 
 
 def _write(parts: list[list[Any]], state: tuple[list[Any], ...]) -> None:

@@ -26,7 +26,7 @@ from kgraft.training.feeds import (
 from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
 from kgraft.training.mutual import Mutual, MutualEngine
-from kgraft.training.teaching import Teaching
+from kgraft.training.teaching import TaughtEngine, Teaching
 
 _log = logging.getLogger("kgraft")
 
@@ -127,7 +127,7 @@ class GraftingFit:
                 distil(peer, self.teachers, temperature, distillation_weight, tuple(feature_losses))
                 for peer in self.peers
             ]
-            self._engine = Engine(taught, engine)
+            self._engine = TaughtEngine(taught, engine)
             self._trainees = self._engine.steppers
         self._sick: set[int] = set()
         self._steps_taken = 0

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.engines.choose import predictions_of
+from kgraft.engines.choose import Engine, predictions_of
 from kgraft.equations import mean_probabilities
-from kgraft.training.distiller import Distiller, Taught
+from kgraft.training.distiller import Distiller, Taught, follow
 from kgraft.training.feeds import ArrayFeed, Batch, Feed
+from kgraft.training.students import check_teachers
 
 
 class Teaching:
@@ -25,6 +26,9 @@ class Teaching:
         temperature: tau.
         engine: how they run, see `Engine`.
 
+    Raises:
+        UserError: see `check_teachers`.
+
     Example:
         >>> teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
         >>> teaching = Teaching([teacher], 2.0)
@@ -36,6 +40,7 @@ class Teaching:
     def __init__(
         self, teachers: Sequence[keras.Model], temperature: float, engine: str = "auto"
     ) -> None:
+        check_teachers(teachers)
         self._predict = predictions_of(_Mean(teachers, temperature), engine)
         self._last: tuple[Any, Any] = (None, None)
 
@@ -75,6 +80,29 @@ class Teaching:
             for batch in feed.in_order().epoch(0)
         ]
         return keras.ops.convert_to_tensor(np.concatenate(parts))
+
+
+class TaughtEngine(Engine):
+    """An engine of Distillers made by `distil`: they are compiled anew whenever their students are.
+
+    Args:
+        models: Distillers that `distil` made.
+        wanted: see `Engine`.
+    """
+
+    def choose(self) -> None:
+        """See `Engine`."""
+        self._follow()
+        super().choose()
+
+    def begin_epoch(self) -> None:
+        """See `Engine`."""
+        self._follow()
+        super().begin_epoch()
+
+    def _follow(self) -> None:
+        for stepper in self.steppers:
+            follow(stepper.model)
 
 
 class Classrooms:
