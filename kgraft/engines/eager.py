@@ -185,10 +185,13 @@ def compilation(model: Any) -> tuple[Any, ...]:
         Objects of which at least one is another after another `compile()`, or after its optimizer
         was given another schedule.
     """
+    optimizer = model.optimizer
     return (
         model._compile_config,
-        model.optimizer,
-        model.optimizer._learning_rate,  # a schedule is part of a jitted step
+        optimizer,
+        None
+        if optimizer is None
+        else optimizer._learning_rate,  # a jitted step has schedules in it
         model._compile_loss,
         model._compile_metrics,
         model.run_eagerly,

@@ -179,13 +179,11 @@ class MutualEngine:
         wanted: see `Engine`.
 
     Raises:
-        UserError: `mutual` is no `Mutual`; fewer than two peers; a peer that gives probabilities,
-            is compiled with `from_logits=False`, or has its own `train_step` or `compute_metrics`.
+        UserError: fewer than two peers; a peer that gives probabilities, is compiled with
+            `from_logits=False`, or has its own `train_step` or `compute_metrics`.
     """
 
     def __init__(self, peers: Sequence[Any], mutual: Mutual, wanted: str) -> None:
-        if not isinstance(mutual, Mutual):
-            raise UserError(f"mutual={mutual!r}: expected kgraft.Mutual(), or None for none.")
         if len(peers) < 2:
             raise UserError("mutual learning needs 2 peers or more: each learns from the others.")
         for k, peer in enumerate(peers, start=1):

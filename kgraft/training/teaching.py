@@ -12,7 +12,6 @@ from kgraft.engines.choose import Engine, predictions_of
 from kgraft.equations import mean_probabilities
 from kgraft.training.distiller import Distiller, Taught, follow
 from kgraft.training.feeds import ArrayFeed, Batch, Feed
-from kgraft.training.students import check_teachers
 
 
 class Teaching:
@@ -26,9 +25,6 @@ class Teaching:
         temperature: tau.
         engine: how they run, see `Engine`.
 
-    Raises:
-        UserError: see `check_teachers`.
-
     Example:
         >>> teacher = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
         >>> teaching = Teaching([teacher], 2.0)
@@ -40,7 +36,6 @@ class Teaching:
     def __init__(
         self, teachers: Sequence[keras.Model], temperature: float, engine: str = "auto"
     ) -> None:
-        check_teachers(teachers)
         self._predict = predictions_of(_Mean(teachers, temperature), engine)
         self._last: tuple[Any, Any] = (None, None)
 
