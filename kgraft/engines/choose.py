@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from kgraft.engines.devices import devices
-from kgraft.engines.eager import Logs, Stepper, Steps, eager_steps
+from kgraft.engines.eager import Logs, Stepper, Steps, eager_steps, why_not_jitted
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.errors import UserError, suggest
 
@@ -45,9 +45,8 @@ class Engine:
     def __init__(self, models: Sequence[keras.Model], wanted: str = "auto") -> None:
         check(wanted)
         self.wanted = wanted
-        self._reasons: dict[str, None] = {}
+        self._reasons: dict[int, str | None] = {}  # why eager, None for compiled, by the model's id
         self.steppers = [Stepper(model, self._steps_of) for model in models]
-        self._compiled = 0
         self._shared: dict[str, Any] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._seen: set[Any] = set()
@@ -55,16 +54,20 @@ class Engine:
     @property
     def name(self) -> str:
         """`"compiled"` where every model built so far is, `"eager"` otherwise."""
-        return "compiled" if self._compiled and not self._reasons else "eager"
+        found = self._reasons.values()
+        return "compiled" if found and all(reason is None for reason in found) else "eager"
 
     @property
     def reason(self) -> str:
         """Why it is that engine."""
-        if self._reasons:
-            return "; ".join(self._reasons)
+        reasons = list(dict.fromkeys(filter(None, self._reasons.values())))
         if self.wanted == "eager":
-            return "it was asked for"
-        return _HOW[keras.config.backend()] if self._compiled else "nothing is built yet"
+            reasons = ["it was asked for"]
+        elif not self._reasons:
+            reasons = ["nothing is built yet"]
+        elif not reasons:
+            reasons = [_HOW[keras.config.backend()]]
+        return "; ".join([*reasons, *self._unused()])
 
     def describe(self) -> str:
         """Engine, backend, reason and number of models, for one log line."""
@@ -102,7 +105,7 @@ class Engine:
             wait(running)
         return [future.result() for future in running]
 
-    def logs(self) -> list[dict[str, float]]:
+    def logs(self) -> list[dict[str, Any]]:
         """Each model's metrics over the epoch so far."""
         return [stepper.logs() for stepper in self.steppers]
 
@@ -139,11 +142,24 @@ class Engine:
         if self.wanted == "eager":
             return eager_steps(model)
         made, reason = _COMPILERS[keras.config.backend()](model, self._shared)
-        if made is None:
-            self._reasons[str(reason)] = None
-            return eager_steps(model)
-        self._compiled += 1
-        return made
+        self._reasons[id(model)] = reason
+        self._seen.clear()
+        return eager_steps(model) if made is None else made
+
+    def _unused(self) -> list[str]:
+        """What the models are compiled with and no engine needs."""
+        models = [stepper.model for stepper in self.steppers]
+        several = [model.name for model in models if model.steps_per_execution > 1]
+        on_torch = keras.config.backend() == "torch"
+        jitted = [model.name for model in models if on_torch and model.jit_compile]
+        return [
+            f"{what} of {', '.join(map(repr, names))} has no part in it: {instead}"
+            for what, names, instead in (
+                ("steps_per_execution", several, "every step is a call of its own"),
+                ("jit_compile=True", jitted, "torch.compile is not called"),
+            )
+            if names
+        ]
 
 
 def check(wanted: str) -> None:
@@ -210,7 +226,7 @@ def _torch(model: Any, shared: dict[str, Any]) -> _Made:
 def _jax(model: Any, shared: dict[str, Any]) -> _Made:
     from kgraft.engines import jax_compiled
 
-    reason = jax_compiled.why_not(model)
+    reason = why_not_jitted(model)
     if reason:
         return None, reason
     if not model.compiled:

@@ -24,8 +24,8 @@ class Steps(Protocol):
     def train(self, data: tuple[Any, ...]) -> Logs:
         """One training step on `(x, y, sample_weight)`; the metrics so far."""
 
-    def test(self, data: tuple[Any, ...]) -> None:
-        """Take `(x, y, sample_weight)` into the metrics."""
+    def test(self, data: tuple[Any, ...]) -> Logs:
+        """Take `(x, y, sample_weight)` into the metrics; the metrics so far."""
 
     def predict(self, x: Any) -> Any:
         """Outputs for a batch."""
@@ -52,25 +52,30 @@ class Stepper:
         if not model.compiled:
             raise ValueError(f"model {model.name!r} is not compiled: call compile() first.")
         self.model = model
+        self._compilation = compilation(model)
         self._make_steps = steps or eager_steps
         self._steps: Steps | None = None
         self._built = False
         self._in_training = False
+        self._last: Logs | None = None
 
     def build(self, data: tuple[Any, ...]) -> None:
-        """Build the model, its optimizer and its metrics from one batch; done once.
+        """Build the model, its optimizer and its metrics from one batch; done once a `compile()`.
 
         Args:
             data: `(x, y)` or `(x, y, sample_weight)`.
         """
+        self._notice()
         if not self._built:
             self.model._symbolic_build(data_batch=_triple(data))
             self._built = True
+            self._steps = None  # those chosen so far knew neither metrics nor loss
         self.choose()
 
     def begin_epoch(self) -> None:
         """Reset the metrics and turn to training mode."""
         self.model.reset_metrics()
+        self._last = None
         self._train_mode(True)
 
     def end_epoch(self) -> None:
@@ -87,47 +92,67 @@ class Stepper:
             The metrics so far, as tensors on the device.
         """
         self.build(data)
-        return self.choose().train(_triple(data))
+        self._last = self.choose().train(_triple(data))
+        return self._last
 
-    def logs(self) -> dict[str, float]:
-        """The metrics over the batches since `begin_epoch`."""
-        results: dict[str, float] = {}
-        for metric in self.model.metrics:
-            value = metric.result()
-            values = value if isinstance(value, dict) else {metric.name: value}
-            results.update((name, float(v)) for name, v in values.items())
-        return results
+    def logs(self) -> dict[str, Any]:
+        """What `fit` would log: the metrics over the batches since `begin_epoch`.
 
-    def evaluate(self, batches: Iterable[tuple[Any, ...]]) -> dict[str, float]:
+        A model whose steps return other names than its metrics' gets what the last step returned.
+
+        Returns:
+            Name -> a float, or an array for a metric with several values.
+        """
+        metrics = self.model.get_metrics_result()
+        last = self._last
+        return _plain(metrics if last is None or last.keys() == metrics.keys() else last)
+
+    def evaluate(
+        self,
+        batches: Iterable[tuple[Any, ...]],
+        *,
+        before_batch: Callable[[int], None] | None = None,
+        after_batch: Callable[[int, Logs], None] | None = None,
+    ) -> dict[str, Any]:
         """Metrics over some batches, in inference mode.
 
         Args:
             batches: iterable of `(x, y)` or `(x, y, sample_weight)`.
+            before_batch: called with the number of each batch, from 0, before it is looked at.
+            after_batch: called with the number of each batch and the metrics so far, as tensors on
+                the device.
 
         Returns:
-            Metric name -> value.
+            Metric name -> value, see `logs`.
         """
         self.model.reset_metrics()
         self._train_mode(False)
-        for data in batches:
+        self._last = None
+        for step, data in enumerate(batches):
+            if before_batch is not None:
+                before_batch(step)
             self.build(data)
-            self.choose().test(_triple(data))
+            self._last = self.choose().test(_triple(data))
+            if after_batch is not None:
+                after_batch(step, self._last)
         return self.logs()
 
-    def predict(self, batches: Iterable[tuple[Any, ...]]) -> np.ndarray:
+    def predict(self, batches: Iterable[tuple[Any, ...]]) -> Any:
         """Outputs over some batches, in inference mode.
 
         Args:
             batches: iterable of tuples that begin with x.
 
         Returns:
-            Outputs, shape `(n, ...)`.
+            Outputs of shape `(n, ...)`, nested as the model's are.
         """
         self._train_mode(False)
         steps = self.choose() if self.model.built else eager_steps(self.model)
-        return np.concatenate(
-            [keras.ops.convert_to_numpy(steps.predict(data[0])) for data in batches]
-        )
+        outputs = [
+            keras.tree.map_structure(keras.ops.convert_to_numpy, steps.predict(data[0]))
+            for data in batches
+        ]
+        return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
     def _train_mode(self, on: bool) -> None:
         self._in_training = on
@@ -135,11 +160,42 @@ class Stepper:
             self._steps.training(on)
 
     def choose(self) -> Steps:
-        """How the model, built by now, takes its steps."""
+        """How the model, built by now, takes its steps; others since it was compiled anew."""
+        self._notice()
         if self._steps is None:
             self._steps = self._make_steps(self.model)
             self._steps.training(self._in_training)
         return self._steps
+
+    def _notice(self) -> None:
+        """Forget steps that were made before the model's last `compile()`."""
+        now = compilation(self.model)
+        if any(old is not new for old, new in zip(self._compilation, now, strict=True)):
+            self._compilation = now
+            self._steps, self._built = None, False
+
+
+def compilation(model: Any) -> tuple[Any, ...]:
+    """What the steps of a model have from its `compile()`, the objects themselves.
+
+    Args:
+        model: a compiled model.
+
+    Returns:
+        Objects of which at least one is another after another `compile()`, or after its optimizer
+        was given another schedule.
+    """
+    optimizer = model.optimizer
+    return (
+        model._compile_config,
+        optimizer,
+        None
+        if optimizer is None
+        else optimizer._learning_rate,  # a jitted step has schedules in it
+        model._compile_loss,
+        model._compile_metrics,
+        model.run_eagerly,
+    )
 
 
 def eager_steps(model: keras.Model) -> Steps:
@@ -161,12 +217,12 @@ class TorchSteps:
         """See `Steps`."""
         return self._alone(self._model.train_step, on_device(data))
 
-    def test(self, data: tuple[Any, ...]) -> None:
+    def test(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
         import torch
 
         with torch.no_grad():
-            self._alone(self._model.test_step, on_device(data))
+            return self._alone(self._model.test_step, on_device(data))
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
@@ -191,12 +247,10 @@ class JaxSteps:
     """Steps of one model on jax: one jitted call each, no buffer donated."""
 
     def __init__(self, model: Any) -> None:
-        import jax
-
         self._model = model
-        compiled = (lambda step: step) if model.run_eagerly else jax.jit
-        self._train, self._test = compiled(model.train_step), compiled(model.test_step)
-        self._predict = compiled(model.predict_step)
+        self._train = _jitted(model, model.train_step)
+        self._test = _jitted(model, model.test_step)
+        self._predict = _jitted(model, model.predict_step)
 
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
@@ -215,7 +269,7 @@ class JaxSteps:
         _write(parts, new_state)
         return logs
 
-    def test(self, data: tuple[Any, ...]) -> None:
+    def test(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
         model = self._model
         parts = [
@@ -224,7 +278,9 @@ class JaxSteps:
             model.metrics_variables,
         ]
         state = tuple([v.value for v in part] for part in parts)
-        _write(parts, self._test(state, data)[1])
+        logs, new_state = self._test(state, data)
+        _write(parts, new_state)
+        return logs
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
@@ -250,10 +306,10 @@ class TensorFlowSteps:
         self._model.make_train_function()
         return self._model.train_function(iter([data]))
 
-    def test(self, data: tuple[Any, ...]) -> None:
+    def test(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
         self._model.make_test_function()
-        self._model.test_function(iter([data]))
+        return self._model.test_function(iter([data]))
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
@@ -268,6 +324,18 @@ _BACKENDS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _plain(logs: Logs) -> Logs:
+    """Logs as Keras hands them to callbacks: numbers, and arrays where there are several."""
+    found: Logs = {}
+    for name, value in logs.items():
+        if isinstance(value, dict):
+            found.update(_plain(value))
+            continue
+        numbers = np.asarray(keras.ops.convert_to_numpy(value))
+        found[name] = float(numbers.item()) if numbers.size == 1 else numbers
+    return found
+
+
 def _triple(data: tuple[Any, ...]) -> tuple[Any, ...]:
     return keras.utils.unpack_x_y_sample_weight(data)
 
@@ -277,6 +345,29 @@ def on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
     return keras.tree.map_structure(
         lambda part: None if part is None else keras.ops.convert_to_tensor(part), data
     )
+
+
+def _jitted(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step as the model was compiled: jitted, unless it is to run eagerly or without a jit.
+
+    jax remembers traces of equal functions, and a model's step before and after a `compile()` are
+    equal methods: a new function each time is not.
+    """
+    import jax
+
+    def run(*arguments: Any) -> Any:
+        return step(*arguments)
+
+    return run if why_not_jitted(model) else jax.jit(run)
+
+
+def why_not_jitted(model: Any) -> str | None:
+    """Why a model's steps on jax are not to be jitted, None if they are."""
+    if model.run_eagerly:
+        return f"{model.name!r} is compiled with run_eagerly=True"
+    if model.compiled and not model.jit_compile:
+        return f"{model.name!r} is compiled with jit_compile=False"
+    return None
 
 
 def _write(parts: list[list[Any]], state: tuple[list[Any], ...]) -> None:

@@ -67,9 +67,6 @@ class DonatedSteps(JaxSteps):
         self._programs = programs
         self._own: dict[Any, Any] = {}
         self._kept: list[Any] = []
-        schedule = model.optimizer._learning_rate
-        is_schedule = isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule)
-        self._schedule = schedule if is_schedule else None
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
@@ -85,7 +82,7 @@ class DonatedSteps(JaxSteps):
             model.optimizer.variables,
             model.metrics_variables,
         ]
-        rate = None if self._schedule is None else self._schedule(model.optimizer.iterations.value)
+        rate = _rate(model.optimizer)
         state = self._unshared(parts)
         shapes = (
             jax.tree.structure(data),
@@ -129,6 +126,8 @@ class DonatedSteps(JaxSteps):
         )
 
 
-def why_not(model: Any) -> str | None:
-    """Why the model's step is not compiled, None if it is."""
-    return f"{model.name!r} is compiled with run_eagerly=True" if model.run_eagerly else None
+def _rate(optimizer: Any) -> Any:
+    """What a schedule says now; None where the rate is a variable."""
+    rate = optimizer._learning_rate
+    is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
+    return rate(optimizer.iterations.value) if is_schedule else None

@@ -11,11 +11,22 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from kgraft.equations import distillation_loss, mean_probabilities
+from kgraft.engines.eager import compilation
+from kgraft.engines.gradients import without_gradients
+from kgraft.equations import mean_probabilities
 from kgraft.errors import UserError
+from kgraft.training.distillation_loss import DistillationLoss
 from kgraft.training.features import FeatureLosses
-
-_PROBABILITIES = ("softmax", "sigmoid")
+from kgraft.training.students import (
+    check_logits,
+    check_loss,
+    check_pair,
+    check_steps,
+    check_teachers,
+    overrides,
+    own_loss,
+    single,
+)
 
 
 class Taught(NamedTuple):
@@ -29,43 +40,6 @@ class Taught(NamedTuple):
 
     targets: Any
     probabilities: Any
-
-
-@keras.saving.register_keras_serializable("kgraft")
-class DistillationLoss(keras.losses.Loss):
-    """`distillation_loss` as a Keras loss: `y_true` is pbar, `y_pred` the student's logits.
-
-    Sample weights weigh an image's KD as they weigh its cross entropy.
-
-    Args:
-        temperature: tau, positive.
-        name: name of the loss.
-        reduction: how Keras reduces the images' losses; the mean over the batch by default.
-        dtype: dtype of the computation; Keras' float type by default.
-
-    Raises:
-        UserError: `temperature` is not a positive number.
-    """
-
-    def __init__(
-        self,
-        temperature: float = 2.0,
-        name: str = "distillation_loss",
-        reduction: str = "sum_over_batch_size",
-        dtype: Any = None,
-    ) -> None:
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature={temperature}: must be a positive number.")
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = temperature
-
-    def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Each image's KD, shape `(batch,)`."""
-        return distillation_loss(y_pred, y_true, self.temperature)
-
-    def get_config(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
-        return {**super().get_config(), "temperature": self.temperature}
 
 
 @keras.saving.register_keras_serializable("kgraft")
@@ -84,11 +58,15 @@ class Distiller(keras.Model):
     (KD); `loss` is CE + w KD, and
     what `feature_losses` add.
 
-    Teachers are frozen: `teacher.trainable` becomes False on the models that are passed in, and
-    stays so; to train one again, when the distillation is over, set it back and compile it. Their
-    weights, batch statistics and seeds never move. Several Distillers may share teachers. On jax,
-    whose `fit` takes a model's arrays for the time of a fit, they cannot be read by others until
-    it returns.
+    Teachers are left as they are: none of their weights is among the Distiller's trainable ones,
+    and weights, batch statistics and seeds never move. Their own `trainable` is not touched, so
+    that a teacher may be trained before, afterwards, or as the student of somebody else. Several
+    Distillers may share teachers. On jax, whose `fit` takes a model's arrays for the time of a fit,
+    they cannot be read by others until it returns.
+
+    CE is what the student's own `compute_loss` says, where its class has one; metrics that it
+    keeps are logged too. A `train_step` or `compute_metrics` of its own would never be called, and
+    is refused; its own `test_step` is called by whoever evaluates the student, `GraftingFit` does.
 
     A saved Distiller keeps student and teachers. Loaded, it is compiled as it was, with its
     optimizer state; so is the student if it shares the optimizer (`distil`). Teachers are not.
@@ -106,7 +84,9 @@ class Distiller(keras.Model):
     Raises:
         UserError: no teacher; a teacher without weights, with other inputs or another number of
             classes than the student, or that shares weights with it; a model that ends in a
-            softmax or sigmoid; `temperature` is not positive, `weight` is negative.
+            softmax or sigmoid; a student with its own `train_step` or `compute_metrics`;
+            `temperature` is not positive, `weight` is negative. In the first step: a loss that is
+            compiled with `from_logits=False`.
 
     Example:
         ```python
@@ -141,8 +121,6 @@ class Distiller(keras.Model):
         self.weight = weight
         self.student = student
         self.teachers = list(teachers)
-        for teacher in self.teachers:
-            teacher.trainable = False
         self.built = student.built
         self._distillation = distillation
         self._student_loss = keras.metrics.Mean(name="student_loss")
@@ -181,8 +159,17 @@ class Distiller(keras.Model):
         taught = None
         if isinstance(y, Taught):
             y, taught = y
-        student_loss = super().compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+        if self._compile_loss is not None and not self._compile_loss.built:
+            check_loss(self.loss, f"{self.name!r}, which distils {self.student.name!r},")
+        student_loss = own_loss(
+            self.student,
+            self._compile_loss,
+            self.losses,
+            x=x,
+            y=y,
+            y_pred=y_pred,
+            sample_weight=sample_weight,
+            training=training,
         )
         if not training:
             return student_loss
@@ -191,14 +178,40 @@ class Distiller(keras.Model):
             features, logits = self._features.of(x)
             taught = mean_probabilities(logits, self.temperature)
         elif taught is None:
-            taught = mean_probabilities(
-                [teacher(x, training=False) for teacher in self.teachers], self.temperature
-            )
+            with without_gradients():
+                taught = mean_probabilities(
+                    [teacher(x, training=False) for teacher in self.teachers], self.temperature
+                )
         distilled = self._distillation(ops.stop_gradient(taught), y_pred, sample_weight)
         images = ops.shape(y_pred)[0]
         self._student_loss.update_state(student_loss, sample_weight=images)
         self._distillation_loss.update_state(distilled, sample_weight=images)
         return student_loss + self.weight * distilled + features
+
+    @property
+    def trainable_variables(self) -> list[Any]:
+        """The student's, whatever the teachers' are."""
+        return self.student.trainable_variables if self.trainable else []
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        """All other variables, those of the teachers among them."""
+        return _without(self.variables, self.trainable_variables)
+
+    @property
+    def trainable_weights(self) -> list[Any]:
+        """The student's, whatever the teachers' are."""
+        return self.student.trainable_weights if self.trainable else []
+
+    @property
+    def non_trainable_weights(self) -> list[Any]:
+        """All other weights, those of the teachers among them."""
+        return _without(self.weights, self.trainable_weights)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """What the student's own `compute_loss` may keep, and the Distiller's."""
+        return [*self.student._metrics, *super().metrics]
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The student's metrics, on the targets alone."""
@@ -206,7 +219,16 @@ class Distiller(keras.Model):
         return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
     def test_step(self, *args: Any) -> Any:
-        """Evaluate one batch: Keras' step without the two metrics that only training has."""
+        """Evaluate one batch: Keras' step without the two metrics that only training has.
+
+        Raises:
+            UserError: the student has a `test_step` of its own.
+        """
+        if overrides(self.student, "test_step"):
+            raise UserError(
+                f"student {self.student.name!r} has its own test_step(), which a Distiller does "
+                "not call: evaluate the student itself."
+            )
         result = super().test_step(*args)
         if isinstance(result, tuple):  # jax: (logs, state)
             return self._without_training_metrics(result[0]), *result[1:]
@@ -238,8 +260,7 @@ class Distiller(keras.Model):
         if not self.student.compiled:
             super().compile_from_config(config)
             return
-        settings = keras.saving.deserialize_keras_object({**config, "optimizer": None})
-        self.compile(**{**settings, "optimizer": self.student.optimizer})
+        _share(self, keras.saving.deserialize_keras_object({**config, "optimizer": None}))
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Distiller":
@@ -297,7 +318,31 @@ def distil(
     """
     if not student.compiled:
         raise UserError(f"student {student.name!r} is not compiled: call compile() first.")
-    distiller = Distiller(student, teachers, temperature, weight, feature_losses)
+    options = {"dtype": student.dtype_policy}
+    distiller = Distiller(student, teachers, temperature, weight, feature_losses, **options)
+    _compile_as_student(distiller)
+    return distiller
+
+
+def follow(distiller: Distiller) -> None:
+    """Compile a Distiller that `distil` made anew, if its student was compiled since.
+
+    Args:
+        distiller: what `distil` gave.
+
+    Raises:
+        UserError: see `distil`.
+    """
+    now = compilation(distiller.student)
+    then = vars(distiller)["_followed"]
+    if any(old is not new for old, new in zip(then, now, strict=True)):
+        _compile_as_student(distiller)
+
+
+def _compile_as_student(distiller: Distiller) -> None:
+    """What the student was compiled with, for its Distiller."""
+    student = distiller.student
+    check_loss(student.loss, f"student {student.name!r}")
     settings = student.get_compile_config()
     settings.pop("optimizer")
     settings.pop("loss")
@@ -308,8 +353,24 @@ def distil(
             f"a metric of student {student.name!r} cannot be made anew: register it with "
             "keras.saving.register_keras_serializable, or compile a Distiller yourself."
         ) from error
-    distiller.compile(optimizer=student.optimizer, loss=student.loss, **settings)
-    return distiller
+    _share(distiller, {**settings, "loss": student.loss, "run_eagerly": student.run_eagerly})
+    # not through Keras' setattr, which would track what is in it
+    object.__setattr__(distiller, "_followed", compilation(student))
+
+
+def _share(distiller: Distiller, settings: dict[str, Any]) -> None:
+    """Compile a Distiller with the optimizer and the loss of its student, the objects."""
+    student = distiller.student
+    distiller.compile(
+        **{
+            **settings,
+            "optimizer": student.optimizer,
+            "metrics": single(settings.get("metrics")),
+            "weighted_metrics": single(settings.get("weighted_metrics")),
+            "auto_scale_loss": False,  # its student's compile() has settled that
+        }
+    )
+    distiller._compile_loss = student._compile_loss
 
 
 def student_of(model: keras.Model) -> keras.Model:
@@ -317,68 +378,19 @@ def student_of(model: keras.Model) -> keras.Model:
     return model.student if isinstance(model, Distiller) else model
 
 
-def _check(student: keras.Model, teachers: Sequence[keras.Model]) -> None:
-    if isinstance(teachers, keras.Model):
-        raise UserError(f"teachers is a model: pass a list, teachers=[{teachers.name}].")
-    if not teachers:
-        raise UserError("no teachers: a Distiller needs at least one.")
-    _check_logits(student, f"student {student.name!r}")
-    own = {id(variable) for variable in student.variables}
-    for m, teacher in enumerate(teachers, start=1):
-        name = f"teacher {m} ({teacher.name!r})"
-        if not teacher.weights:
-            raise UserError(f"{name} has no weights yet: train or load it first.")
-        if own & {id(variable) for variable in teacher.variables}:
-            raise UserError(f"{name} shares weights with student {student.name!r}.")
-        _check_logits(teacher, name)
-        for what, learnt, taught in zip(
-            ("inputs", "classes"), _signature(student), _signature(teacher), strict=True
-        ):
-            if not _fit(learnt, taught):
-                raise UserError(
-                    f"{name} has {what} {taught}, student {student.name!r} has {what} {learnt}."
-                )
-
-
-def _signature(model: keras.Model) -> tuple[Any, Any]:
-    """Shapes of the inputs without the batch, and the number of classes; None where unknown."""
-    try:
-        inputs, outputs = model.inputs, model.outputs
-    except AttributeError:  # a subclassed model has no symbolic tensors
-        return None, None
-    return [tensor.shape[1:] for tensor in inputs], outputs[0].shape[-1]
-
-
-def _fit(own: Any, other: Any) -> bool:
-    """Whether two shapes may be equal, None standing for anything."""
-    if own is None or other is None:
-        return True
-    if isinstance(own, list | tuple):
-        return len(own) == len(other) and all(map(_fit, own, other))
-    return own == other
-
-
-def _check_logits(model: keras.Model, name: str) -> None:
-    """Refuse a functional model whose outputs are probabilities."""
-    operation: Any = model
-    while isinstance(operation, keras.Model):
-        try:
-            outputs = operation.outputs
-        except AttributeError:
-            return
-        if len(outputs) != 1:
-            raise UserError(f"{name} has {len(outputs)} outputs: one tensor of logits is needed.")
-        operation = outputs[0]._keras_history.operation
-    activation = vars(operation).get("activation")
-    found = (type(operation).__name__.lower(), getattr(activation, "__name__", None))
-    for kind in _PROBABILITIES:
-        if kind in found:
-            raise UserError(
-                f"{name} ends in a {kind} ({operation.name!r}): remove it, kgraft distils logits "
-                "(and compile with from_logits=True)."
-            )
-
-
 def _uncompiled(model: keras.Model) -> dict[str, Any]:
     """A model's config without its compile settings."""
     return {**keras.saving.serialize_keras_object(model), "compile_config": None}
+
+
+def _without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    known = {id(variable) for variable in others}
+    return [variable for variable in variables if id(variable) not in known]
+
+
+def _check(student: keras.Model, teachers: Sequence[keras.Model]) -> None:
+    check_teachers(teachers)
+    check_logits(student, f"student {student.name!r}")
+    check_steps(student, f"student {student.name!r}")
+    for m, teacher in enumerate(teachers, start=1):
+        check_pair(student, teacher, f"teacher {m} ({teacher.name!r})")

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kgraft.engines.gradients import without_gradients
 from kgraft.errors import UserError
 
 
@@ -100,7 +101,8 @@ class FeatureLosses:
         total: Any = 0.0
         logits = []
         for teacher in self._teachers:
-            told, theirs = teacher(inputs, training=False)
+            with without_gradients():
+                told, theirs = teacher(inputs, training=False)
             logits.append(told)
             for loss, own, other in zip(self._losses, features, theirs, strict=True):
                 total = total + loss.compute_loss(ops.stop_gradient(other), own)

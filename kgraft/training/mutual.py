@@ -8,11 +8,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines.choose import Engine
-from kgraft.engines.eager import Logs
+from kgraft.engines.choose import Engine, check
+from kgraft.engines.eager import Logs, compilation
 from kgraft.equations import widened
 from kgraft.errors import UserError
 from kgraft.training.feeds import Batch
+from kgraft.training.peer_optimizers import PeerOptimizers, Step
+from kgraft.training.students import check_logits, check_loss, check_steps, own_loss, single
 
 
 @dataclass(frozen=True)
@@ -69,45 +71,50 @@ def mutual_loss(own_logits: Any, other_logits: Sequence[Any], temperature: float
 class MutualLearning(keras.Model):
     """K compiled peers as one model whose step is one step of each: CE + the others' opinion.
 
-    Every peer keeps its own optimizer and is moved by its own loss alone. All K predictions are
-    those before the step (the paper's algorithm moves one network after the other).
+    Every peer keeps its own optimizer and is moved by its own loss alone, which its own
+    `compute_loss` says. All K predictions are those before the step (the paper's algorithm moves
+    one network after the other).
 
     Args:
         peers: K >= 2 compiled, built models whose outputs are logits.
         mutual: weight and temperature.
 
     Raises:
-        UserError: fewer than two peers, or a metric that cannot be made anew.
+        UserError: a metric cannot be made anew.
 
     Source: Zhang et al., CVPR 2018.
     """
 
-    def __init__(self, peers: Sequence[keras.Model], mutual: Mutual) -> None:
-        if len(peers) < 2:
-            raise UserError("mutual learning needs 2 peers or more: each learns from the others.")
-        super().__init__(name="mutual")
+    def __init__(self, peers: Sequence[Any], mutual: Mutual) -> None:
+        super().__init__(name="mutual", dtype=peers[0].dtype_policy)
         self.mutual = mutual
-        self.names = [f"peer{k}" for k in range(1, len(peers) + 1)]
+        self.names = names_of(peers)
         for name, peer in zip(self.names, peers, strict=True):
             # no list: torch zeroes the gradients of attributes, and of a list's models by their
             # variables' paths, which peers have in common
             setattr(self, name, peer)
+        self._own_losses = [keras.metrics.Mean(name=f"{name}_loss") for name in self.names]
         self._opinions = [keras.metrics.Mean(name=f"{name}_mutual_loss") for name in self.names]
+        self._step = Step()
         self.built = all(peer.built for peer in peers)
-        owner = {id(v): peer.optimizer for peer in peers for v in peer.trainable_variables}
+        metrics = {name: _metrics_anew(peer, name) for name, peer in self._peers()}
         self.compile(
-            optimizer=keras.optimizers.MultiOptimizer(lambda variable: owner[id(variable)]),
-            loss={name: peer.loss for name, peer in zip(self.names, peers, strict=True)},
-            metrics={
-                name: _metrics_anew(peer, k)
-                for k, (name, peer) in enumerate(zip(self.names, peers, strict=True), start=1)
-            },
+            optimizer=PeerOptimizers(peers, self._step),
+            metrics={name: found for name, (found, _) in metrics.items()},
+            weighted_metrics={name: found for name, (_, found) in metrics.items()},
             run_eagerly=any(peer.run_eagerly for peer in peers),
+            jit_compile=all(peer.jit_compile for peer in peers),
+            auto_scale_loss=False,
         )
+        self.loss = {name: peer.loss for name, peer in self._peers()}
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
         """Every peer's logits, by name."""
-        return {name: getattr(self, name)(inputs, training=training) for name in self.names}
+        logits = {}
+        for name, peer in self._peers():
+            logits[name] = peer(inputs, training=training)
+            self._step.added[name] = list(peer.losses)
+        return logits
 
     def compute_loss(
         self,
@@ -118,20 +125,49 @@ class MutualLearning(keras.Model):
         training: bool = True,
     ) -> Any:
         """Sum over the peers of their own loss and of the others' opinion."""
-        loss = super().compute_loss(
-            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
-        )
-        if not training:
-            return loss
-        for name, metric in zip(self.names, self._opinions, strict=True):
+        self._step.losses = []
+        for k, (name, peer) in enumerate(self._peers()):
+            weights = None if sample_weight is None else sample_weight[name]
+            loss = own_loss(
+                peer,
+                peer._compile_loss,
+                self._step.added[name],
+                x=x,
+                y=y[name],
+                y_pred=y_pred[name],
+                sample_weight=weights,
+                training=training,
+            )
             others = [y_pred[other] for other in self.names if other != name]
             opinion = mutual_loss(y_pred[name], others, self.mutual.temperature)
-            if sample_weight is not None and sample_weight[name] is not None:
-                opinion = opinion * ops.cast(sample_weight[name], opinion.dtype)
+            if weights is not None:
+                opinion = opinion * ops.cast(weights, opinion.dtype)
             opinion = ops.mean(opinion)
-            metric.update_state(opinion, sample_weight=ops.shape(y_pred[name])[0])
-            loss = loss + self.mutual.weight * opinion
-        return loss
+            images = ops.shape(y_pred[name])[0]
+            self._own_losses[k].update_state(loss, sample_weight=images)
+            self._opinions[k].update_state(opinion, sample_weight=images)
+            self._step.losses.append(loss + self.mutual.weight * opinion)
+        self._step.added = {}
+        return sum(self._step.losses)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The model's, and what the peers' own `compute_loss` may keep."""
+        return [
+            *super().metrics,
+            *(metric for _, peer in self._peers() for metric in peer._metrics),
+        ]
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Metrics by name, which begins with the peer's."""
+        found = _results(super().metrics)
+        for name, peer in self._peers():
+            kept = _results(peer._metrics)
+            found = {**{f"{name}_{metric}": value for metric, value in kept.items()}, **found}
+        return found
+
+    def _peers(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.names]
 
 
 class MutualEngine:
@@ -141,17 +177,39 @@ class MutualEngine:
         peers: see `MutualLearning`.
         mutual: see `MutualLearning`.
         wanted: see `Engine`.
+
+    Raises:
+        UserError: fewer than two peers; a peer that gives probabilities, is compiled with
+            `from_logits=False`, or has its own `train_step` or `compute_metrics`.
     """
 
-    def __init__(self, peers: Sequence[keras.Model], mutual: Mutual, wanted: str) -> None:
+    def __init__(self, peers: Sequence[Any], mutual: Mutual, wanted: str) -> None:
+        if len(peers) < 2:
+            raise UserError("mutual learning needs 2 peers or more: each learns from the others.")
+        for k, peer in enumerate(peers, start=1):
+            name = f"peer {k} ({peer.name!r})"
+            check_logits(peer, name)
+            check_steps(peer, name)
+        check(wanted)
         self._peers, self._mutual, self._wanted = peers, mutual, wanted
         self._joint: Engine | None = None
+        self._compilations: list[tuple[Any, ...]] = []
 
     @property
     def _engine(self) -> Engine:
         if self._joint is None:
+            for k, peer in enumerate(self._peers, start=1):
+                check_loss(peer.loss, f"peer {k} ({peer.name!r})")
+            self._compilations = [compilation(peer) for peer in self._peers]
             self._joint = Engine([MutualLearning(self._peers, self._mutual)], self._wanted)
         return self._joint
+
+    def _notice(self) -> None:
+        """Forget the joint model where a peer was compiled since."""
+        now = [compilation(peer) for peer in self._peers]
+        pairs = zip(sum(self._compilations, ()), sum(now, ()), strict=False)
+        if any(old is not new for old, new in pairs):
+            self._joint = None
 
     def describe(self) -> str:
         """See `Engine`."""
@@ -159,10 +217,12 @@ class MutualEngine:
 
     def choose(self) -> None:
         """See `Engine`; the peers are built by now."""
+        self._notice()
         self._engine.choose()
 
     def begin_epoch(self) -> None:
         """See `Engine`."""
+        self._notice()
         self._engine.begin_epoch()
 
     def step(self, batches: Sequence[Batch]) -> list[Logs]:
@@ -173,7 +233,7 @@ class MutualEngine:
         """
         return self._of_each(self._engine.step([self._of_all(batches[0])])[0])
 
-    def logs(self) -> list[dict[str, float]]:
+    def logs(self) -> list[dict[str, Any]]:
         """See `Engine`."""
         return self._of_each(self._engine.logs()[0])
 
@@ -183,8 +243,8 @@ class MutualEngine:
 
     def _of_each(self, logs: Logs) -> list[Logs]:
         found = []
-        for k in range(1, len(self._peers) + 1):
-            prefix = f"peer{k}_"
+        for peer in names_of(self._peers):
+            prefix = f"{peer}_"
             own = {
                 name.removeprefix(prefix): value
                 for name, value in logs.items()
@@ -198,17 +258,33 @@ class MutualEngine:
     def _of_all(self, batch: Batch) -> Batch:
         """The batch with targets and weights for each of the peers."""
         x, *rest = batch
-        names = [f"peer{k}" for k in range(1, len(self._peers) + 1)]
+        names = names_of(self._peers)
         return (x, *(None if part is None else dict.fromkeys(names, part) for part in rest))
 
 
-def _metrics_anew(peer: Any, k: int) -> Any:
-    """A peer's metrics as it was compiled with, without their state."""
+def names_of(peers: Sequence[Any]) -> list[str]:
+    """What the peers are called in a joint model: `peer1` and so on."""
+    return [f"peer{k}" for k in range(1, len(peers) + 1)]
+
+
+def _metrics_anew(peer: Any, name: str) -> tuple[Any, Any]:
+    """A peer's metrics, and its weighted ones, as it was compiled with, without their state."""
     settings = peer.get_compile_config()
+    wanted = [settings.get("metrics"), settings.get("weighted_metrics")]
     try:
-        return keras.saving.deserialize_keras_object(settings.get("metrics"))
+        metrics, weighted = (keras.saving.deserialize_keras_object(part) for part in wanted)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"a metric of peer {k} ({peer.name!r}) cannot be made anew: register it with "
+            f"a metric of {name} ({peer.name!r}) cannot be made anew: register it with "
             "keras.saving.register_keras_serializable."
         ) from error
+    return single(metrics), single(weighted)
+
+
+def _results(metrics: Sequence[Any]) -> dict[str, Any]:
+    """Values of some metrics by name."""
+    found: dict[str, Any] = {}
+    for metric in metrics:
+        value = metric.result()
+        found.update(value if isinstance(value, dict) else {metric.name: value})
+    return found

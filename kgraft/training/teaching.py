@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.engines.choose import predictions_of
+from kgraft.engines.choose import Engine, predictions_of
 from kgraft.equations import mean_probabilities
-from kgraft.training.distiller import Distiller, Taught
+from kgraft.training.distiller import Distiller, Taught, follow
 from kgraft.training.feeds import ArrayFeed, Batch, Feed
 
 
@@ -75,6 +75,29 @@ class Teaching:
             for batch in feed.in_order().epoch(0)
         ]
         return keras.ops.convert_to_tensor(np.concatenate(parts))
+
+
+class TaughtEngine(Engine):
+    """An engine of Distillers made by `distil`: they are compiled anew whenever their students are.
+
+    Args:
+        models: Distillers that `distil` made.
+        wanted: see `Engine`.
+    """
+
+    def choose(self) -> None:
+        """See `Engine`."""
+        self._follow()
+        super().choose()
+
+    def begin_epoch(self) -> None:
+        """See `Engine`."""
+        self._follow()
+        super().begin_epoch()
+
+    def _follow(self) -> None:
+        for stepper in self.steppers:
+            follow(stepper.model)
 
 
 class Classrooms:

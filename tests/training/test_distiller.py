@@ -256,7 +256,12 @@ def test_only_the_student_is_trainable():
     model = Distiller(student, [teacher])
     own = [id(variable) for variable in student.trainable_variables]
     assert [id(variable) for variable in model.trainable_variables] == own
-    assert not teacher.trainable_variables
+    taught = {id(variable) for variable in teacher.variables}
+    others = {id(variable) for variable in model.non_trainable_variables}
+    assert taught <= others and len(others) == len(model.variables) - len(own)
+    assert [id(v) for v in model.trainable_weights] == own
+    assert len(model.non_trainable_weights) == len(model.weights) - len(own)
+    assert teacher.trainable and teacher.trainable_variables  # its own flag is not touched
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="looks at torch tensors")
@@ -337,7 +342,7 @@ def test_saved_distiller_goes_on_as_if_it_had_not_stopped(tmp_path):
     np.testing.assert_array_equal(logits(loaded), logits(model))
     for own, other in zip(model.teachers, loaded.teachers, strict=True):
         np.testing.assert_array_equal(logits(own), logits(other))
-        assert not other.trainable
+        assert {id(v) for v in other.variables} <= {id(v) for v in loaded.non_trainable_variables}
     for one in (model, loaded):
         one.train_on_batch(*FIRST)
     assert_same(state(loaded.student), state(model.student), rtol=1e-6)

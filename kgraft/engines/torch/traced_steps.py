@@ -94,6 +94,8 @@ def why_not(model: Any) -> str | None:
         return "it is not compiled"
     if model.run_eagerly:
         return "it is compiled with run_eagerly=True"
+    if any(isinstance(o, keras.optimizers.LossScaleOptimizer) for o in _optimizers(model)):
+        return "its LossScaleOptimizer looks at the gradients in every step"
     for layer in model._flatten_layers():
         if not _is_ours(layer) or isinstance(layer, keras.layers.Lambda):
             return f"layer {layer.name!r} is not Keras'"
