@@ -102,7 +102,7 @@ class Engine:
             wait(running)
         return [future.result() for future in running]
 
-    def logs(self) -> list[dict[str, float]]:
+    def logs(self) -> list[dict[str, Any]]:
         """Each model's metrics over the epoch so far."""
         return [stepper.logs() for stepper in self.steppers]
 

@@ -24,8 +24,8 @@ class Steps(Protocol):
     def train(self, data: tuple[Any, ...]) -> Logs:
         """One training step on `(x, y, sample_weight)`; the metrics so far."""
 
-    def test(self, data: tuple[Any, ...]) -> None:
-        """Take `(x, y, sample_weight)` into the metrics."""
+    def test(self, data: tuple[Any, ...]) -> Logs:
+        """Take `(x, y, sample_weight)` into the metrics; the metrics so far."""
 
     def predict(self, x: Any) -> Any:
         """Outputs for a batch."""
@@ -56,6 +56,7 @@ class Stepper:
         self._steps: Steps | None = None
         self._built = False
         self._in_training = False
+        self._last: Logs | None = None
 
     def build(self, data: tuple[Any, ...]) -> None:
         """Build the model, its optimizer and its metrics from one batch; done once.
@@ -71,6 +72,7 @@ class Stepper:
     def begin_epoch(self) -> None:
         """Reset the metrics and turn to training mode."""
         self.model.reset_metrics()
+        self._last = None
         self._train_mode(True)
 
     def end_epoch(self) -> None:
@@ -87,47 +89,67 @@ class Stepper:
             The metrics so far, as tensors on the device.
         """
         self.build(data)
-        return self.choose().train(_triple(data))
+        self._last = self.choose().train(_triple(data))
+        return self._last
 
-    def logs(self) -> dict[str, float]:
-        """The metrics over the batches since `begin_epoch`."""
-        results: dict[str, float] = {}
-        for metric in self.model.metrics:
-            value = metric.result()
-            values = value if isinstance(value, dict) else {metric.name: value}
-            results.update((name, float(v)) for name, v in values.items())
-        return results
+    def logs(self) -> dict[str, Any]:
+        """What `fit` would log: the metrics over the batches since `begin_epoch`.
 
-    def evaluate(self, batches: Iterable[tuple[Any, ...]]) -> dict[str, float]:
+        A model whose steps return other names than its metrics' gets what the last step returned.
+
+        Returns:
+            Name -> a float, or an array for a metric with several values.
+        """
+        metrics = self.model.get_metrics_result()
+        last = self._last
+        return _plain(metrics if last is None or last.keys() == metrics.keys() else last)
+
+    def evaluate(
+        self,
+        batches: Iterable[tuple[Any, ...]],
+        *,
+        before_batch: Callable[[int], None] | None = None,
+        after_batch: Callable[[int, Logs], None] | None = None,
+    ) -> dict[str, Any]:
         """Metrics over some batches, in inference mode.
 
         Args:
             batches: iterable of `(x, y)` or `(x, y, sample_weight)`.
+            before_batch: called with the number of each batch, from 0, before it is looked at.
+            after_batch: called with the number of each batch and the metrics so far, as tensors on
+                the device.
 
         Returns:
-            Metric name -> value.
+            Metric name -> value, see `logs`.
         """
         self.model.reset_metrics()
         self._train_mode(False)
-        for data in batches:
+        self._last = None
+        for step, data in enumerate(batches):
+            if before_batch is not None:
+                before_batch(step)
             self.build(data)
-            self.choose().test(_triple(data))
+            self._last = self.choose().test(_triple(data))
+            if after_batch is not None:
+                after_batch(step, self._last)
         return self.logs()
 
-    def predict(self, batches: Iterable[tuple[Any, ...]]) -> np.ndarray:
+    def predict(self, batches: Iterable[tuple[Any, ...]]) -> Any:
         """Outputs over some batches, in inference mode.
 
         Args:
             batches: iterable of tuples that begin with x.
 
         Returns:
-            Outputs, shape `(n, ...)`.
+            Outputs of shape `(n, ...)`, nested as the model's are.
         """
         self._train_mode(False)
         steps = self.choose() if self.model.built else eager_steps(self.model)
-        return np.concatenate(
-            [keras.ops.convert_to_numpy(steps.predict(data[0])) for data in batches]
-        )
+        outputs = [
+            keras.tree.map_structure(keras.ops.convert_to_numpy, steps.predict(data[0]))
+            for data in batches
+        ]
+        return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
     def _train_mode(self, on: bool) -> None:
         self._in_training = on
@@ -161,12 +183,12 @@ class TorchSteps:
         """See `Steps`."""
         return self._alone(self._model.train_step, on_device(data))
 
-    def test(self, data: tuple[Any, ...]) -> None:
+    def test(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
         import torch
 
         with torch.no_grad():
-            self._alone(self._model.test_step, on_device(data))
+            return self._alone(self._model.test_step, on_device(data))
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
@@ -215,7 +237,7 @@ class JaxSteps:
         _write(parts, new_state)
         return logs
 
-    def test(self, data: tuple[Any, ...]) -> None:
+    def test(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
         model = self._model
         parts = [
@@ -224,7 +246,9 @@ class JaxSteps:
             model.metrics_variables,
         ]
         state = tuple([v.value for v in part] for part in parts)
-        _write(parts, self._test(state, data)[1])
+        logs, new_state = self._test(state, data)
+        _write(parts, new_state)
+        return logs
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
@@ -250,10 +274,10 @@ class TensorFlowSteps:
         self._model.make_train_function()
         return self._model.train_function(iter([data]))
 
-    def test(self, data: tuple[Any, ...]) -> None:
+    def test(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
         self._model.make_test_function()
-        self._model.test_function(iter([data]))
+        return self._model.test_function(iter([data]))
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
@@ -266,6 +290,18 @@ _BACKENDS: dict[str, Callable[[Any], Any]] = {
     "jax": JaxSteps,
     "tensorflow": TensorFlowSteps,
 }
+
+
+def _plain(logs: Logs) -> Logs:
+    """Logs as Keras hands them to callbacks: numbers, and arrays where there are several."""
+    found: Logs = {}
+    for name, value in logs.items():
+        if isinstance(value, dict):
+            found.update(_plain(value))
+            continue
+        numbers = np.asarray(keras.ops.convert_to_numpy(value))
+        found[name] = float(numbers.item()) if numbers.size == 1 else numbers
+    return found
 
 
 def _triple(data: tuple[Any, ...]) -> tuple[Any, ...]:

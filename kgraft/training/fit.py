@@ -229,7 +229,7 @@ class GraftingFit:
         feed = feed_of(x, y, batch_size=batch_size, shuffle=False)
         return [student.evaluate(feed.epoch(0)) for student in self._students]
 
-    def predict(self, x: Any, *, batch_size: int | None = None) -> np.ndarray:
+    def predict(self, x: Any, *, batch_size: int | None = None) -> Any:
         """Outputs of every peer.
 
         Args:
@@ -237,10 +237,11 @@ class GraftingFit:
             batch_size: examples a step, with arrays.
 
         Returns:
-            Shape `(K, n, ...)`.
+            Outputs of shape `(K, n, ...)`, nested as the models' are.
         """
         feed = feed_of(x, batch_size=batch_size, shuffle=False)
-        return np.stack([student.predict(feed.epoch(0)) for student in self._students])
+        outputs = [student.predict(feed.epoch(0)) for student in self._students]
+        return keras.tree.map_structure(lambda *parts: np.stack(parts), *outputs)
 
     def _feeds(
         self, x: Any, y: Any, sample_weight: Any, *, shared: bool, **options: Any

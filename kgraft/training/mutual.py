@@ -173,7 +173,7 @@ class MutualEngine:
         """
         return self._of_each(self._engine.step([self._of_all(batches[0])])[0])
 
-    def logs(self) -> list[dict[str, float]]:
+    def logs(self) -> list[dict[str, Any]]:
         """See `Engine`."""
         return self._of_each(self._engine.logs()[0])
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import kgraft
 from kgraft.engines.eager import Stepper
 
 pytestmark = pytest.mark.core
@@ -117,3 +118,89 @@ def test_a_model_that_is_not_compiled_is_refused():
     model = keras.Sequential([keras.Input((2,)), layers.Dense(1)], name="plain")
     with pytest.raises(ValueError, match="'plain' is not compiled"):
         Stepper(model)
+
+
+def test_predictions_keep_the_structure_of_the_outputs():
+    inputs = keras.Input((8, 8, 1))
+    flat = layers.Flatten()(inputs)
+    outputs = {"a": layers.Dense(2)(flat), "b": [layers.Dense(3)(flat), layers.Dense(4)(flat)]}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", loss={"a": "mse", "b": ["mse", "mse"]})
+    x = np.concatenate([batch[0] for batch in batches()])
+    found = Stepper(model).predict([batch[:1] for batch in batches()])  # the last one is smaller
+    expected = model.predict(x, verbose=0)
+    keras.tree.assert_same_structure(found, expected)
+    for own, other in zip(keras.tree.flatten(found), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+def test_peers_predictions_are_stacked_output_by_output():
+    def forked():
+        inputs = keras.Input((8, 8, 1))
+        maps = layers.Flatten()(layers.Conv2D(2, 3)(inputs))
+        model = keras.Model(inputs, {"a": layers.Dense(2)(maps), "b": layers.Dense(3)(maps)})
+        model.compile("sgd", "mse")
+        return model
+
+    peers = [forked(), forked()]
+    x = np.concatenate([batch[0] for batch in batches()])
+    found = kgraft.GraftingFit(peers).predict(x, batch_size=16)
+    for name in "ab":
+        expected = np.stack([peer.predict(x, verbose=0)[name] for peer in peers])
+        np.testing.assert_allclose(found[name], expected, atol=1e-6)
+
+
+def test_a_metric_with_several_values_is_logged_whole():
+    model = network()
+    f1 = keras.metrics.F1Score(name="f1")
+    model.compile("sgd", "categorical_crossentropy", metrics=[f1])
+    data = [(x, np.eye(3, dtype="float32")[y]) for x, y in batches()]
+    logs = Stepper(model).evaluate(data)
+    x, y = (np.concatenate(parts) for parts in zip(*data, strict=True))
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert isinstance(logs["loss"], float)
+    np.testing.assert_allclose(logs["f1"], keras.ops.convert_to_numpy(expected["f1"]), rtol=1e-5)
+    assert logs["f1"].shape == (3,)
+
+
+class Logging(keras.Sequential):
+    """Returns more from a step than its metrics hold."""
+
+    def train_step(self, *arguments):
+        return self._and_more(super().train_step(*arguments), 2.5)
+
+    def test_step(self, *arguments):
+        return self._and_more(super().test_step(*arguments), 1.5)
+
+    def _and_more(self, result, value):
+        more = {"extra": keras.ops.convert_to_tensor(value)}
+        if isinstance(result, tuple):
+            return {**result[0], **more}, *result[1:]
+        return {**result, **more}
+
+
+def test_what_a_step_returns_beside_the_metrics_is_logged_as_fit_logs_it():
+    x, y = batches()[0]
+    logging = Logging([keras.Input((8, 8, 1)), layers.Conv2D(3, 8), layers.Flatten()])
+    logging.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    (history,) = kgraft.GraftingFit([logging]).fit(
+        x, y, validation_data=(x, y), batch_size=8, epochs=2, verbose=0
+    )
+    assert history.history["extra"] == [2.5, 2.5]
+    assert history.history["val_extra"] == [1.5, 1.5]
+    expected = logging.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
+    assert history.history["val_loss"][-1] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_whoever_watches_an_evaluation_sees_every_batch_and_the_metrics_so_far():
+    model = network()
+    seen = []
+    result = Stepper(model).evaluate(
+        batches(),
+        before_batch=lambda step: seen.append(step),
+        after_batch=lambda step, logs: seen.append((step, float(logs["loss"]))),
+    )
+    assert seen[::2] == list(range(5)) and [step for step, _ in seen[1::2]] == list(range(5))
+    first = model.evaluate(*batches()[0], verbose=0, return_dict=True)
+    assert seen[1][1] == pytest.approx(first["loss"], rel=1e-5)
+    assert seen[-1][1] == pytest.approx(result["loss"], rel=1e-5)

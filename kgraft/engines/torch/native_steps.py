@@ -36,10 +36,10 @@ class NativeSteps(TorchSteps):
         with self._native():
             return super().train(data)
 
-    def test(self, data: tuple[Any, ...]) -> None:
+    def test(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
         with self._native():
-            super().test(data)
+            return super().test(data)
 
     def predict(self, x: Any) -> Any:
         """See `Steps`."""
