@@ -42,6 +42,21 @@ class Mixer:
         """
         return plan_of(models)
 
+    def begin(self, models: Sequence[keras.Model]) -> None:
+        """Forget what an earlier training has left; called when one begins, before its first step.
+
+        Args:
+            models: the K peers, built.
+        """
+
+    def end(self, models: Sequence[keras.Model], plan: GraftPlan) -> None:
+        """Leave all peers as networks to be used; called when a training has ended.
+
+        Args:
+            models: the K peers.
+            plan: their plan.
+        """
+
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
     ) -> GraftRecord | None:
