@@ -83,6 +83,20 @@ def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | N
     return mutual
 
 
+def check_steps(**given: Any) -> None:
+    """Refuse numbers of steps that are neither None nor 1 or more.
+
+    Args:
+        **given: name of an argument = what was given.
+
+    Raises:
+        UserError: names the first that is.
+    """
+    for name, value in given.items():
+        if value is not None:
+            checked_count(name, value, least=1)
+
+
 def checked_count(name: str, value: Any, least: int = 0) -> int:
     """A whole number.
 
@@ -195,7 +209,7 @@ def _told(value: Any) -> str:
     if inspect.isclass(value):
         return f"the class {value.__name__}"
     if inspect.isroutine(value):
-        return f"the function {value.__name__}"
+        return f"the function {value.__name__!r}"
     if isinstance(value, str | bytes | int | float | None):
         return repr(value)
     return f"a {type(value).__name__}"

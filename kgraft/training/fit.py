@@ -11,6 +11,7 @@ from kgraft.engines.choose import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.training.arguments import (
+    check_steps,
     check_targets,
     checked_count,
     checked_mixer,
@@ -215,6 +216,7 @@ class GraftingFit:
         """
         begin = 0 if initial_epoch is None else checked_count("initial_epoch", initial_epoch)
         told = range(begin, checked_count("epochs", epochs))
+        check_steps(steps_per_epoch=steps_per_epoch, validation_steps=validation_steps)
         validated = validated_epochs(validation_freq)
         listed = is_listed(x, y, sample_weight)
         if not listed:
