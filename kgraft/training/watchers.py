@@ -114,6 +114,8 @@ def restored_epoch(peers: Sequence[keras.Model]) -> int | None:
         UserError: they were restored at different epochs.
     """
     epochs = [peer._initial_epoch or 0 for peer in peers]
+    for peer in peers:  # it was said to this fit, not to a later one of the peer alone
+        peer._initial_epoch = None
     if len(set(epochs)) > 1:
         raise UserError(
             f"the peers are restored after {', '.join(map(str, epochs))} epochs: a backup of all "
