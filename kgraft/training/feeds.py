@@ -277,7 +277,7 @@ def _array_feed(
         lambda part: None if part is None else _on_device(part), (x, y, sample_weight)
     )
     given = [part for part in keras.tree.flatten(arrays) if part is not None]
-    if not all(part.shape for part in given):
+    if not all(len(part.shape) for part in given):
         raise UserError("x, y or sample_weight holds a single number: expected arrays.")
     counts = {int(part.shape[0]) for part in given}
     if len(counts) != 1:

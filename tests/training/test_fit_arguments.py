@@ -12,8 +12,6 @@ from kgraft.grafting import Graft, Mixer
 from kgraft.training.fit import GraftingFit
 from tests.training.test_fit import Numbers, digits, network
 
-pytestmark = pytest.mark.core
-
 WEIGHTS = np.linspace(0.5, 1.5, 60).astype("float32")
 
 
@@ -108,6 +106,7 @@ def test_a_batch_larger_than_the_data_is_all_of_them():
     assert int(ours.optimizer.iterations) == int(theirs.optimizer.iterations) == 2
 
 
+@pytest.mark.core
 def test_callbacks_hear_of_the_validation_what_they_hear_in_model_fit():
     given = {"validation_data": digits(20, 1), "validation_batch_size": 8, "epochs": 2}
     heard = []
@@ -148,6 +147,7 @@ def test_alpha_is_logged_in_every_epoch_and_is_one_without_grafting():
     assert alone[0].history["alpha"] == [1.0]
 
 
+@pytest.mark.core
 def test_evaluate_and_predict_take_what_keras_takes():
     peers = [network(), network()]
     run = GraftingFit(peers)
@@ -180,6 +180,7 @@ class Images(keras.utils.PyDataset):
         return digits()[0][20 * index : 20 * index + 20]
 
 
+@pytest.mark.core
 def test_inputs_without_targets_are_predicted_whole():
     run = GraftingFit([network(), network()])
     found = run.predict(Images())

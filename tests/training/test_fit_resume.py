@@ -10,8 +10,6 @@ from kgraft.grafting import Mixer
 from kgraft.training.fit import GraftingFit
 from tests.training.test_fit import Snapshots, digits, network
 
-pytestmark = pytest.mark.core
-
 DATA = digits()
 
 
@@ -45,6 +43,7 @@ def test_fits_of_one_epoch_are_one_fit_of_them_all(options):
     assert [epoch for epoch, _ in run.records] == [epoch for epoch, _ in one.records]
 
 
+@pytest.mark.core
 def test_what_was_put_off_is_done_when_the_next_fit_begins():
     peers, _ = twins()
     run = GraftingFit(peers, evaluate="before")
@@ -130,6 +129,7 @@ class Killed(keras.callbacks.Callback):
             raise RuntimeError("killed")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("evaluate", ["after", "before"])
 def test_a_killed_run_with_a_backup_of_every_peer_goes_on_where_it_was(tmp_path, evaluate):
     whole, killed = twins()
