@@ -27,21 +27,6 @@ class Mixer:
 
     every_steps: int | None = None
 
-    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
-        """The plan of the first peer, after comparing the others with it.
-
-        Args:
-            models: the K peers, built.
-
-        Returns:
-            The plan that holds for all of them.
-
-        Raises:
-            UserError: no peer, a model given twice, or peers that do not match; names the first
-                difference.
-        """
-        return plan_of(models)
-
     def begin(self, models: Sequence[keras.Model]) -> None:
         """Forget what an earlier training has left; called when one begins, before its first step.
 
@@ -56,6 +41,21 @@ class Mixer:
             models: the K peers.
             plan: their plan.
         """
+
+    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
+        """The plan of the first peer, after comparing the others with it.
+
+        Args:
+            models: the K peers, built.
+
+        Returns:
+            The plan that holds for all of them.
+
+        Raises:
+            UserError: no peer, a model given twice, or peers that do not match; names the first
+                difference.
+        """
+        return plan_of(models)
 
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0

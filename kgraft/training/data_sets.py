@@ -63,7 +63,9 @@ class AdapterFeed:
             raise UserError(
                 "a Python generator can be read only once: give a list with one for every peer."
             )
-        return AdapterFeed(self._data, limit=self._limit)
+        endless = isinstance(self._data, keras.utils.PyDataset)
+        data = _Endless(self._data) if endless else self._data
+        return AdapterFeed(data, limit=self._limit)
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of the next epoch; which one that is only the data set knows."""
@@ -181,6 +183,22 @@ class _InOrder(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         return self._data[self._order[index]]
+
+
+class _Endless(keras.utils.PyDataset):
+    """An endless data set for another peer; where epochs begin and end the first peer tells it."""
+
+    def __init__(self, data: keras.utils.PyDataset) -> None:
+        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
+        self._data = data
+
+    @property
+    def num_batches(self) -> None:
+        """None: there is no end."""
+        return None
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data[index]
 
 
 def is_indexed(data: Any) -> bool:

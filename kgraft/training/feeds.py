@@ -307,7 +307,12 @@ def _check_count(name: str, value: Any) -> None:
 
 def _on_device(part: Any) -> Any:
     """A tensor; floating point becomes `floatx`, as in `fit`."""
-    tensor = keras.ops.convert_to_tensor(part if _has_dtype(part) else np.asarray(part))
+    array = part if _has_dtype(part) else np.asarray(part)
+    if isinstance(array, np.ndarray) and array.dtype.kind in "OUS":
+        raise UserError(
+            f"x, y or sample_weight is a {type(part).__name__} of {array.dtype}: expected numbers."
+        )
+    tensor = keras.ops.convert_to_tensor(array)
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
         return keras.ops.cast(tensor, keras.config.floatx())
     return tensor

@@ -10,7 +10,8 @@ import numpy as np
 from kgraft.engines.choose import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
-from kgraft.training.arguments import (
+from kgraft.grafting.ring import GraftRecord
+from kgraft.training.fit_arguments import (
     check_steps,
     check_targets,
     checked_count,
@@ -119,8 +120,8 @@ class GraftingFit:
     ) -> None:
         self.peers = checked_peers(peers)
         self.teachers = checked_teachers(teachers)
-        self.graft = checked_mixer(graft)
-        self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
+        mixer = checked_mixer(graft)
+        schedule = GraftSchedule(every, epochs_grafted, evaluate)
         self.seed = checked_count("seed", seed)
         check_optimizers(self.peers)
         mutual = checked_mutual(mutual, self.teachers)
@@ -143,9 +144,23 @@ class GraftingFit:
             self._engine = Engine(taught, engine)
             trainees = self._engine.steppers
         self._loop = PeerLoop(
-            self._students, self._engine, trainees, self._teaching, self.graft, self.schedule
+            self._students, self._engine, trainees, self._teaching, mixer, schedule
         )
-        self.records = self._loop.records
+
+    @property
+    def graft(self) -> Mixer:
+        """What is done to the peers' weights."""
+        return self._loop.mixer
+
+    @property
+    def schedule(self) -> GraftSchedule:
+        """When it is done."""
+        return self._loop.schedule
+
+    @property
+    def records(self) -> list[tuple[int, GraftRecord]]:
+        """What each grafting measured and did, as `(epoch, GraftRecord)`."""
+        return self._loop.records
 
     def fit(
         self,
@@ -173,7 +188,8 @@ class GraftingFit:
         The run counts its epochs: a `fit` without `initial_epoch` goes on where the last one has
         ended, in the data orders, the grafting schedule and `records`, so that n calls with
         `epochs=1` are one with `epochs=n`; callbacks are told 0, 1, ... anew, as by `Model.fit`.
-        With `initial_epoch=e`, also 0, the run's count is set to e.
+        With `initial_epoch=e`, also 0, the run's count is set to e. Whole epochs count: one that
+        was interrupted is begun anew. A data set that shuffles itself goes on as it likes.
 
         With `evaluate="before"`, the grafting put off at the last epoch's end is done when the next
         `fit` begins. Keras' `BackupAndRestore`, one for each peer, resumes all of them.
@@ -182,7 +198,8 @@ class GraftingFit:
             x: arrays, which each peer reads in its own order; a `PyDataset`, whose batches each
                 peer reads in its own order; any other data set (`tf.data`, torch `DataLoader`, a
                 `Feed`), which each peer iterates for itself; or a list with one of these for every
-                peer, arrays as tuples `(x, y)` or `(x, y, sample_weight)`.
+                peer, arrays as tuples `(x, y)` or `(x, y, sample_weight)`, of which the shortest
+                ends the epoch.
             y: targets, with arrays.
             batch_size: examples a step, with arrays; 32 by default.
             epochs: train up to this epoch.
@@ -218,6 +235,7 @@ class GraftingFit:
         told = range(begin, checked_count("epochs", epochs))
         check_steps(steps_per_epoch=steps_per_epoch, validation_steps=validation_steps)
         validated = validated_epochs(validation_freq)
+        check_optimizers(self.peers)  # a peer may have been compiled since
         listed = is_listed(x, y, sample_weight)
         if not listed:
             check_targets(self.peers, x, y, sample_weight)

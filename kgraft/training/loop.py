@@ -36,6 +36,9 @@ class PeerLoop:
         schedule: when.
 
     Attributes:
+        peers: the K models.
+        mixer: what is done to their weights.
+        schedule: when.
         records: what each grafting measured and did, as `(epoch, GraftRecord)`.
         epochs_done: whole epochs so far; the next one of the run has this number.
     """
@@ -53,7 +56,8 @@ class PeerLoop:
         self.records: list[tuple[int, GraftRecord]] = []
         self.epochs_done = 0
         self._students, self._engine, self._trainees = students, engine, trainees
-        self._teaching, self._mixer, self._schedule = teaching, graft, schedule
+        self._teaching = teaching
+        self.mixer, self.schedule = graft, schedule
         built = all(peer.built for peer in self.peers)
         self._plan: GraftPlan | None = graft.check(self.peers) if built else None
         self._pending: int | None = None  # the epoch whose grafting is put off to the next one
@@ -64,7 +68,8 @@ class PeerLoop:
     def prepare(self, feed: Feed) -> None:
         """Build what is not built, from a batch of a feed, and settle how steps are taken."""
         pairs = list(zip(self._trainees, self._students, strict=True))
-        if not all(own.model.built and own.model.optimizer.built for own, _ in pairs):
+        models = [own.model for pair in pairs for own in pair]
+        if not all(model.built and model.optimizer.built for model in models):
             batch = first_batch(feed)
             for trainee, student in pairs:
                 student.build(_without_teachers(batch))
@@ -94,9 +99,9 @@ class PeerLoop:
         """
         for peer in self.peers:
             peer.stop_training, peer._initial_epoch = False, None
-        plan = self._plan = self._plan or self._mixer.check(self.peers)
+        plan = self._plan = self._plan or self.mixer.check(self.peers)
         logs: list[Logs] = [{} for _ in self.peers]
-        self._mixer.begin(self.peers)
+        self.mixer.begin(self.peers)
         try:
             for watcher in watchers:
                 watcher.on_train_begin()
@@ -116,7 +121,7 @@ class PeerLoop:
                 for peer in self.peers:
                     peer.optimizer.finalize_variable_values(peer.trainable_weights)
         finally:
-            self._mixer.end(self.peers, plan)
+            self.mixer.end(self.peers, plan)
         for watcher, own in zip(watchers, logs, strict=True):
             watcher.on_train_end(own)
 
@@ -124,7 +129,7 @@ class PeerLoop:
         """Go on from weights that were saved after so many epochs."""
         _log.info("all peers are restored: the training goes on with epoch %d", epoch + 1)
         self.epochs_done = epoch
-        put_off = self._schedule.evaluate == "before" and self._schedule.due(epoch - 1)
+        put_off = self.schedule.evaluate == "before" and self.schedule.due(epoch - 1)
         self._pending = epoch - 1 if put_off and ends_epochs(watchers) else None
 
     def _epoch(self, feeds: Sequence[Feed], watchers: Watchers, epoch: int) -> list[Logs]:
@@ -138,8 +143,8 @@ class PeerLoop:
             watcher.on_epoch_begin(epoch)
         self._train_epoch(feeds, watchers, number)
         logs = self._engine.logs()
-        if self._schedule.due(number):
-            if self._schedule.evaluate == "after":
+        if self.schedule.due(number):
+            if self.schedule.evaluate == "after":
                 self._graft(number)
             else:
                 self._pending = number
@@ -176,12 +181,12 @@ class PeerLoop:
         """What the mixer does between steps."""
         number = self._steps_taken if steps is None else epoch * steps + step
         self._steps_taken = number + 1
-        every = self._mixer.every_steps
+        every = self.mixer.every_steps
         if every is not None and (number + 1) % every == 0 and self._plan is not None:
-            self._mixer.step(self.peers, self._plan, number)
+            self.mixer.step(self.peers, self._plan, number)
 
     def _graft(self, epoch: int) -> None:
-        record = self._mixer.apply(self.peers, self._plan, epoch)
+        record = self.mixer.apply(self.peers, self._plan, epoch)
         if record is not None:
             warn_of_sick_peers(record, self._sick)
             self.records.append((epoch, record))

@@ -88,6 +88,16 @@ def test_a_data_set_is_told_of_each_epoch_once_as_in_model_fit():
     assert listed.told == theirs.told
 
 
+def test_an_endless_data_set_is_told_of_each_epoch_once():
+    own = Endless()
+    feeds = feeds_of(3, own, steps=2)
+    told = len(own.told)
+    drawn = [[batch[0][0, 0] for batch in batches] for batches in side_by_side(feeds, 0)]
+    assert drawn == [[0, 0, 0], [1, 1, 1]]
+    assert own.told[told:] == ["begin", "end"]
+    assert [batch[0][0, 0] for batch in feeds[2].epoch(1)] == [2, 3]
+
+
 def test_a_reader_that_is_ahead_ends_the_epoch_for_all():
     """Peers of a GraftCallback read pass after pass, none of them waits for the last batch."""
     own = Batches(2)
@@ -291,6 +301,7 @@ def test_teachers_see_weighted_batches_of_a_stream():
         (lambda: feed_of(keras.utils.PyDataset()), "a PyDataset without a length"),
         (lambda: feed_of(np.zeros((0, 2))), "x holds no example"),
         (lambda: feed_of(np.float32(3)), "a single number"),
+        (lambda: feed_of(X, np.array(["cat"] * 60)), "a ndarray of <U3: expected numbers"),
         (lambda: feed_of(Batches(), np.zeros(3)), "y cannot be given with a Batches"),
         (lambda: feeds_of(2, [Batches()] * 2, shared=True), "need one data set for all peers"),
     ],
