@@ -11,6 +11,16 @@ from kgraft.engines.choose import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
+from kgraft.training.distiller import distil
+from kgraft.training.feeds import (
+    Batch,
+    Feed,
+    Shuffle,
+    feeds_of,
+    in_one_order,
+    is_listed,
+    validation_feed,
+)
 from kgraft.training.fit_arguments import (
     check_steps,
     check_targets,
@@ -21,16 +31,6 @@ from kgraft.training.fit_arguments import (
     checked_teachers,
     split,
     validated_epochs,
-)
-from kgraft.training.distiller import distil
-from kgraft.training.feeds import (
-    Batch,
-    Feed,
-    Shuffle,
-    feeds_of,
-    in_one_order,
-    is_listed,
-    validation_feed,
 )
 from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
