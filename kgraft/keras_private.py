@@ -12,6 +12,7 @@ from above for that reason.
 | `in_stateless_scope` | whether variables are values of a scope | `keras.StatelessScope`, mute |
 | `EpochIterator` | whatever `fit` takes, read as batches | none |
 | `GeneratorDataAdapter` | a data set that can be read only once | none |
+| `TorchDataLoaderAdapter` | a data set that is a torch `DataLoader` | none |
 | `can_convert_arrays` | whether something is arrays, as `fit` decides it | none |
 | `class_weight_to_sample_weights` | class weights as weights of examples | inside `fit` |
 | `train_validation_split` | cuts the end off some arrays | inside `fit` |
@@ -24,12 +25,14 @@ from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arra
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 from keras.src.trainers.data_adapters.data_adapter_utils import class_weight_to_sample_weights
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
 __all__ = [
     "EpochIterator",
     "Functional",
     "GeneratorDataAdapter",
+    "TorchDataLoaderAdapter",
     "can_convert_arrays",
     "class_weight_to_sample_weights",
     "get_keras_mask",

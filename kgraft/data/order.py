@@ -33,6 +33,44 @@ def epoch_order(
     return np.random.default_rng([seed, peer, epoch, _ORDER]).permutation(count)
 
 
+def order_within_batches(
+    count: int, batch_size: int, *, seed: int, peer: int, epoch: int
+) -> np.ndarray:
+    """Order that keeps every batch's images together, as `shuffle="batch"` of `Model.fit`.
+
+    Args:
+        count: Number of images.
+        batch_size: Images a step.
+        seed: The run's seed, not negative.
+        peer: Number of the peer.
+        epoch: Number of the epoch.
+
+    Returns:
+        A permutation of 0..count-1 within each batch, int64 `(count,)`.
+    """
+    drawn = epoch_order(count, seed=seed, peer=peer, epoch=epoch)
+    return drawn[np.argsort(drawn // batch_size, kind="stable")]
+
+
+def steps_of(epoch: int, steps: int, limit: int | None, *, shuffle: bool) -> np.ndarray:
+    """Which steps of its order an epoch takes that may be shorter than the data.
+
+    A new order begins with every epoch, so the first ones are taken; without one an epoch goes on
+    where the last one has ended, and begins again at the data's end.
+
+    Args:
+        epoch: Number of the epoch.
+        steps: Batches that the data make.
+        limit: At most so many of them; None for all.
+        shuffle: Whether every epoch has an order of its own.
+
+    Returns:
+        Numbers of steps, int64 `(min(steps, limit),)`.
+    """
+    taken = np.arange(steps if limit is None else min(steps, limit))
+    return taken if shuffle or limit is None else (epoch * len(taken) + taken) % steps
+
+
 def augmentation_rng(*, seed: int, peer: int, epoch: int) -> np.random.Generator:
     """Generator of a peer's crops and flips in one epoch; independent of its order."""
     return np.random.default_rng([seed, peer, epoch, _AUGMENTATION])

@@ -1,40 +1,29 @@
 """Where a peer's batches come from: one feed a peer, from anything that `fit` takes."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from kgraft.data.order import epoch_order
+from kgraft.data import BatchStream
+from kgraft.data.order import epoch_order, order_within_batches, steps_of
 from kgraft.errors import UserError
-from kgraft.keras_private import (
-    EpochIterator,
-    GeneratorDataAdapter,
-    can_convert_arrays,
-    class_weight_to_sample_weights,
+from kgraft.keras_private import can_convert_arrays
+from kgraft.training.batches import (
+    Batch,
+    Feed,
+    Kept,
+    Limited,
+    Weighted,
+    first_batch,
+    sample_weights,
+    side_by_side,
 )
+from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed, is_indexed
 
-Batch = tuple[Any, ...]
-
-
-@runtime_checkable
-class Feed(Protocol):
-    """The batches of one peer, epoch by epoch."""
-
-    @property
-    def steps(self) -> int | None:
-        """Batches an epoch, None where nobody knows."""
-        ...
-
-    def for_peer(self, peer: int) -> "Feed":
-        """The same data in another peer's order."""
-        ...
-
-    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
-        """The batches of one epoch: `(x, y)` or `(x, y, sample_weight)`."""
-        ...
+Shuffle = bool | Literal["batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +35,16 @@ class ArrayFeed:
         batch_size: examples a step; the last step of an epoch takes what is left.
         seed: with `peer` and the epoch it determines the order.
         peer: number of the peer, counted from 0.
-        shuffle: False for the order in which the examples lie.
-        limit: at most so many steps an epoch.
+        shuffle: False for the order in which the examples lie, `"batch"` for the same batches in
+            that order, shuffled within.
+        limit: at most so many steps an epoch, see `steps_of`.
     """
 
     arrays: Batch
     batch_size: int
     seed: int = 0
     peer: int = 0
-    shuffle: bool = True
+    shuffle: Shuffle = True
     limit: int | None = None
 
     @property
@@ -65,7 +55,11 @@ class ArrayFeed:
     @property
     def steps(self) -> int:
         """Batches an epoch."""
-        return min(-(-self.count // self.batch_size), self.limit or self.count)
+        return min(self._steps, self.limit or self._steps)
+
+    @property
+    def _steps(self) -> int:
+        return -(-self.count // self.batch_size)
 
     def for_peer(self, peer: int) -> "ArrayFeed":
         """The same arrays, not copied, in another peer's order."""
@@ -77,10 +71,8 @@ class ArrayFeed:
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of one epoch, the same ones whenever it is asked for."""
-        order = epoch_order(
-            self.count, seed=self.seed, peer=self.peer, epoch=epoch, shuffle=self.shuffle
-        )
-        for step in range(self.steps):
+        order = self._order(epoch)
+        for step in steps_of(epoch, self._steps, self.limit, shuffle=self.shuffle is True):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             index = keras.ops.convert_to_tensor(chosen, "int32")
             yield keras.tree.map_structure(
@@ -88,45 +80,11 @@ class ArrayFeed:
                 self.arrays,
             )
 
-
-class AdapterFeed:
-    """Any other data set that Keras reads: `tf.data`, `PyDataset`, `DataLoader`, a generator.
-
-    Every peer iterates it for itself, so peers see different orders where the data set shuffles
-    itself anew for every iterator.
-    """
-
-    def __init__(self, data: Any, *, limit: int | None = None, class_weight: Any = None) -> None:
-        self._data, self._limit, self._class_weight = data, limit, class_weight
-        self._iterator = EpochIterator(data, steps_per_epoch=limit, class_weight=class_weight)
-        self._iterator.reset()
-
-    @property
-    def steps(self) -> int | None:
-        """Batches an epoch, None where the data set does not say."""
-        return self._iterator.num_batches
-
-    def for_peer(self, peer: int) -> "AdapterFeed":
-        """An iterator of its own over the same data set; the first peer has this one."""
-        if peer == 0:
-            return self
-        if isinstance(self._iterator.data_adapter, GeneratorDataAdapter):
-            raise UserError(
-                "a Python generator can be read only once: give a list with one for every peer."
-            )
-        return AdapterFeed(self._data, limit=self._limit, class_weight=self._class_weight)
-
-    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
-        """The batches of the next epoch; which one that is only the data set knows."""
-        del epoch
-        whole = False
-        try:
-            for _, _, batches in self._iterator.enumerate_epoch():
-                yield tuple(batches[0])
-            whole = True
-        finally:
-            if not whole:
-                self._iterator.reset()
+    def _order(self, epoch: int) -> np.ndarray:
+        own = {"seed": self.seed, "peer": self.peer, "epoch": epoch}
+        if self.shuffle == "batch":
+            return order_within_batches(self.count, self.batch_size, **own)
+        return epoch_order(self.count, shuffle=bool(self.shuffle), **own)
 
 
 def feed_of(
@@ -137,54 +95,151 @@ def feed_of(
     batch_size: int | None = None,
     class_weight: dict[int, float] | None = None,
     seed: int = 0,
-    shuffle: bool = True,
+    peer: int = 0,
+    shuffle: Shuffle = True,
     steps: int | None = None,
 ) -> Feed:
-    """The first peer's feed from whatever `fit` takes.
+    """A peer's feed from whatever `fit` takes.
 
     Args:
         x: arrays, a `Feed`, or a data set that yields `(x, y)` or `(x, y, sample_weight)`.
         y: targets, with arrays.
         sample_weight: weights of the examples, with arrays.
-        batch_size: examples a step, with arrays; 32 by default.
-        class_weight: weight of every class, as in `fit`.
-        seed: orders of arrays follow from it.
-        shuffle: whether arrays are read in a new order each epoch.
-        steps: at most so many steps an epoch.
+        batch_size: examples a step, with arrays; by default 32, or what makes `steps` of all.
+        class_weight: weight of every class, as in `fit`, with any data.
+        seed: orders of arrays and of a `PyDataset`'s batches follow from it.
+        peer: whose order that is; a `Feed` keeps its own.
+        shuffle: whether they are read in a new order each epoch.
+        steps: at most so many steps an epoch: the first ones of its order; without shuffling, and
+            of other data sets, an epoch goes on where the last one has ended.
 
     Returns:
-        The feed of peer 0; `for_peer(k)` gives the others'.
+        The feed; `for_peer(k)` gives the others'.
 
     Raises:
-        UserError: a batch larger than the data, or arguments that do not go together.
+        UserError: data that Keras cannot read, or arguments that do not go together.
     """
-    if isinstance(x, Feed):
-        _only_with_arrays("a feed", y=y, sample_weight=sample_weight, batch_size=batch_size)
-        return x
-    if not is_arrays(x, y, sample_weight):
-        _only_with_arrays(
-            f"a {type(x).__name__}", y=y, sample_weight=sample_weight, batch_size=batch_size
+    _check_count("batch_size", batch_size)
+    _check_count("steps", steps)
+    if shuffle not in (True, False, "batch"):
+        raise UserError(f"shuffle={shuffle!r}: expected True, False or 'batch'.")
+    if is_arrays(x, y, sample_weight):
+        return _array_feed(
+            (x, y, sample_weight), batch_size, class_weight, seed, peer, shuffle, steps
         )
-        try:
-            return AdapterFeed(x, limit=steps, class_weight=class_weight)
-        except ValueError as error:
+    what = "a feed" if isinstance(x, Feed) else f"a {type(x).__name__}"
+    for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
+        if value is not None:
+            raise UserError(f"{name} cannot be given with {what}, which yields whole batches.")
+    feed: Feed
+    if isinstance(x, Feed):
+        feed = x if steps is None else Limited(x, steps)
+    elif is_indexed(x):
+        feed = PyDatasetFeed(x, seed=seed, peer=peer, shuffle=bool(shuffle), limit=steps)
+    else:
+        feed = AdapterFeed(x, limit=steps)
+    return feed if class_weight is None else Weighted(feed, class_weight)
+
+
+def feeds_of(
+    count: int,
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    *,
+    shared: bool = False,
+    prepare: Callable[[Feed], Feed] = lambda feed: feed,
+    **options: Any,
+) -> list[Feed]:
+    """One feed a peer.
+
+    Args:
+        count: number of peers, K.
+        x: what `feed_of` takes, for all peers; or a list of K of these, arrays as tuples `(x, y)`
+            or `(x, y, sample_weight)`.
+        y: see `feed_of`.
+        sample_weight: see `feed_of`.
+        shared: whether all see the first one's batches.
+        prepare: what is done to each feed that is made of data, before peers share it.
+        **options: see `feed_of`.
+
+    Raises:
+        UserError: see `feed_of`; a list of another length, or a shared one.
+    """
+    if not is_listed(x, y, sample_weight):
+        first = prepare(feed_of(x, y, sample_weight, **options))
+        return [first if shared else first.for_peer(k) for k in range(count)]
+    if shared:
+        raise UserError(
+            "shared_batches=True and mutual= need one data set for all peers, not a list."
+        )
+    if len(x) != count:
+        raise UserError(f"{len(x)} data sets for {count} peers: one for each.")
+    made: dict[int, Feed] = {}
+    feeds = []
+    for k, data in enumerate(x):
+        if id(data) in made and not isinstance(data, Feed):
+            feeds.append(made[id(data)].for_peer(k))
+            continue
+        parts = data if isinstance(data, tuple) else (data, y, sample_weight)
+        if not 1 <= len(parts) <= 3:
             raise UserError(
-                f"x is a {type(x).__name__}, which Keras cannot read: expected arrays, a "
-                "PyDataset, a tf.data.Dataset, a torch DataLoader or a generator."
-            ) from error
-    if class_weight is not None:
-        sample_weight = class_weight_to_sample_weights(y, class_weight)
-    arrays = keras.tree.map_structure(
-        lambda part: None if part is None else _on_device(part), (x, y, sample_weight)
-    )
-    counts = {int(part.shape[0]) for part in keras.tree.flatten(arrays) if part is not None}
-    if len(counts) != 1:
-        raise UserError(f"x, y and sample_weight hold {sorted(counts)} examples: expected equal.")
-    count = counts.pop()
-    size = min(32, count) if batch_size is None else batch_size
-    if not 1 <= size <= count:
-        raise UserError(f"batch_size={size}: expected 1..{count}, the number of examples.")
-    return ArrayFeed(arrays, size, seed=seed, shuffle=shuffle, limit=steps)
+                f"data set {k + 1} is a tuple of {len(parts)}: expected (x, y) or "
+                "(x, y, sample_weight)."
+            )
+        feeds.append(prepare(feed_of(*parts, peer=k, **options)))
+        made[id(data)] = feeds[-1]
+    return feeds
+
+
+def validation_feed(
+    data: Any,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    *,
+    of_arrays: int | None = None,
+) -> Feed:
+    """A feed that is read in order, from what `fit` takes as `validation_data`.
+
+    Args:
+        data: `(x, y)` or `(x, y, sample_weight)`, a tuple or a list, or a data set. What can be
+            read only once is read once and kept for all peers and epochs.
+        batch_size: examples a step; with arrays only.
+        steps: at most so many batches, the first ones.
+        of_arrays: the default of `batch_size`, where there are arrays.
+
+    Raises:
+        UserError: see `feed_of`; a tuple of another length.
+    """
+    parts = tuple(data) if isinstance(data, list | tuple) else (data,)
+    if not 1 <= len(parts) <= 3:
+        raise UserError(
+            f"validation_data holds {len(parts)} parts: expected (x, y), (x, y, sample_weight) or "
+            "a data set."
+        )
+    if is_arrays(*parts):
+        return feed_of(*parts, batch_size=batch_size or of_arrays, shuffle=False, steps=steps)
+    _check_count("steps", steps)
+    feed = feed_of(*parts, batch_size=batch_size, shuffle=False)
+    feed = feed if steps is None else Limited(feed, steps)
+    inner = feed.feed if isinstance(feed, Limited) else feed
+    return Kept(feed) if isinstance(inner, AdapterFeed) and inner.once else feed
+
+
+def in_one_order(feed: Feed) -> bool:
+    """Whether `for_peer` is known to give every peer one order of batches.
+
+    Args:
+        feed: any feed.
+
+    Returns:
+        False where peers have orders of their own, and where nobody knows.
+    """
+    if isinstance(feed, Limited | Weighted):
+        return in_one_order(feed.feed)
+    if isinstance(feed, ArrayFeed | PyDatasetFeed | BatchStream):
+        return feed.shuffle is not True
+    return isinstance(feed, AdapterFeed) and feed.in_one_order
 
 
 def is_arrays(*parts: Any) -> bool:
@@ -192,9 +247,72 @@ def is_arrays(*parts: Any) -> bool:
     return bool(can_convert_arrays(parts))
 
 
+def is_listed(x: Any, y: Any, sample_weight: Any) -> bool:
+    """Whether `x` is a list of data sets, one for every peer, and no model's list of inputs.
+
+    Args:
+        x: what `fit` was given.
+        y: see `x`; without it a list of tuples is one of `(x, y)`, not of inputs.
+        sample_weight: see `x`.
+    """
+    if not isinstance(x, list):
+        return False
+    tuples = y is None and sample_weight is None and all(type(part) is tuple for part in x)
+    return bool(x) and (tuples or not is_arrays(x, y, sample_weight))
+
+
+def _array_feed(
+    parts: Batch,
+    batch_size: int | None,
+    class_weight: dict[int, float] | None,
+    seed: int,
+    peer: int,
+    shuffle: Shuffle,
+    steps: int | None,
+) -> ArrayFeed:
+    x, y, sample_weight = parts
+    if class_weight is not None:
+        sample_weight = sample_weights(y, sample_weight, class_weight)
+    arrays = keras.tree.map_structure(
+        lambda part: None if part is None else _on_device(part), (x, y, sample_weight)
+    )
+    given = [part for part in keras.tree.flatten(arrays) if part is not None]
+    if not all(len(part.shape) for part in given):
+        raise UserError("x, y or sample_weight holds a single number: expected arrays.")
+    counts = {int(part.shape[0]) for part in given}
+    if len(counts) != 1:
+        raise UserError(f"x, y and sample_weight hold {sorted(counts)} examples: expected equal.")
+    count = counts.pop()
+    if not count:
+        raise UserError("x holds no example: there is nothing to read.")
+    x, y, sample_weight = arrays
+    if sample_weight is not None and keras.tree.is_nested(y):
+        if not keras.tree.is_nested(sample_weight):  # as in `Model.fit`: the same for every output
+            sample_weight = keras.tree.map_structure(lambda _: sample_weight, y)
+    wanted = batch_size or (-(-count // steps) if steps else 32)
+    return ArrayFeed(
+        (x, y, sample_weight),
+        min(wanted, count),
+        seed=seed,
+        peer=peer,
+        shuffle=shuffle,
+        limit=steps,
+    )
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, int | np.integer) or value < 1):
+        raise UserError(f"{name}={value!r}: expected a whole number, 1 or more.")
+
+
 def _on_device(part: Any) -> Any:
     """A tensor; floating point becomes `floatx`, as in `fit`."""
-    tensor = keras.ops.convert_to_tensor(part if _has_dtype(part) else np.asarray(part))
+    array = part if _has_dtype(part) else np.asarray(part)
+    if isinstance(array, np.ndarray) and array.dtype.kind in "OUS":
+        raise UserError(
+            f"x, y or sample_weight is a {type(part).__name__} of {array.dtype}: expected numbers."
+        )
+    tensor = keras.ops.convert_to_tensor(array)
     if keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype)):
         return keras.ops.cast(tensor, keras.config.floatx())
     return tensor
@@ -204,41 +322,18 @@ def _has_dtype(part: Any) -> bool:
     return isinstance(part, np.ndarray) or keras.ops.is_tensor(part)
 
 
-def _only_with_arrays(what: str, **given: Any) -> None:
-    for name, value in given.items():
-        if value is not None:
-            raise UserError(f"{name} cannot be given with {what}, which yields whole batches.")
-
-
-__all__ = ["AdapterFeed", "ArrayFeed", "Batch", "Feed", "feed_of", "is_arrays"]
-
-
-def validation_feed(data: Any, batch_size: int | None) -> Feed:
-    """A feed that is read in order, from what `fit` takes as `validation_data`.
-
-    Args:
-        data: `(x, y)` or `(x, y, sample_weight)`, or a data set.
-        batch_size: examples a step, with arrays.
-    """
-    if isinstance(data, tuple):
-        count = len(keras.tree.flatten(data[0])[0])
-        return feed_of(*data, batch_size=min(batch_size or 32, count), shuffle=False)
-    return feed_of(data, shuffle=False)
-
-
-def side_by_side(feeds: Sequence[Feed], epoch: int) -> Iterator[list[Batch]]:
-    """One batch of every peer at a time, until the first of them has no more.
-
-    Peers with one feed in common get the very same batch.
-
-    Args:
-        feeds: one a peer.
-        epoch: which one, counted from 0.
-    """
-    streams = {id(feed): feed.epoch(epoch) for feed in feeds}
-    while True:
-        batches = {key: next(stream, None) for key, stream in streams.items()}
-        found = [batch for feed in feeds if (batch := batches[id(feed)]) is not None]
-        if len(found) < len(feeds):
-            return
-        yield found
+__all__ = [
+    "AdapterFeed",
+    "ArrayFeed",
+    "Batch",
+    "Feed",
+    "PyDatasetFeed",
+    "feed_of",
+    "feeds_of",
+    "first_batch",
+    "in_one_order",
+    "is_arrays",
+    "is_listed",
+    "side_by_side",
+    "validation_feed",
+]

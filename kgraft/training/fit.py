@@ -1,8 +1,7 @@
 """GraftingFit: K models in one loop, grafted after every epoch."""
 
-import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import keras
@@ -10,27 +9,49 @@ import numpy as np
 
 from kgraft.engines.choose import Engine
 from kgraft.errors import UserError
-from kgraft.grafting.graft import Graft, warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
-from kgraft.keras_private import train_validation_split
-from kgraft.training.distiller import Taught, distil
+from kgraft.training.distiller import distil
 from kgraft.training.feeds import (
     Batch,
     Feed,
-    feed_of,
-    is_arrays,
-    side_by_side,
+    Shuffle,
+    feeds_of,
+    in_one_order,
+    is_listed,
     validation_feed,
+)
+from kgraft.training.fit_arguments import (
+    check_steps,
+    check_targets,
+    checked_count,
+    checked_mixer,
+    checked_mutual,
+    checked_peers,
+    checked_teachers,
+    split,
+    validated_epochs,
 )
 from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
+from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import Mutual, MutualEngine
 from kgraft.training.teaching import TaughtEngine, Teaching
+from kgraft.training.watchers import (
+    Callbacks,
+    check_backups,
+    evaluate,
+    watchers_of,
+)
 
 _log = logging.getLogger("kgraft")
 
-Callbacks = Sequence[keras.callbacks.Callback]
+_ONE_ORDER = (
+    "all peers read the data in one order, the weakest setting of the papers: shuffle them, or "
+    "give a list with one data set for every peer."
+)
+
+Verbose = Literal["auto", 0, 1, 2]
 
 
 class GraftingFit:
@@ -60,11 +81,12 @@ class GraftingFit:
 
     Attributes:
         peers: the K models, ordinary Keras models before, during and after training.
-        records: what each grafting measured and did, as `(epoch, GraftRecord)`.
+        records: what each grafting measured and did, as `(epoch, GraftRecord)`; epochs are counted
+            over all calls of `fit`.
 
     Raises:
-        UserError: no peer, a peer that is not compiled or given twice, peers that do not match
-            (names the first difference), or an option out of range.
+        UserError: no peer, a peer that is no model, not compiled or given twice, peers that do not
+            match (names the first difference), or an option of the wrong kind or out of range.
 
     Example:
         ```python
@@ -96,25 +118,17 @@ class GraftingFit:
         seed: int = 0,
         engine: Literal["auto", "eager", "compiled"] = "auto",
     ) -> None:
-        self.peers = list(peers)
-        self.teachers = list(teachers)
-        self.graft: Mixer = graft or Graft()
-        self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
-        self.seed = seed
-        self.records: list[tuple[int, GraftRecord]] = []
-        if not self.peers:
-            raise UserError("no peers: GraftingFit needs at least one compiled model.")
-        for k, peer in enumerate(self.peers, start=1):
-            if not peer.compiled:
-                raise UserError(f"peer {k} ({peer.name!r}) is not compiled: call compile() first.")
+        self.peers = checked_peers(peers)
+        self.teachers = checked_teachers(teachers)
+        mixer = checked_mixer(graft)
+        schedule = GraftSchedule(every, epochs_grafted, evaluate)
+        self.seed = checked_count("seed", seed)
         check_optimizers(self.peers)
-        if mutual is not None and self.teachers:
-            raise UserError("mutual= and teachers= exclude each other: peers learn from either.")
-        self._plan = self.graft.check(self.peers) if all(p.built for p in self.peers) else None
+        mutual = checked_mutual(mutual, self.teachers)
         students = Engine(self.peers, engine)
-        self._students = self._trainees = students.steppers
-        self._shared = mutual is not None
+        self._students = trainees = students.steppers
         self._engine: Engine | MutualEngine = students
+        self._shared = mutual is not None
         self._teaching = (
             Teaching(self.teachers, temperature, engine)
             if self.teachers and not feature_losses
@@ -128,54 +142,85 @@ class GraftingFit:
                 for peer in self.peers
             ]
             self._engine = TaughtEngine(taught, engine)
-            self._trainees = self._engine.steppers
-        self._sick: set[int] = set()
-        self._steps_taken = 0
+            trainees = self._engine.steppers
+        self._loop = PeerLoop(
+            self._students, self._engine, trainees, self._teaching, mixer, schedule
+        )
+
+    @property
+    def graft(self) -> Mixer:
+        """What is done to the peers' weights."""
+        return self._loop.mixer
+
+    @property
+    def schedule(self) -> GraftSchedule:
+        """When it is done."""
+        return self._loop.schedule
+
+    @property
+    def records(self) -> list[tuple[int, GraftRecord]]:
+        """What each grafting measured and did, as `(epoch, GraftRecord)`."""
+        return self._loop.records
 
     def fit(
         self,
-        x: Any,
+        x: Any = None,
         y: Any = None,
-        *,
         batch_size: int | None = None,
         epochs: int = 1,
-        verbose: Literal["auto", 0, 1, 2] = "auto",
-        callbacks: Callbacks | Callable[[int], Callbacks] | None = None,
+        verbose: Verbose = "auto",
+        callbacks: Callbacks | Callable[[int], Callbacks | None] | None = None,
         validation_split: float = 0.0,
         validation_data: Any = None,
-        shuffle: bool = True,
+        shuffle: Shuffle = True,
         class_weight: dict[int, float] | None = None,
         sample_weight: Any = None,
-        initial_epoch: int = 0,
+        initial_epoch: int | None = None,
         steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
         validation_batch_size: int | None = None,
-        validation_freq: int = 1,
+        validation_freq: int | Collection[int] = 1,
+        *,
         shared_batches: bool = False,
     ) -> list[keras.callbacks.History]:
         """Train and graft all peers; arguments as in `keras.Model.fit` where not said otherwise.
 
+        The run counts its epochs: a `fit` without `initial_epoch` goes on where the last one has
+        ended, in the data orders, the grafting schedule and `records`, so that n calls with
+        `epochs=1` are one with `epochs=n`; callbacks are told 0, 1, ... anew, as by `Model.fit`.
+        With `initial_epoch=e`, also 0, the run's count is set to e. Whole epochs count: one that
+        was interrupted is begun anew. A data set that shuffles itself goes on as it likes.
+
+        With `evaluate="before"`, the grafting put off at the last epoch's end is done when the next
+        `fit` begins. Keras' `BackupAndRestore`, one for each peer, resumes all of them.
+
         Args:
-            x: arrays, which each peer reads in its own order; or a data set (`tf.data`,
-                `PyDataset`, torch `DataLoader`, a `Feed`), which each peer iterates for itself;
-                or a list of K data sets, one for every peer.
+            x: arrays, which each peer reads in its own order; a `PyDataset`, whose batches each
+                peer reads in its own order; any other data set (`tf.data`, torch `DataLoader`, a
+                `Feed`), which each peer iterates for itself; or a list with one of these for every
+                peer, arrays as tuples `(x, y)` or `(x, y, sample_weight)`, of which the shortest
+                ends the epoch.
             y: targets, with arrays.
             batch_size: examples a step, with arrays; 32 by default.
             epochs: train up to this epoch.
             verbose: 0 is silent; the progress bar shows the first peer's metrics and, at an
                 epoch's end, everybody's.
-            callbacks: a list of Keras callbacks watches the first peer: they get its metrics and,
-                as `peer2_loss` ..., those of the others, and `alpha`, its mean coefficient. A
-                function `k -> list` gives every peer its own.
+            callbacks: one Keras callback or a list of them watches the first peer: they get its
+                metrics and, as `peer2_loss` ..., those of the others, and `alpha`, the mean
+                coefficient of the epoch's grafting, 1 where nothing was grafted. A function
+                `k -> list` gives every peer its own.
             validation_split: share of the arrays' end that is held out.
             validation_data: `(x, y)` or `(x, y, sample_weight)` or a data set; every peer is
                 evaluated on all of it.
-            shuffle: whether arrays are read in a new order each epoch.
-            class_weight: weight of every class.
+            shuffle: whether arrays and the batches of a `PyDataset` are read in a new order each
+                epoch; `"batch"` shuffles arrays within their batches only.
+            class_weight: weight of every class, with any data that have no sample weights.
             sample_weight: weights of the examples, with arrays.
             initial_epoch: epoch to begin with; orders depend on the epoch, not on the call.
             steps_per_epoch: at most so many steps an epoch.
+            validation_steps: at most so many batches of the validation data, the first ones.
             validation_batch_size: `batch_size` by default.
-            validation_freq: validate every n-th epoch.
+            validation_freq: validate every n-th epoch, or at the end of these, counted from 1.
             shared_batches: whether all peers see the first peer's batches; teachers then run once
                 for all. Peers of their own order are more diverse and gain more from grafting.
 
@@ -183,17 +228,27 @@ class GraftingFit:
             One `History` per peer.
 
         Raises:
-            UserError: data that does not fit, see `feed_of`.
+            UserError: data that does not fit, see `feed_of`; an argument of the wrong kind;
+                backups of some of the peers only.
         """
+        begin = 0 if initial_epoch is None else checked_count("initial_epoch", initial_epoch)
+        told = range(begin, checked_count("epochs", epochs))
+        check_steps(steps_per_epoch=steps_per_epoch, validation_steps=validation_steps)
+        validated = validated_epochs(validation_freq)
+        check_optimizers(self.peers)  # a peer may have been compiled since
+        listed = is_listed(x, y, sample_weight)
+        if not listed:
+            check_targets(self.peers, x, y, sample_weight)
         if validation_split and validation_data is None:
-            (x, y, sample_weight), validation_data = train_validation_split(
-                (x, y, sample_weight), validation_split=validation_split
-            )
-        feeds = self._feeds(
+            (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
+        shared = shared_batches or self._shared
+        feeds = feeds_of(
+            len(self.peers),
             x,
             y,
             sample_weight,
-            shared=shared_batches or self._shared,
+            shared=shared,
+            prepare=self._taught,
             batch_size=batch_size,
             class_weight=class_weight,
             seed=self.seed,
@@ -202,200 +257,99 @@ class GraftingFit:
         )
         validation = None
         if validation_data is not None:
-            validation = validation_feed(validation_data, validation_batch_size or batch_size)
-        self._build(feeds)
-        watchers = self._watchers(callbacks, verbose=verbose, epochs=epochs, steps=feeds[0].steps)
-        _log.info("engine: %s", self._engine.describe())
-        self._run(
-            feeds,
-            watchers,
-            validation,
-            range(initial_epoch, epochs),
-            validation_freq,
+            validation = validation_feed(
+                validation_data, validation_batch_size, validation_steps, of_arrays=batch_size
+            )
+        watchers = watchers_of(
+            self.peers, callbacks, verbose=verbose, epochs=epochs, steps=feeds[0].steps
         )
+        check_backups(watchers)
+        if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
+            _log.warning(_ONE_ORDER)
+        self._loop.prepare(feeds[0])
+        _log.info("engine: %s", self._engine.describe())
+        if initial_epoch is not None:
+            self._loop.epochs_done = begin
+        self._loop.run(feeds, watchers, told, validation=validation, validated=validated)
         return [peer.history for peer in self.peers]
 
-    def evaluate(self, x: Any, y: Any = None, *, batch_size: int | None = None) -> list[dict]:
-        """Loss and metrics of every peer.
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        verbose: Verbose = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        callbacks: Callbacks | Callable[[int], Callbacks | None] | None = None,
+        return_dict: bool = True,
+    ) -> list[Any]:
+        """Loss and metrics of every peer; arguments as in `keras.Model.evaluate`.
 
         Args:
             x: arrays or a data set.
             y: targets, with arrays.
             batch_size: examples a step, with arrays.
+            verbose: 0 is silent; the progress bar shows the first peer's metrics.
+            sample_weight: weights of the examples, with arrays.
+            steps: at most so many batches, the first ones.
+            callbacks: see `fit`.
+            return_dict: False for what `Model.evaluate` returns by default.
 
         Returns:
-            For each peer metric name -> value.
-        """
-        feed = feed_of(x, y, batch_size=batch_size, shuffle=False)
-        return [student.evaluate(feed.epoch(0)) for student in self._students]
+            For each peer metric name -> value; or a list of values, the loss first, which alone is
+            a number.
 
-    def predict(self, x: Any, *, batch_size: int | None = None) -> Any:
-        """Outputs of every peer.
+        Raises:
+            UserError: see `fit`.
+        """
+        check_targets(self.peers, x, y, sample_weight)
+        feed = validation_feed(_trimmed(x, y, sample_weight), batch_size, steps)
+        watchers = watchers_of(
+            self.peers, callbacks, verbose=verbose, add_history=False, epochs=1, steps=feed.steps
+        )
+        found = [
+            evaluate(student, feed, watcher)
+            for student, watcher in zip(self._students, watchers, strict=True)
+        ]
+        if return_dict:
+            return found
+        return [values[0] if len(values := list(own.values())) == 1 else values for own in found]
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Verbose = "auto",
+        steps: int | None = None,
+        callbacks: None = None,
+    ) -> Any:
+        """Outputs of every peer; arguments as in `keras.Model.predict`.
 
         Args:
             x: arrays or a data set.
             batch_size: examples a step, with arrays.
+            verbose: taken as `Model.predict` takes it; nothing is printed.
+            steps: at most so many batches, the first ones.
+            callbacks: none, see below.
 
         Returns:
-            Outputs of shape `(K, n, ...)`, nested as the models' are.
+            Shape `(K, n, ...)`; for a model of several outputs as many of these.
+
+        Raises:
+            UserError: callbacks, which only `peer.predict` calls; see `fit`.
         """
-        feed = feed_of(x, batch_size=batch_size, shuffle=False)
+        del verbose
+        if callbacks is not None:
+            raise UserError("predict takes no callbacks: call predict of each of run.peers.")
+        feed = validation_feed((x,), batch_size, steps)
         outputs = [student.predict(feed.epoch(0)) for student in self._students]
         return keras.tree.map_structure(lambda *parts: np.stack(parts), *outputs)
-
-    def _feeds(
-        self, x: Any, y: Any, sample_weight: Any, *, shared: bool, **options: Any
-    ) -> list[Feed]:
-        if not isinstance(x, list) or is_arrays(x, y, sample_weight):
-            first = self._taught(feed_of(x, y, sample_weight, **options))
-            return [first if shared else first.for_peer(k) for k in range(len(self.peers))]
-        if shared:
-            raise UserError("shared_batches=True needs one data set for all peers, not a list.")
-        if len(x) != len(self.peers):
-            raise UserError(f"{len(x)} data sets for {len(self.peers)} peers: one for each.")
-        return [self._taught(feed_of(data, y, sample_weight, **options)) for data in x]
 
     def _taught(self, feed: Feed) -> Feed:
         """The feed with the teachers' predictions, where they can be had once and for all."""
         return (self._teaching.feed(feed) if self._teaching else None) or feed
 
-    def _build(self, feeds: Sequence[Feed]) -> None:
-        for feed, trainee, student in zip(feeds, self._trainees, self._students, strict=True):
-            if trainee.model.built and trainee.model.optimizer.built:
-                continue
-            with contextlib.closing(feed.epoch(0)) as batches:
-                batch = next(batches)
-            student.build(_without_teachers(batch))
-            trainee.build(self._with_teachers(batch))
-        self._engine.choose()
-        self._plan = self._plan or self.graft.check(self.peers)
 
-    def _watchers(
-        self, callbacks: Any, *, verbose: Any, epochs: int, steps: int | None
-    ) -> list[keras.callbacks.CallbackList]:
-        def given(k: int) -> list[keras.callbacks.Callback]:
-            if callable(callbacks):
-                return list(callbacks(k))
-            return list(callbacks or ()) if k == 0 else []
-
-        return [
-            keras.callbacks.CallbackList(
-                given(k),
-                add_history=True,
-                add_progbar=verbose != 0 and k == 0,
-                model=peer,
-                verbose=verbose,
-                epochs=epochs,
-                steps=steps,
-            )
-            for k, peer in enumerate(self.peers)
-        ]
-
-    def _run(
-        self,
-        feeds: Sequence[Feed],
-        watchers: Sequence[keras.callbacks.CallbackList],
-        validation: Feed | None,
-        epochs: range,
-        validation_freq: int,
-    ) -> None:
-        for peer in self.peers:
-            peer.stop_training = False
-        logs: list[dict[str, Any]] = [{} for _ in self.peers]
-        for watcher in watchers:
-            watcher.on_train_begin()
-        pending: int | None = None
-        for epoch in epochs:
-            if pending is not None:
-                self._graft(pending)
-                pending = None
-            for watcher in watchers:
-                watcher.on_epoch_begin(epoch)
-            self._train_epoch(feeds, watchers, epoch)
-            logs = self._engine.logs()
-            if self.schedule.due(epoch):
-                if self.schedule.evaluate == "after":
-                    self._log_alpha(logs, self._graft(epoch))
-                else:
-                    pending = epoch
-            if validation is not None and (epoch + 1) % validation_freq == 0:
-                self._validate(validation, watchers, logs)
-            _share(logs)
-            for watcher, own in zip(watchers, logs, strict=True):
-                watcher.on_epoch_end(epoch, own)
-            if any(peer.stop_training for peer in self.peers):
-                break
-        for peer in self.peers:
-            peer.optimizer.finalize_variable_values(peer.trainable_weights)
-        for watcher, own in zip(watchers, logs, strict=True):
-            watcher.on_train_end(own)
-
-    def _train_epoch(
-        self,
-        feeds: Sequence[Feed],
-        watchers: Sequence[keras.callbacks.CallbackList],
-        epoch: int,
-    ) -> None:
-        self._engine.begin_epoch()
-        try:
-            for step, batches in enumerate(side_by_side(feeds, epoch)):
-                for watcher in watchers:
-                    watcher.on_train_batch_begin(step)
-                taught = [self._with_teachers(batch) for batch in batches]
-                logs_of_all = self._engine.step(taught)
-                self._mix(epoch, step, feeds[0].steps)
-                for watcher, logs in zip(watchers, logs_of_all, strict=True):
-                    watcher.on_train_batch_end(step, logs)
-                if any(peer.stop_training for peer in self.peers):
-                    break
-        finally:
-            self._engine.end_epoch()
-
-    def _with_teachers(self, batch: Batch) -> Batch:
-        if self._teaching is None or isinstance(batch[1], Taught):
-            return batch
-        return self._teaching.of(batch)
-
-    def _mix(self, epoch: int, step: int, steps: int | None) -> None:
-        """What the mixer does between steps."""
-        number = self._steps_taken if steps is None else epoch * steps + step
-        self._steps_taken = number + 1
-        every = self.graft.every_steps
-        if every is not None and (number + 1) % every == 0 and self._plan is not None:
-            self.graft.step(self.peers, self._plan, number)
-
-    def _graft(self, epoch: int) -> GraftRecord | None:
-        record = self.graft.apply(self.peers, self._plan, epoch)
-        if record is not None:
-            warn_of_sick_peers(record, self._sick)
-            self.records.append((epoch, record))
-        return record
-
-    def _log_alpha(self, logs: list[dict[str, Any]], record: GraftRecord | None) -> None:
-        if record is None:
-            return
-        for own, alpha in zip(logs, record.mean_coefficients.tolist(), strict=True):
-            own["alpha"] = alpha
-
-    def _validate(
-        self,
-        validation: Feed,
-        watchers: Sequence[keras.callbacks.CallbackList],
-        logs: list[dict[str, Any]],
-    ) -> None:
-        for student, watcher, own in zip(self._students, watchers, logs, strict=True):
-            watcher.on_test_begin()
-            results = student.evaluate(validation.epoch(0))
-            watcher.on_test_end(results)
-            own.update((f"val_{name}", value) for name, value in results.items())
-
-
-def _without_teachers(batch: Batch) -> Batch:
-    x, y, *weights = batch
-    return (x, y.targets if isinstance(y, Taught) else y, *weights)
-
-
-def _share(logs: list[dict[str, Any]]) -> None:
-    """The first peer's logs get everybody's, as `peer2_loss` and so on."""
-    for k, own in enumerate(logs[1:], start=2):
-        logs[0].update({f"peer{k}_{name}": value for name, value in own.items()})
+def _trimmed(x: Any, y: Any, sample_weight: Any) -> Batch:
+    return (x,) if y is None and sample_weight is None else (x, y, sample_weight)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kgraft import data
+from kgraft.data.order import order_within_batches, steps_of
 from kgraft.errors import UserError
 
 pytestmark = pytest.mark.core
@@ -117,3 +118,23 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(batch_size):
 
 def test_a_batch_of_all_images_is_fine():
     data.check_batch_size(10, 10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 50), size=st.integers(1, 60), seed=numbers, epoch=numbers)
+def test_an_order_within_batches_moves_no_image_to_another_batch(count, size, seed, epoch):
+    order = order_within_batches(count, size, seed=seed, peer=0, epoch=epoch)
+    np.testing.assert_array_equal(order // size, np.arange(count) // size)
+    assert sorted(order) == list(range(count))
+
+
+def test_short_epochs_without_shuffling_follow_one_another():
+    assert [steps_of(e, 5, 3, shuffle=False).tolist() for e in range(3)] == [
+        [0, 1, 2],
+        [3, 4, 0],
+        [1, 2, 3],
+    ]
+    assert steps_of(4, 5, 3, shuffle=True).tolist() == [0, 1, 2]
+    for shuffle in (True, False):
+        assert steps_of(4, 5, None, shuffle=shuffle).tolist() == [0, 1, 2, 3, 4]
+        assert steps_of(4, 5, 9, shuffle=shuffle).tolist() == [0, 1, 2, 3, 4]

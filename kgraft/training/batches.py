@@ -1,0 +1,184 @@
+"""A peer's batches: what a feed is, and feeds made of other feeds."""
+
+import contextlib
+import itertools
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+import keras
+
+from kgraft.errors import UserError
+from kgraft.keras_private import class_weight_to_sample_weights
+
+Batch = tuple[Any, ...]
+
+
+@runtime_checkable
+class Feed(Protocol):
+    """The batches of one peer, epoch by epoch."""
+
+    @property
+    def steps(self) -> int | None:
+        """Batches an epoch, None where nobody knows."""
+        ...
+
+    def for_peer(self, peer: int) -> "Feed":
+        """The same data in another peer's order."""
+        ...
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        """The batches of one epoch: `(x, y)` or `(x, y, sample_weight)`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Limited:
+    """The first batches of every epoch of another feed.
+
+    Attributes:
+        feed: the other feed.
+        limit: at most so many batches an epoch.
+    """
+
+    feed: Feed
+    limit: int
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        steps = self.feed.steps
+        return self.limit if steps is None else min(steps, self.limit)
+
+    def for_peer(self, peer: int) -> "Limited":
+        """As many of another peer's batches."""
+        return replace(self, feed=self.feed.for_peer(peer))
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        """See `Feed`."""
+        with contextlib.closing(self.feed.epoch(epoch)) as batches:
+            yield from itertools.islice(batches, self.limit)
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Another feed's batches with a weight for every example, by its class.
+
+    Attributes:
+        feed: the other feed, which yields no sample weights.
+        class_weight: class -> weight; 1 for a class that is not in it.
+    """
+
+    feed: Feed
+    class_weight: Mapping[int, float]
+
+    @property
+    def steps(self) -> int | None:
+        """Batches an epoch."""
+        return self.feed.steps
+
+    def for_peer(self, peer: int) -> "Weighted":
+        """Another peer's batches, weighted as these are."""
+        return replace(self, feed=self.feed.for_peer(peer))
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        """See `Feed`."""
+        with contextlib.closing(self.feed.epoch(epoch)) as batches:
+            for batch in batches:
+                x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+                yield x, y, sample_weights(y, sample_weight, self.class_weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The batches of the first epoch of a feed that can be read only once, for every epoch.
+
+    Attributes:
+        feed: the other feed.
+    """
+
+    feed: Feed
+    _batches: list[Batch] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int | None:
+        """Batches an epoch."""
+        return len(self._batches) or self.feed.steps
+
+    def for_peer(self, peer: int) -> "Kept":
+        """The same batches for everybody."""
+        return self
+
+    def epoch(self, epoch: int) -> Generator[Batch, None, None]:
+        """See `Feed`."""
+        if not self._batches:
+            with contextlib.closing(self.feed.epoch(epoch)) as batches:
+                read = list(batches)
+            self._batches.extend(read)
+        yield from self._batches
+
+
+def sample_weights(y: Any, sample_weight: Any, class_weight: Mapping[int, float]) -> Any:
+    """Weights of some examples by their classes.
+
+    Args:
+        y: class numbers `(n,)` or `(n, 1)`, or one-hot `(n, classes)`.
+        sample_weight: weights that the examples have already; must be None, as in `Model.fit`.
+        class_weight: class -> weight; 1 for a class that is not in it.
+
+    Returns:
+        Weights `(n,)`.
+
+    Raises:
+        UserError: there are sample weights already, no targets, several of them, or `class_weight`
+            is no dict.
+    """
+    if not isinstance(class_weight, Mapping):
+        raise UserError(
+            f"class_weight is a {type(class_weight).__name__}: expected a dict, class -> weight."
+        )
+    if sample_weight is not None:
+        raise UserError(
+            "class_weight and sample_weight exclude each other, as in Model.fit: multiply them "
+            "into one sample_weight."
+        )
+    if y is None or keras.tree.is_nested(y):
+        raise UserError("class_weight needs targets of a single output.")
+    return class_weight_to_sample_weights(y, class_weight)
+
+
+def first_batch(feed: Feed) -> Batch:
+    """One batch of a feed, which begins anew afterwards.
+
+    Args:
+        feed: any feed.
+
+    Raises:
+        UserError: it holds no batch.
+    """
+    with contextlib.closing(feed.epoch(0)) as batches:
+        batch = next(batches, None)
+    if batch is None:
+        raise UserError("the data hold no batch: there is nothing to train on.")
+    return batch
+
+
+def side_by_side(feeds: Sequence[Feed], epoch: int) -> Generator[list[Batch], None, None]:
+    """One batch of every peer at a time, until the first of them has no more.
+
+    Peers with one feed in common get the very same batch.
+
+    Args:
+        feeds: one a peer.
+        epoch: which one, counted from 0.
+    """
+    with contextlib.ExitStack() as opened:
+        streams = {
+            id(feed): opened.enter_context(contextlib.closing(feed.epoch(epoch))) for feed in feeds
+        }
+        while True:
+            batches = {key: next(stream, None) for key, stream in streams.items()}
+            found = [batch for feed in feeds if (batch := batches[id(feed)]) is not None]
+            if len(found) < len(feeds):
+                return
+            yield found

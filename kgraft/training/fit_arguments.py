@@ -1,0 +1,215 @@
+"""What the arguments of GraftingFit must be: each mistake is one line, before the first step."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft.errors import UserError
+from kgraft.grafting.graft import Graft
+from kgraft.grafting.mixer import Mixer
+from kgraft.keras_private import train_validation_split
+from kgraft.training.feeds import is_arrays, is_listed
+from kgraft.training.mutual import Mutual
+
+
+def checked_peers(peers: Any) -> list[keras.Model]:
+    """The peers as a list.
+
+    Args:
+        peers: what was given.
+
+    Raises:
+        UserError: it is no list of compiled models, or an empty one.
+    """
+    found = _models(peers, "peers", "peer")
+    if not found:
+        raise UserError("no peers: GraftingFit needs at least one compiled model.")
+    for k, peer in enumerate(found, start=1):
+        if not peer.compiled:
+            raise UserError(f"peer {k} ({peer.name!r}) is not compiled: call compile() first.")
+    return found
+
+
+def checked_teachers(teachers: Any) -> list[keras.Model]:
+    """The teachers as a list.
+
+    Args:
+        teachers: what was given.
+
+    Raises:
+        UserError: it is no list of models.
+    """
+    return _models(() if teachers is None else teachers, "teachers", "teacher")
+
+
+def checked_mixer(graft: Any) -> Mixer:
+    """The mixer, the entropy ring where none was given.
+
+    Args:
+        graft: what was given.
+
+    Raises:
+        UserError: it is no mixer.
+    """
+    if graft is None:
+        return Graft()
+    if inspect.isclass(graft) and issubclass(graft, Mixer):
+        raise UserError(f"graft is the class {graft.__name__}: pass {graft.__name__}(...).")
+    if not isinstance(graft, Mixer):
+        raise UserError(
+            f"graft is {_told(graft)}: expected a mixer of kgraft.grafting, e.g. "
+            "Graft(criterion='entropy'), or Mixer() for no grafting."
+        )
+    return graft
+
+
+def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | None:
+    """The settings of mutual learning.
+
+    Args:
+        mutual: what was given.
+        teachers: the teachers beside it.
+
+    Raises:
+        UserError: it is no `Mutual`, or there are teachers too.
+    """
+    if mutual is not None and not isinstance(mutual, Mutual):
+        raise UserError(f"mutual is {_told(mutual)}: expected kgraft.Mutual() or None.")
+    if mutual is not None and teachers:
+        raise UserError("mutual= and teachers= exclude each other: peers learn from either.")
+    return mutual
+
+
+def check_steps(**given: Any) -> None:
+    """Refuse numbers of steps that are neither None nor 1 or more.
+
+    Args:
+        **given: name of an argument = what was given.
+
+    Raises:
+        UserError: names the first that is.
+    """
+    for name, value in given.items():
+        if value is not None:
+            checked_count(name, value, least=1)
+
+
+def checked_count(name: str, value: Any, least: int = 0) -> int:
+    """A whole number.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        least: the smallest that makes sense.
+
+    Raises:
+        UserError: it is none, or smaller.
+    """
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name}={value!r}: expected a whole number, {least} or more.")
+    return int(value)
+
+
+def check_targets(peers: Iterable[keras.Model], x: Any, y: Any, sample_weight: Any) -> None:
+    """Refuse arrays without targets where a peer's loss is of targets.
+
+    Args:
+        peers: compiled models.
+        x: arrays, or a data set, which is not looked at.
+        y: their targets, None for none.
+        sample_weight: their weights.
+
+    Raises:
+        UserError: there are none, and a peer trains as Keras trains it, with a compiled loss.
+    """
+    if x is None:
+        raise UserError("x is None: give arrays, x and y, or a data set.")
+    if y is not None or not is_arrays(x, y, sample_weight):
+        return
+    for k, peer in enumerate(peers, start=1):
+        own = type(peer)
+        plain = (
+            own.train_step is keras.Model.train_step
+            and own.compute_loss is keras.Model.compute_loss
+        )
+        if plain and peer.loss is not None:
+            raise UserError(
+                f"x is arrays without targets, and peer {k} ({peer.name!r}) is compiled with a "
+                "loss: fit(x, y)."
+            )
+
+
+def validated_epochs(freq: Any) -> Callable[[int], bool]:
+    """Which epochs, counted from 0, end with the validation.
+
+    Args:
+        freq: every n-th epoch, or a collection of epochs, counted from 1.
+
+    Raises:
+        UserError: it is neither a whole number from 1 on nor a collection of numbers.
+    """
+    if isinstance(freq, Collection) and not isinstance(freq, str | bytes):
+        return lambda epoch: epoch + 1 in freq
+    if not isinstance(freq, int | np.integer) or isinstance(freq, bool) or freq < 1:
+        raise UserError(
+            f"validation_freq={freq!r}: every n-th epoch, n at least 1, or a list of epochs."
+        )
+    return lambda epoch: (epoch + 1) % freq == 0
+
+
+def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[Any, Any]:
+    """Hold the end of some arrays out.
+
+    Args:
+        x: arrays.
+        y: their targets.
+        sample_weight: their weights.
+        share: how much of them is held out, as in `Model.fit`.
+
+    Returns:
+        `(x, y, sample_weight)` to train on, and the same to validate with.
+
+    Raises:
+        UserError: these are no arrays, or nothing is left of either.
+    """
+    if is_listed(x, y, sample_weight) or not is_arrays(x, y, sample_weight):
+        raise UserError("validation_split needs arrays: give validation_data with a data set.")
+    if not 0 < share < 1:
+        raise UserError(f"validation_split={share!r}: expected a share above 0 and below 1.")
+    try:
+        return train_validation_split((x, y, sample_weight), validation_split=share)
+    except ValueError as error:
+        raise UserError(f"validation_split={share!r} leaves no example on one side.") from error
+
+
+def _models(given: Any, name: str, one: str) -> list[keras.Model]:
+    if isinstance(given, keras.Model):
+        raise UserError(f"{name} is the model {given.name!r}: expected a list, [{one}, ...].")
+    if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
+        raise UserError(f"{name} is {_told(given)}: expected a list of Keras models.")
+    found = list(given)
+    for k, model in enumerate(found, start=1):
+        if isinstance(model, keras.Model):
+            continue
+        if isinstance(model, str):
+            todo = "load it with keras.models.load_model first"
+        elif callable(model):
+            todo = "call it, and pass the model that it makes"
+        else:
+            todo = "expected a Keras model"
+        raise UserError(f"{one} {k} is {_told(model)}: {todo}.")
+    return found
+
+
+def _told(value: Any) -> str:
+    """What a user has given, in a few words."""
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__!r}"
+    if isinstance(value, str | bytes | int | float | None):
+        return repr(value)
+    return f"a {type(value).__name__}"
