@@ -27,6 +27,12 @@ class Mixer:
 
     every_steps: int | None = None
 
+    def begin(self, models: Sequence[keras.Model]) -> None:
+        """Forget what an earlier training has left; called before a training's first step."""
+
+    def end(self, models: Sequence[keras.Model], plan: GraftPlan) -> None:
+        """Leave all peers as networks to be used; called when a training has ended."""
+
     def check(self, models: Sequence[keras.Model]) -> GraftPlan:
         """The plan of the first peer, after comparing the others with it.
 

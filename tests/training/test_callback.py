@@ -253,6 +253,7 @@ def test_settings_are_json():
             "decimals": 2,
         },
         "data": ["tuple", "tuple"],
+        "class_weight": None,
         "train_peers": True,
         "every": 2,
         "epochs_grafted": None,
