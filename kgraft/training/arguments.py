@@ -81,7 +81,7 @@ def check_data(data: Any, class_weight: Any) -> None:
                     f"class_weight= and the sample_weight in {name} exclude each other."
                 )
         elif own is not None and is_arrays(own):
-            raise UserError(f"{name} is {_article(own)} without targets: expected a tuple (x, y).")
+            raise UserError(f"{name} is an array without targets: expected a tuple (x, y).")
         elif named and own is None:
             raise UserError(f"{name} is None: a list holds one data set for every peer.")
 

@@ -36,22 +36,29 @@ class GraftCallback(keras.callbacks.Callback):
 
     Grafting comes before the epoch's validation, so that a logged metric belongs to the weights
     that a `ModelCheckpoint` saves. Place the callback first in the list: callbacks before it see an
-    epoch without its grafting where there is no validation, and without its logs. These are
+    epoch without its grafting where there is no validation, and without its logs; a
+    `BackupAndRestore` before it is warned of. The logs are
     `alpha`, the model's mean coefficient (1 in an epoch without grafting), and `peerK_loss` and so
     on, the training metrics of the peer at place K of the ring, counted from 1. Schedulers and
     early stopping act on the model: give peers their own learning rate schedule when they are
     compiled.
 
-    An interrupted `fit` leaves every model usable, and peers move in no other `fit` than one with
-    this callback.
+    When a `fit` begins, the log has a line for each model of the ring: optimizer, learning rate,
+    loss, weights, in capitals what differs from the first one's. When it has ended, peers whose
+    optimizer averages weights (`use_ema`) have the averages, as `fit`'s model has.
+
+    `fit` may be called epoch by epoch with the same callback: the peers read their data on, and a
+    grafting that was put off is done. An interrupted `fit` leaves every model usable, and peers
+    move in no other `fit` than one with this callback.
 
     Cost: a training step and the memory of a model for each peer; on jax the peers' steps hold
     their weights twice, because they are not donated. A grafting costs far less than a step.
 
     Args:
         peers: models of the model's architecture, at least one besides the model. One that is not
-            compiled copies the model's compile config, with an optimizer of its own; one that is
-            not built is built from the first batch.
+            compiled is compiled exactly as the model is, with an optimizer and metrics of its own,
+            and anew when the model's `compile` is called between two fits; what cannot be copied
+            exactly is refused. One that is not built is built from the first batch.
         graft: what a grafting does; the entropy ring by default, or another `Mixer` that acts at
             the end of an epoch.
         data: batches for the peers, one a step, begun anew when they are exhausted. Either a list
@@ -59,13 +66,17 @@ class GraftCallback(keras.callbacks.Callback):
             arrays `(x, y)` or `(x, y, sample_weight)`, which each peer reads in a seeded order of
             its own in batches as large as the first of `fit`, a `tf.data.Dataset`, a `PyDataset`, a
             torch `DataLoader`. By default the batches of `fit`.
+        class_weight: weight of every class in `data`. The peers see those that `fit` is given only
+            in its batches, as weights of examples: peers in lock-step get them so; `data` without
+            any weights is refused then, unless this says what they are (`{}` for none).
         train_peers: False leaves the training of the peers to others; they are grafted only.
         every: graft at the end of every n-th epoch.
         epochs_grafted: graft at the end of the first n epochs only; None for all.
         evaluate: `"after"` the grafting, or `"before"`, the authors' order: the grafting is done
             when the next epoch begins, so that whatever is saved at an epoch's end are the
-            weights that were validated; after the last epoch nothing is grafted. `alpha` is then
-            logged in the epoch that starts from the grafted weights.
+            weights that were validated; after the last epoch nothing is grafted, before the next
+            `fit` of the same models goes on. `alpha` is then logged in the epoch that starts from
+            the grafted weights.
         backup_dir: directory for the peers' weights and optimizers, saved at every epoch's end and
             restored when `fit` resumes there, as `BackupAndRestore` does for the model; deleted
             when `fit` has ended. May be the directory that `BackupAndRestore` has.
@@ -77,7 +88,8 @@ class GraftCallback(keras.callbacks.Callback):
     Raises:
         UserError: no peers, a peer given twice, an option out of range; when `fit` begins, also
             peers that do not match the model (names the first difference), that share an optimizer
-            or cannot be compiled as the model is, and a `data` list of another length.
+            or cannot be compiled as the model is (names the part), and `data` that cannot be read
+            or is a list of another length.
 
     Example:
         ```python
@@ -142,7 +154,8 @@ class GraftCallback(keras.callbacks.Callback):
             "peers": [peer.name for peer in self.peers],
             "graft": _described(self.graft),
             "data": _named(self.data),
-            "class_weight": self.class_weight,
+            "class_weight": self.class_weight
+            and {int(name): float(weight) for name, weight in self.class_weight.items()},
             "train_peers": self.train_peers,
             "every": self.schedule.every,
             "epochs_grafted": self.schedule.epochs_grafted,

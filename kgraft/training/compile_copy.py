@@ -333,8 +333,11 @@ def _check_stateless(part: Any, what: str) -> None:
         return
     for name, value in _attributes(part).items():
         stateful = keras.Variable | keras.Metric | keras.random.SeedGenerator
-        if any(isinstance(inner, stateful) for inner in keras.tree.flatten(value)):
-            raise _Lost(f"{what} {_kind(part)} keeps state of its own in {name!r}")
+        for inner in keras.tree.flatten(value):
+            if isinstance(inner, stateful):
+                raise _Lost(f"{what} {_kind(part)} keeps state of its own in {name!r}")
+            if isinstance(inner, types.MethodType):
+                _check_stateless(inner, what)
 
 
 def _attributes(part: Any) -> dict[str, Any]:

@@ -23,11 +23,13 @@ class GraftSchedule:
     evaluate: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"every={self.every}: graft every n-th epoch, n at least 1.")
-        if self.epochs_grafted is not None and self.epochs_grafted < 0:
+        if not isinstance(self.every, int) or self.every < 1:
+            raise UserError(f"every={self.every!r}: graft every n-th epoch, n at least 1.")
+        if self.epochs_grafted is not None and (
+            not isinstance(self.epochs_grafted, int) or self.epochs_grafted < 0
+        ):
             raise UserError(
-                f"epochs_grafted={self.epochs_grafted}: the first n epochs, n at least 0, or None."
+                f"epochs_grafted={self.epochs_grafted!r}: the first n epochs, n at least 0, or None."
             )
         if self.evaluate not in ("after", "before"):
             raise UserError(

@@ -152,10 +152,11 @@ def _with_settings(part: Any) -> str:
             for name, parameter in inspect.signature(vars(kind)["__init__"]).parameters.items():
                 defaults.setdefault(name, parameter.default)
     plain = (bool, int, float, str, tuple)
+    given = {**vars(part), **vars(part).get("_fn_kwargs", {})}  # where a loss keeps its arguments
     settings = [
         f"{name}={value!r}"
         for name, default in defaults.items()
-        if name not in _UNSAID and type(value := vars(part).get(name)) in plain and value != default
+        if name not in _UNSAID and type(value := given.get(name)) in plain and value != default
     ]
     return type(part).__name__ + (f"({', '.join(settings)})" if settings else "")
 

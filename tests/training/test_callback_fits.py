@@ -120,7 +120,6 @@ def test_a_mixer_of_peers_that_are_not_built_begins_as_soon_as_they_are():
     assert mixer.calls == [("begin", [1, 0]), ("apply", 0), ("end", 2)]
 
 
-@pytest.mark.core
 def test_a_grafting_put_off_at_the_end_of_a_fit_is_done_when_the_next_one_begins():
     def trained(fits):
         model, peer = compiled(1), compiled(2)
@@ -150,7 +149,6 @@ def test_a_grafting_put_off_is_forgotten_when_another_model_is_trained():
     assert grafting.records == []
 
 
-@pytest.mark.core
 def test_fit_called_epoch_by_epoch_reads_the_peers_data_on():
     own = arrays(18, seed=5)  # 5 batches for 6 steps: passes and epochs part
 
@@ -169,7 +167,6 @@ def test_fit_called_epoch_by_epoch_reads_the_peers_data_on():
     assert_same(trained([{"epochs": 1}] * 3), whole)  # nobody has to count
 
 
-@pytest.mark.core
 def test_a_killed_fit_reads_the_peers_data_on(tmp_path):
     class Killed(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -246,8 +243,9 @@ def test_an_order_that_is_warned_of_is_one_that_loses_something(tmp_path):
 WEIGHTS = {0: 1.0, 1: 3.0, 2: 0.0}
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("kind", ["arrays", "a data set", "a list"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("arrays", marks=pytest.mark.core), "a data set", "a list"]
+)
 def test_class_weights_of_the_peers_own_data_weigh_its_examples(kind):
     x, y = arrays(12, seed=5)
     weights = np.array([WEIGHTS[label] for label in y.tolist()], "float32")
@@ -268,7 +266,6 @@ def test_class_weights_of_the_peers_own_data_weigh_its_examples(kind):
     assert differ(trained(data[0], class_weight={}), expected)  # said to be unweighted
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("weights", ["class_weight", "sample_weight"])
 def test_weights_in_fit_that_the_peers_own_data_has_not_are_refused(weights):
     given = WEIGHTS if weights == "class_weight" else np.ones(22, "float32")
