@@ -260,10 +260,10 @@ class GraftCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Finish the peers as `fit` has finished its model, and forget the backup."""
         run = self._running
-        epochs = self.params.get("epochs") or 0
+        epochs = (self.params or {}).get("epochs") or 0
         if run.epoch is None:  # killed after its last epoch, and started again
             run.resume(epochs)
-        if epochs > 0:
+        if epochs > 0 or run.epoch is not None:
             run.end()
         self._carried = run.close()
         if run.backup is not None:

@@ -29,7 +29,8 @@ class GraftSchedule:
             not isinstance(self.epochs_grafted, int) or self.epochs_grafted < 0
         ):
             raise UserError(
-                f"epochs_grafted={self.epochs_grafted!r}: the first n epochs, n at least 0, or None."
+                f"epochs_grafted={self.epochs_grafted!r}: the first n epochs, n at least 0, or "
+                "None."
             )
         if self.evaluate not in ("after", "before"):
             raise UserError(
