@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +12,13 @@ from typing import Any, Literal
 import keras
 
 from kgraft.engines.choose import check
-from kgraft.engines.lockstep import Lockstep
 from kgraft.errors import UserError
-from kgraft.grafting.graft import Graft, warn_of_sick_peers
+from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
-from kgraft.training.distiller import student_of
+from kgraft.training.arguments import check_data, checked_mixer, checked_peers
+from kgraft.training.callback_run import CallbackRun, Carried
 from kgraft.training.graft_schedule import GraftSchedule
-from kgraft.training.learners import Learner, check_optimizers, compile_as, sources
-from kgraft.training.peer_backup import PeerBackup
-from kgraft.training.teaching import Classrooms
 
 _log = logging.getLogger("kgraft")
 
@@ -40,22 +36,29 @@ class GraftCallback(keras.callbacks.Callback):
 
     Grafting comes before the epoch's validation, so that a logged metric belongs to the weights
     that a `ModelCheckpoint` saves. Place the callback first in the list: callbacks before it see an
-    epoch without its grafting where there is no validation, and without its logs. These are
+    epoch without its grafting where there is no validation, and without its logs; a
+    `BackupAndRestore` before it is warned of. The logs are
     `alpha`, the model's mean coefficient (1 in an epoch without grafting), and `peerK_loss` and so
     on, the training metrics of the peer at place K of the ring, counted from 1. Schedulers and
     early stopping act on the model: give peers their own learning rate schedule when they are
     compiled.
 
-    An interrupted `fit` leaves every model usable, and peers move in no other `fit` than one with
-    this callback.
+    When a `fit` begins, the log has a line for each model of the ring: optimizer, learning rate,
+    loss, weights, in capitals what differs from the first one's. When it has ended, peers whose
+    optimizer averages weights (`use_ema`) have the averages, as `fit`'s model has.
+
+    `fit` may be called epoch by epoch with the same callback: the peers read their data on, and a
+    grafting that was put off is done. An interrupted `fit` leaves every model usable, and peers
+    move in no other `fit` than one with this callback.
 
     Cost: a training step and the memory of a model for each peer; on jax the peers' steps hold
     their weights twice, because they are not donated. A grafting costs far less than a step.
 
     Args:
         peers: models of the model's architecture, at least one besides the model. One that is not
-            compiled copies the model's compile config, with an optimizer of its own; one that is
-            not built is built from the first batch.
+            compiled is compiled exactly as the model is, with an optimizer and metrics of its own,
+            and anew when the model's `compile` is called between two fits; what cannot be copied
+            exactly is refused. One that is not built is built from the first batch.
         graft: what a grafting does; the entropy ring by default, or another `Mixer` that acts at
             the end of an epoch.
         data: batches for the peers, one a step, begun anew when they are exhausted. Either a list
@@ -63,13 +66,17 @@ class GraftCallback(keras.callbacks.Callback):
             arrays `(x, y)` or `(x, y, sample_weight)`, which each peer reads in a seeded order of
             its own in batches as large as the first of `fit`, a `tf.data.Dataset`, a `PyDataset`, a
             torch `DataLoader`. By default the batches of `fit`.
+        class_weight: weight of every class in `data`. The peers see those that `fit` is given only
+            in its batches, as weights of examples: peers in lock-step get them so; `data` without
+            any weights is refused then, unless this says what they are (`{}` for none).
         train_peers: False leaves the training of the peers to others; they are grafted only.
         every: graft at the end of every n-th epoch.
         epochs_grafted: graft at the end of the first n epochs only; None for all.
         evaluate: `"after"` the grafting, or `"before"`, the authors' order: the grafting is done
             when the next epoch begins, so that whatever is saved at an epoch's end are the
-            weights that were validated; after the last epoch nothing is grafted. `alpha` is then
-            logged in the epoch that starts from the grafted weights.
+            weights that were validated; after the last epoch nothing is grafted, before the next
+            `fit` of the same models goes on. `alpha` is then logged in the epoch that starts from
+            the grafted weights.
         backup_dir: directory for the peers' weights and optimizers, saved at every epoch's end and
             restored when `fit` resumes there, as `BackupAndRestore` does for the model; deleted
             when `fit` has ended. May be the directory that `BackupAndRestore` has.
@@ -81,7 +88,8 @@ class GraftCallback(keras.callbacks.Callback):
     Raises:
         UserError: no peers, a peer given twice, an option out of range; when `fit` begins, also
             peers that do not match the model (names the first difference), that share an optimizer
-            or cannot be compiled as the model is, and a `data` list of another length.
+            or cannot be compiled as the model is (names the part), and `data` that cannot be read
+            or is a list of another length.
 
     Example:
         ```python
@@ -95,10 +103,11 @@ class GraftCallback(keras.callbacks.Callback):
 
     def __init__(
         self,
-        peers: Sequence[keras.Model],
+        peers: Iterable[keras.Model] = (),
         *,
         graft: Mixer | None = None,
         data: Any = None,
+        class_weight: dict[int, float] | None = None,
         train_peers: bool = True,
         every: int = 1,
         epochs_grafted: int | None = None,
@@ -107,17 +116,25 @@ class GraftCallback(keras.callbacks.Callback):
         engine: Literal["auto", "eager", "compiled"] = "auto",
     ) -> None:
         super().__init__()
-        self.peers = _checked(peers)
-        self.graft: Mixer = graft or Graft()
+        self.peers = checked_peers(peers)
+        self.graft: Mixer = checked_mixer(graft)
         if self.graft.every_steps is not None:
             raise UserError(
                 f"{type(self.graft).__name__} acts between steps, where fit owns the model's "
                 "weights: use GraftingFit."
             )
+        check_data(data, class_weight)
         self.data = data
+        self.class_weight = class_weight
         self.train_peers = train_peers
         self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
         self.backup_dir = None if backup_dir is None else Path(backup_dir)
+        if (
+            self.backup_dir is not None
+            and self.backup_dir.exists()
+            and not self.backup_dir.is_dir()
+        ):
+            raise UserError(f"backup_dir={str(backup_dir)!r} is a file: expected a directory.")
         self.engine = engine
         check(engine)
         self.records: list[tuple[int, GraftRecord]] = []
@@ -125,7 +142,8 @@ class GraftCallback(keras.callbacks.Callback):
             raise UserError(
                 "data= is for peers that learn here; train_peers=False leaves them out."
             )
-        self._run: _Run | None = None
+        self._run: CallbackRun | None = None
+        self._carried = Carried()
         self._elsewhere = False
         self._told: set[int] = set()
         self._warned = False
@@ -136,6 +154,8 @@ class GraftCallback(keras.callbacks.Callback):
             "peers": [peer.name for peer in self.peers],
             "graft": _described(self.graft),
             "data": _named(self.data),
+            "class_weight": self.class_weight
+            and {int(name): float(weight) for name, weight in self.class_weight.items()},
             "train_peers": self.train_peers,
             "every": self.schedule.every,
             "epochs_grafted": self.schedule.epochs_grafted,
@@ -153,16 +173,28 @@ class GraftCallback(keras.callbacks.Callback):
         """Compile and compare the peers."""
         self._elsewhere = False
         if self._run is not None:
-            self._run.close()
-        self._run = _Run(self, self._model)
+            self._carried = self._run.close()
+        self._run = CallbackRun(
+            self._model,
+            self.peers,
+            graft=self.graft,
+            data=self.data,
+            class_weight=self.class_weight,
+            train_peers=self.train_peers,
+            backup_dir=self.backup_dir,
+            engine=self.engine,
+            carried=self._carried,
+        )
         if not self._warned:
             self._warned = self._run.warn_of_twins()
+        self._warn_of_order()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Resume the peers in the first epoch; graft what `evaluate="before"` has put off."""
         run = self._running
         if run.epoch is None:
             run.resume(epoch)
+            run.begin()
         run.epoch, run.grafted, run.alpha = epoch, False, 1.0
         if run.due is not None:
             self._graft(run, run.due)
@@ -210,6 +242,7 @@ class GraftCallback(keras.callbacks.Callback):
         """Graft where there was no validation; log and back up."""
         run = self._running
         run.learn()
+        run.check_fed()
         if self._is_due(run):
             if self.schedule.evaluate == "after":
                 self._graft(run, epoch)
@@ -222,153 +255,66 @@ class GraftCallback(keras.callbacks.Callback):
             if logs is not None:
                 for name, value in learner.stepper.logs().items():
                     logs[f"{learner.name}_{name}"] = value
-        if run.backup is not None:
-            run.backup.save(epoch + 1, run.due)
+        run.save(epoch + 1)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Forget what was put off, and the backup."""
-        self._running.close()
-        if self._running.backup is not None:
-            self._running.backup.clear()
+        """Finish the peers as `fit` has finished its model, and forget the backup."""
+        run = self._running
+        epochs = (self.params or {}).get("epochs") or 0
+        if run.epoch is None:  # killed after its last epoch, and started again
+            run.resume(epochs)
+        if epochs > 0 or run.epoch is not None:
+            run.end()
+        self._carried = run.close()
+        if run.backup is not None:
+            run.backup.clear()
         self._run = None
 
     @property
-    def _running(self) -> "_Run":
+    def _running(self) -> CallbackRun:
         if self._run is None:
             raise RuntimeError(
                 "GraftCallback is called outside of fit: on_train_begin comes first."
             )
         return self._run
 
-    def _is_due(self, run: "_Run") -> bool:
+    def _is_due(self, run: CallbackRun) -> bool:
         return run.epoch is not None and not run.grafted and self.schedule.due(run.epoch)
 
-    def _graft(self, run: "_Run", epoch: int) -> None:
-        run.plan = run.plan or self.graft.check(run.students)
-        record = self.graft.apply(run.students, run.plan, epoch)
-        run.grafted = run.grafted or epoch == run.epoch
-        if record is None:
-            return
-        warn_of_sick_peers(record, self._told)
-        self.records.append((epoch, record))
-        run.alpha = float(record.mean_coefficients[run.place])
+    def _graft(self, run: CallbackRun, epoch: int) -> None:
+        record = run.graft(epoch)
+        if record is not None:
+            warn_of_sick_peers(record, self._told)
+            self.records.append((epoch, record))
 
-
-class _Run:
-    """One `fit` of a GraftCallback, from its beginning to its end or interruption."""
-
-    def __init__(self, callback: GraftCallback, model: keras.Model) -> None:
-        peers = callback.peers
-        self.ring = peers if any(peer is model for peer in peers) else [model, *peers]
-        self.place = next(k for k, peer in enumerate(self.ring) if peer is model)
-        self.lockstep = Lockstep(model)
-        self.thread = threading.current_thread()
-        self.epoch: int | None = None
-        self.grafted = False
-        self.due: int | None = None
-        self.alpha = 1.0
-        self.students = [student_of(peer) for peer in self.ring]
-        self.plan: GraftPlan | None = None
-        self.learners: list[Learner] = []
-        self.backup: PeerBackup | None = None
-        self._callback = callback
-        self._prepared = False
-        others = [k for k in range(len(self.ring)) if k != self.place]
-        if not others:
-            raise UserError("peers holds only the model that fit trains: add at least one other.")
-        if all(student.weights for student in self.students):
-            self.plan = callback.graft.check(self.students)
-        if callback.train_peers:
-            for k in others:
-                if not self.ring[k].compiled:
-                    compile_as(self.ring[k], model, f"peer {k + 1}")
-            check_optimizers(self.ring)
-            self.learners = [
-                Learner(k, self.ring[k], source, callback.engine)
-                for k, source in zip(others, sources(callback.data, len(others)), strict=True)
-            ]
-        if callback.backup_dir is not None:
-            self.backup = PeerBackup(callback.backup_dir, [self.ring[k] for k in others], [model])
-        self._teaching = Classrooms(callback.engine)
-        self._share = self._shares_variables()
-
-    def close(self) -> None:
-        """Let go of the model and of the peers' data."""
-        self.lockstep.disarm()
-        for learner in self.learners:
-            learner.close()
-
-    def warn_of_twins(self) -> bool:
-        """Say so when both of two peers see the same batches with the same learning rate."""
-        if len(self.ring) != 2 or not self.learners or self._callback.data is not None:
-            return False
-        first, second = (_learning_rate(peer) for peer in self.ring)
-        if first != second:
-            return False
-        _log.warning(
-            "2 peers learn from the same batches with the same learning rate and are equal right "
-            "after each grafting, the weakest setting of the papers: GraftCallback(data=...) gives "
-            "the peer an order of its own."
-        )
-        return True
-
-    def resume(self, epoch: int) -> None:
-        """Bring the peers to where the model is when `fit` begins at a later epoch."""
-        for learner in self.learners:
-            learner.first_pass = epoch
-        if epoch == 0:
-            return
-        if self.backup is not None and self.backup.holds(epoch):
-            self.due = self.backup.restore(epoch)
-        elif any(_steps(learner.model) == 0 for learner in self.learners):
+    def _warn_of_order(self) -> None:
+        """Say so when `BackupAndRestore` acts before this callback, and so saves too early."""
+        callbacks = _list_with(self)
+        earlier = callbacks[: callbacks.index(self)] if self in callbacks else []
+        if any(isinstance(other, keras.callbacks.BackupAndRestore) for other in earlier):
             _log.warning(
-                "fit resumes at epoch %d but the peers were never trained%s",
-                epoch + 1,
-                ": GraftCallback(backup_dir=...) would have kept them."
-                if self.backup is None
-                else f", and {self._callback.backup_dir} holds no backup of them for this epoch.",
+                "BackupAndRestore stands before GraftCallback: it saves an epoch before the peers "
+                "are saved and, without validation, before it is grafted, so that a killed fit "
+                "cannot go on as it was. Put GraftCallback first in the list."
             )
 
-    def learn(self) -> None:
-        """Every peer learns the batches that the model has been fed."""
-        batches = self.lockstep.take()
-        if not batches:
-            return
-        if self._share or not self._prepared:
-            self.lockstep.settle()
-        if not self._prepared:
-            for learner in self.learners:
-                learner.prepare(batches[0])
-            self.plan = self.plan or self._callback.graft.check(self.students)
-            self._prepared = True
-        for batch in batches:
-            for learner in self.learners:
-                learner.learn(batch, self._teaching)
 
-    def _shares_variables(self) -> bool:
-        own = {id(variable) for variable in self.ring[self.place].variables}
-        return any(id(v) in own for learner in self.learners for v in learner.model.variables)
+def _list_with(callback: keras.callbacks.Callback) -> list[Any]:
+    """The callbacks of the running `fit`, in order; Keras tells a callback nothing of the others.
 
+    Args:
+        callback: one of them, which is being called.
 
-def _checked(peers: Sequence[keras.Model]) -> list[keras.Model]:
-    if isinstance(peers, keras.Model):
-        raise UserError(f"peers is a model: pass a list, GraftCallback([{peers.name}]).")
-    if not peers:
-        raise UserError("no peers: GraftCallback needs at least one model besides fit's.")
-    for k, peer in enumerate(peers):
-        if not isinstance(peer, keras.Model):
-            raise UserError(f"peers[{k}] is a {type(peer).__name__}: expected a keras.Model.")
-        if any(peer is earlier for earlier in peers[:k]):
-            raise UserError(f"peers holds {peer.name!r} twice: every peer must be its own model.")
-    return list(peers)
-
-
-def _learning_rate(model: keras.Model) -> float:
-    return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
-
-
-def _steps(model: keras.Model) -> int:
-    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+    Returns:
+        Nothing where no `CallbackList` calls.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return []
 
 
 def _described(mixer: Mixer) -> dict[str, Any]:

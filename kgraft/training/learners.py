@@ -1,16 +1,39 @@
-"""Peers that learn beside the model that `fit` trains: their compilation, batches and steps."""
+"""Peers that learn beside the model that `fit` trains: their batches and steps."""
 
 import inspect
 import itertools
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 
 from kgraft.engines.choose import stepper_for
 from kgraft.errors import UserError
-from kgraft.training.feeds import ArrayFeed, Batch, Feed, feed_of
+from kgraft.training.feeds import AdapterFeed, ArrayFeed, Batch, Feed, feed_of
+from kgraft.training.preflight import optimizers_of
 from kgraft.training.teaching import Classrooms
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one peer learns from when `data=` is given.
+
+    Attributes:
+        feed: its batches.
+        arrays: whether it is read in batches as large as those of `fit`.
+        once: whether it cannot be begun anew.
+    """
+
+    feed: Feed
+    arrays: bool = False
+    once: bool = False
+
+    def sized(self, batch_size: int) -> Feed:
+        """The feed; arrays in batches of this size, or of all there is."""
+        if self.arrays and isinstance(self.feed, ArrayFeed):
+            return replace(self.feed, batch_size=min(batch_size, self.feed.count))
+        return self.feed
 
 
 class Learner:
@@ -23,26 +46,34 @@ class Learner:
         engine: how it takes its steps, see `Engine`.
 
     Attributes:
-        first_pass: number of the first pass over its data; the order of arrays follows from it.
+        first_pass: number of the first pass over its data, where `read` does not say more.
+        read: batches of its data that it has read in its life, None where nobody knows.
     """
 
-    def __init__(
-        self, place: int, model: keras.Model, source: "Source | None", engine: str
-    ) -> None:
+    def __init__(self, place: int, model: keras.Model, source: Source | None, engine: str) -> None:
         self.name = f"peer{place + 1}"
         self.model = model
         self.stepper = stepper_for(model, engine)
         self.first_pass = 0
-        self._place, self._source = place, source
+        self.read: int | None = None
+        self._source = source
         self._own: Generator[Batch, None, None] | None = None
 
     def prepare(self, batch: Batch) -> None:
-        """Build the peer from a batch of `fit`, and open its own data with batches as large."""
+        """Build the peer from a batch of `fit`, and open its own data with batches as large.
+
+        Args:
+            batch: what `fit` has fed to its model.
+
+        Raises:
+            UserError: `fit` weighs its examples, and the peer's data has no weights.
+        """
         self.stepper.build(batch)
         if self._source is not None:
             size = int(keras.tree.flatten(batch)[0].shape[0])
-            feed = self._source.feed(self._place, size)
-            self._own = self._batches(feed, once=self._source.once)
+            self._own = self._batches(
+                self._source.sized(size), once=self._source.once, weighted=_is_weighted(batch)
+            )
 
     def learn(self, batch: Batch, classrooms: Classrooms) -> None:
         """One step: on the next of its own batches, or on this one.
@@ -54,99 +85,79 @@ class Learner:
         batch = batch if self._own is None else next(self._own)
         self.stepper.step(classrooms.taught(self.model, batch))
 
+    def finalize(self) -> None:
+        """What `fit` does to its model at its end: averaged weights take the place of the last."""
+        optimizer = self.model.optimizer
+        if isinstance(optimizer, keras.Optimizer) and optimizer.built:
+            optimizer.finalize_variable_values(self.model.trainable_weights)
+
     def close(self) -> None:
         """End its own data; nothing is read from it any more."""
         if self._own is not None:
             self._own.close()
 
-    def _batches(self, feed: Feed, *, once: bool) -> Generator[Batch, None, None]:
-        for number in itertools.count(self.first_pass):
+    def _batches(self, feed: Feed, *, once: bool, weighted: bool) -> Generator[Batch, None, None]:
+        first, skipped = self._begin(feed)
+        for number in itertools.count(first):
             batch = None
-            for batch in feed.epoch(number):
+            for batch in itertools.islice(feed.epoch(number), skipped, None):
+                if weighted and not _is_weighted(batch):
+                    raise UserError(
+                        f"fit weighs its examples (class_weight or sample_weight), and data of "
+                        f"{self.name} ({self.model.name!r}) has no weights: give "
+                        "GraftCallback(class_weight=...), {} for none, or data=(x, y, "
+                        "sample_weight)."
+                    )
+                self.read = (self.read or 0) + 1
                 yield batch
+            skipped = 0
             if batch is None or once:
                 reason = "can be read only once and is exhausted" if once else "holds no batch"
                 raise UserError(f"data of {self.name} ({self.model.name!r}) {reason}.")
 
+    def _begin(self, feed: Feed) -> tuple[int, int]:
+        """The pass to go on in, and how many of its batches have been read.
 
-class Source:
-    """What one peer learns from when `data=` is given.
-
-    Args:
-        data: arrays in a tuple, a `Feed`, or a data set.
-        shared: whether other peers read the same object.
-
-    Attributes:
-        once: whether it cannot be begun anew.
-    """
-
-    def __init__(self, data: Any, *, shared: bool) -> None:
-        self._data, self._shared = data, shared
-        self.once = inspect.isgenerator(data)
-
-    def feed(self, place: int, batch_size: int) -> Feed:
-        """The feed of the peer at one place of the ring; arrays in batches of about this size."""
-        if isinstance(self._data, tuple):
-            count = int(keras.tree.flatten(self._data)[0].shape[0])
-            feed = feed_of(*self._data, batch_size=min(batch_size, count))
-        else:
-            feed = feed_of(self._data)
-        return feed.for_peer(place) if self._shared or isinstance(feed, ArrayFeed) else feed
+        A data set of somebody else's begins anew: whether it yields the same again nobody knows.
+        """
+        steps = feed.steps or 0
+        if self.read is None:
+            self.read = self.first_pass * steps
+        if not steps or isinstance(feed, AdapterFeed):
+            return self.first_pass, 0
+        return divmod(self.read, steps)
 
 
-def sources(data: Any, count: int) -> list[Source | None]:
-    """What each of `count` peers learns from, None for the batches of `fit`.
+def sources(data: Any, places: Sequence[int], class_weight: Any = None) -> list[Source | None]:
+    """What each peer that learns learns from, None for the batches of `fit`.
 
     Args:
         data: None, one data set for all, or a list with one for every peer.
-        count: number of peers that learn.
+        places: the peers' places in the ring, counted from 0.
+        class_weight: weights of the classes in these data.
 
     Returns:
         One entry a peer.
 
     Raises:
-        UserError: a list of another length.
+        UserError: a list of another length, or data that nobody can read.
     """
     if data is None:
-        return [None] * count
+        return [None] * len(places)
     if not isinstance(data, list):
-        return [Source(data, shared=True)] * count
-    if len(data) != count:
-        raise UserError(f"data holds {len(data)} data sets for {count} peers: one for each.")
-    return [Source(own, shared=False) for own in data]
-
-
-def compile_as(peer: keras.Model, model: keras.Model, name: str) -> None:
-    """Compile a peer with a model's compile config: own optimizer, loss and metrics.
-
-    Args:
-        peer: the model to compile.
-        model: a compiled model.
-        name: what to call the peer in an error.
-
-    Raises:
-        UserError: the config cannot be copied, e.g. because of a lambda in it.
-    """
-    own = [part for part in keras.tree.flatten(model._compile_config.config) if callable(part)]
-    own += [model.optimizer]
-    scope = {
-        part.__name__ if inspect.isfunction(part) else type(part).__name__: (
-            part if inspect.isfunction(part) else type(part)
-        )
-        for part in own
-    }
-    try:
-        with keras.saving.custom_object_scope(scope):
-            peer.compile_from_config(model.get_compile_config())
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{name} ({peer.name!r}) cannot copy the compile config of {model.name!r}: "
-            "call its compile() yourself."
-        ) from error
+        first = _feed_of(data, class_weight, "data")
+        return [_source(data, first.for_peer(place)) for place in places]
+    if len(data) != len(places):
+        raise UserError(f"data holds {len(data)} data sets for {len(places)} peers: one for each.")
+    feeds = [_feed_of(own, class_weight, f"data[{k}]") for k, own in enumerate(data)]
+    return [
+        _source(own, feed.for_peer(place) if isinstance(feed, ArrayFeed) else feed)
+        for own, feed, place in zip(data, feeds, places, strict=True)
+    ]
 
 
 def check_optimizers(ring: Sequence[keras.Model]) -> None:
-    """Refuse models that share an optimizer.
+    """Refuse models that share an optimizer, or one inside of theirs.
 
     Args:
         ring: compiled models.
@@ -156,8 +167,25 @@ def check_optimizers(ring: Sequence[keras.Model]) -> None:
     """
     owner: dict[int, int] = {}
     for k, model in enumerate(ring, start=1):
-        first = owner.setdefault(id(model.optimizer), k)
-        if first != k:
-            raise UserError(
-                f"peer {first} and peer {k} share one optimizer: every peer needs its own."
-            )
+        for optimizer in optimizers_of(model):
+            first = owner.setdefault(id(optimizer), k)
+            if first != k:
+                raise UserError(
+                    f"peer {first} and peer {k} share one optimizer: every peer needs its own."
+                )
+
+
+def _feed_of(data: Any, class_weight: Any, name: str) -> Feed:
+    parts = data if isinstance(data, tuple) else (data,)
+    try:
+        return feed_of(*parts, class_weight=class_weight)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _source(data: Any, feed: Feed) -> Source:
+    return Source(feed, arrays=isinstance(data, tuple), once=inspect.isgenerator(data))
+
+
+def _is_weighted(batch: Batch) -> bool:
+    return keras.utils.unpack_x_y_sample_weight(batch)[2] is not None

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,19 @@ from kgraft.errors import UserError
 
 _KEPT = 2  # a kill between this backup and the model's leaves the model one epoch behind
 _NONE = -1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the peers' training stands, besides their variables.
+
+    Attributes:
+        due: epoch whose grafting is put off to the next epoch's beginning, or None.
+        read: batches of its own data that each learning peer has read.
+    """
+
+    due: int | None
+    read: tuple[int, ...] = ()
 
 
 class PeerBackup:
@@ -33,32 +47,33 @@ class PeerBackup:
         self._models = models
         self._foreign = {id(variable) for model in without for variable in model.variables}
 
-    def save(self, epoch: int, due: int | None) -> None:
+    def save(self, epoch: int, progress: Progress) -> None:
         """Write the state after `epoch` whole epochs.
 
         Args:
             epoch: number of epochs done, that is, the epoch to resume at.
-            due: epoch whose grafting is put off to the next epoch's beginning.
+            progress: where the training stands then.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {f"{k:05d}": _array(v) for k, v in enumerate(self._variables())}
         partial = self._directory / "peers.partial"
         with partial.open("wb") as file:
-            np.savez(file, due=np.int64(_NONE if due is None else due), **arrays)
+            due = _NONE if progress.due is None else progress.due
+            np.savez(file, progress=np.array([due, *progress.read], np.int64), **arrays)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._path(epoch))
         for path in self._paths()[:-_KEPT]:
             path.unlink()
 
-    def restore(self, epoch: int) -> int | None:
+    def restore(self, epoch: int) -> Progress:
         """Put the state after `epoch` epochs back into the models.
 
         Args:
             epoch: the epoch that `fit` resumes at; `self.holds(epoch)`.
 
         Returns:
-            The epoch whose grafting was put off, or None.
+            Where the training stood.
 
         Raises:
             UserError: a model is not built, or the file is of other models.
@@ -69,7 +84,7 @@ class PeerBackup:
         path = self._path(epoch)
         variables = self._variables()
         with np.load(path, allow_pickle=False) as file:
-            names = sorted(name for name in file.files if name != "due")
+            names = sorted(name for name in file.files if name != "progress")
             shapes = [file[name].shape for name in names]
             if shapes != [tuple(variable.shape) for variable in variables]:
                 raise UserError(
@@ -78,8 +93,8 @@ class PeerBackup:
                 )
             for variable, name in zip(variables, names, strict=True):
                 variable.assign(file[name])
-            due = int(file["due"])
-        return None if due == _NONE else due
+            due, *read = file["progress"].tolist()
+        return Progress(None if due == _NONE else due, tuple(read))
 
     def holds(self, epoch: int) -> bool:
         """Whether the state after `epoch` epochs is there."""
@@ -93,10 +108,11 @@ class PeerBackup:
     def _variables(self) -> list[Any]:
         unique: dict[int, Any] = {}
         for model in self._models:
-            if model.compiled and not model.optimizer.built:
-                model.optimizer.build(model.trainable_variables)
-            optimizer = model.optimizer.variables if model.compiled else []
-            for variable in [*model.variables, *optimizer]:
+            optimizer = model.optimizer if model.compiled else None
+            if optimizer is not None and not optimizer.built:
+                optimizer.build(model.trainable_variables)
+            own = optimizer.variables if optimizer is not None else []
+            for variable in [*model.variables, *own]:
                 if id(variable) not in self._foreign:
                     unique.setdefault(id(variable), variable)
         return list(unique.values())

@@ -253,6 +253,7 @@ def test_settings_are_json():
             "decimals": 2,
         },
         "data": ["tuple", "tuple"],
+        "class_weight": None,
         "train_peers": True,
         "every": 2,
         "epochs_grafted": None,
@@ -276,14 +277,46 @@ def test_settings_are_json():
         (lambda: ["net"], {}, r"peers\[0\] is a str"),
         (lambda: [compiled(2)], {"evaluate": "befor"}, "Did you mean 'before'"),
         (lambda: [compiled(2)], {"every": 0}, "every=0"),
+        (lambda: [compiled(2)], {"every": "2"}, "every='2'"),
+        (lambda: [compiled(2)], {"epochs_grafted": 1.5}, "epochs_grafted=1.5"),
         (lambda: [compiled(2)], {"epochs_grafted": -1}, "-1"),
         (lambda: [compiled(2)], {"data": 1, "train_peers": False}, "train_peers=False"),
+        (lambda: (), {"data": arrays()}, "no peers"),
+        (lambda: 3, {}, "peers is an int"),
+        (lambda: network, {}, "peers is a function"),
+        (lambda: "net", {}, "peers is a str"),
+        (lambda: [compiled(2)], {"graft": "entropy"}, r"Graft\(criterion='entropy'\)"),
+        (lambda: [compiled(2)], {"graft": Graft}, r"call it, graft=Graft\(\)"),
+        (lambda: [compiled(2)], {"graft": Entropy()}, "graft is an Entropy: expected a mixer"),
+        (lambda: [compiled(2)], {"data": arrays()[0]}, "data is an array without targets"),
+        (lambda: [compiled(2)], {"data": [*arrays()]}, r"data\[0\] is an array without"),
+        (lambda: [compiled(2)], {"data": [None]}, r"data\[0\] is None"),
+        (lambda: [compiled(2)], {"data": (*arrays(), None, None)}, "data holds 4 parts"),
+        (lambda: [compiled(2)], {"class_weight": {0: 1.0}}, "for the peers' own data="),
+        (
+            lambda: [compiled(2)],
+            {"class_weight": {0: 1.0}, "data": (*arrays(), arrays()[1])},
+            "class_weight= and the sample_weight in data exclude each other",
+        ),
+        (lambda: [compiled(2)], {"backup_dir": __file__}, "is a file"),
     ],
 )
 def test_a_mistake_gets_one_line(peers, options, message):
     with pytest.raises(UserError, match=message) as error:
         GraftCallback(peers(), **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_mistake_of_whoever_leaves_the_peers_out_gets_one_line():
+    with pytest.raises(UserError, match="no peers"):
+        GraftCallback(data=arrays())
+
+
+def test_peers_may_come_from_a_generator():
+    grafting = GraftCallback(compiled(k) for k in (2, 3))
+    assert [peer.name for peer in grafting.peers] == ["net2", "net3"]
+    fit(compiled(1), [grafting], epochs=1)
+    assert len(grafting.records) == 1
 
 
 def sharing(model):
@@ -304,6 +337,12 @@ def iterated_once():
         (lambda model: [compiled(2, filters=4)], {}, r"peer 1 and peer 2 differ: .*\(3, 3, 1, 3\)"),
         (lambda model: [compiled(2)], {"data": [arrays(), arrays()]}, "2 data sets for 1 peers"),
         (lambda model: [sharing(model)], {}, "peer 1 and peer 2 share one optimizer"),
+        (lambda model: [compiled(2)], {"data": 3}, "data: x is a int, which Keras cannot read"),
+        (
+            lambda model: [compiled(2)],
+            {"data": (arrays()[0], arrays(5)[1])},
+            "data: .* expected equal",
+        ),
         (
             lambda model: [compiled(2)],
             {"data": [iterated_once()]},
