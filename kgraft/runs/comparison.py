@@ -13,7 +13,7 @@ from kgraft.runs.assembly import assemble
 from kgraft.runs.comparison_file import Comparison, Entry, differences
 from kgraft.runs.config import Config
 from kgraft.runs.directory import read_run
-from kgraft.runs.methods import settled
+from kgraft.runs.methods import settled, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.run import execute
 from kgraft.runs.selection import selected
@@ -124,7 +124,7 @@ def _ensure(
 
 
 def _check_settings(path: Path, config: Config) -> None:
-    known, _ = read_run(path)
+    known = without_unread(read_run(path)[0])
     wanted = _filled(config, known)
     for part in dataclasses.fields(Config):
         if part.name == "given":

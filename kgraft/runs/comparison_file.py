@@ -31,7 +31,7 @@ from typing import Any
 
 from kgraft.errors import UserError, suggest
 from kgraft.runs.config import Config
-from kgraft.runs.methods import settled
+from kgraft.runs.methods import for_everybody, method_of, settled
 
 RESULTS = ("peer", "soup", "ensemble")
 _SAME = (
@@ -110,7 +110,7 @@ def read_comparison(path: Path) -> Comparison:
         raise UserError(f"comparison {path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"comparison {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not TOML: {error}.") from None
     for name in tables:
         if name not in ("comparison", "common", "entries"):
@@ -132,7 +132,7 @@ def read_comparison(path: Path) -> Comparison:
         or len(set(seeds)) < len(seeds)
     ):
         raise UserError(f"{path}: [comparison] seeds = {seeds}: expected different whole numbers.")
-    common = _with(Config(), tables.get("common", {}), f"{path}: [common]")
+    common = for_everybody(_with(Config(), tables.get("common", {}), f"{path}: [common]"))
     entries = tuple(
         _entry(name, table, common, seeds[0], str(path))
         for name, table in tables.get("entries", {}).items()
@@ -261,7 +261,7 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
         epochs = config.run.epochs * budget
         config = _stretched(config.changed("run.epochs", epochs, where), budget)
     config = settled(config)
-    result = result or ("ensemble" if config.run.method == "ensemble" else "peer")
+    result = result or method_of(config).answer
     if result not in RESULTS:
         raise UserError(f"{where} result = {result!r}." + suggest(str(result), RESULTS))
     return Entry(name, config, result, runs_of, budget)

@@ -5,7 +5,7 @@ import json
 import pytest
 from kgraft_cli.main import main
 
-from kgraft.runs.needs import METHODS
+from kgraft.runs.methods import METHODS
 
 COMPARISON = """
 [comparison]
