@@ -33,8 +33,8 @@ def command(
     from kgraft.analysis.comparison import by_compute, header, lines, markdown
     from kgraft.engines.compile_cache import keep_compiled
     from kgraft.errors import UserError
-    from kgraft.runs.comparison import read_results, train_missing
-    from kgraft.runs.comparison_file import in_directory, read_comparison
+    from kgraft.runs.comparisons.file import in_directory, read_comparison
+    from kgraft.runs.comparisons.runs import read_results, train_missing
     from kgraft_cli.progress import progress_on
 
     wanted = read_comparison(Path(comparison))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kgraft import models
 from kgraft.errors import UserError
 from kgraft.runs import config as configs
-from kgraft.runs.comparison_file import read_comparison
+from kgraft.runs.comparisons.file import read_comparison
 from kgraft.runs.config import Config
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import keras
 
 from kgraft.errors import UserError
 from kgraft.runs.assembly import assemble
-from kgraft.runs.comparison_file import Comparison, Entry, differences
+from kgraft.runs.comparisons.file import Comparison, Entry, differences
 from kgraft.runs.config import Config
 from kgraft.runs.directory import read_run
 from kgraft.runs.methods import settled, without_unread

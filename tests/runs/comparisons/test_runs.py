@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kgraft.errors import UserError
-from kgraft.runs.comparison import read_results, train_missing
-from kgraft.runs.comparison_file import read_comparison
+from kgraft.runs.comparisons.file import read_comparison
+from kgraft.runs.comparisons.runs import read_results, train_missing
 from kgraft.runs.recorder import Silent
 
 COMMON = """
