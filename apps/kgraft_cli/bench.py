@@ -107,6 +107,6 @@ def _numbers(option: str, text: str) -> list[int]:
     from kgraft.errors import UserError
 
     parts = text.split(",")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(f"{option} {text}: expected whole numbers above 0, e.g. 1,4.")
     return [int(part) for part in parts]

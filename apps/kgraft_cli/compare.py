@@ -30,7 +30,7 @@ def command(
 
     from rich.console import Console
 
-    from kgraft.analysis.comparison import by_compute, header, lines, markdown
+    from kgraft.analysis.comparison import by_compute, header, lines, markdown, notes
     from kgraft.engines.compile_cache import keep_compiled
     from kgraft.errors import UserError
     from kgraft.runs.comparisons.file import in_directory, read_comparison
@@ -39,10 +39,11 @@ def command(
 
     wanted = read_comparison(Path(comparison))
     if seeds is not None:
-        parts = seeds.split(",")
-        if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        parts = [part.strip() for part in seeds.split(",")]
+        numbers = tuple(int(part) for part in parts if part.isascii() and part.isdecimal())
+        if len(set(numbers)) < len(parts):
             raise UserError(f"--seeds {seeds}: expected different whole numbers, e.g. 0,1,2.")
-        wanted = dataclasses.replace(wanted, seeds=tuple(map(int, parts)))
+        wanted = dataclasses.replace(wanted, seeds=numbers)
     if data_dir is not None:
         wanted = in_directory(wanted, data_dir)
     path = Path("runs") / Path(comparison).stem if out is None else Path(out)
@@ -64,6 +65,8 @@ def command(
     columns = header(wanted.baseline, selected_on)
     console.print(_table("accuracy on the test images, %", columns, [found]))
     console.print(_table("by compute", columns, by_compute(found)))
+    for note in notes(found, wanted.baseline):
+        console.print(note, highlight=False, markup=False)
     (path / "comparison.md").write_text(
         markdown(found, wanted.baseline, selected_on), encoding="utf-8"
     )
