@@ -100,7 +100,9 @@ def command(
             rows += runner.rows(results, images)
     console.print(table(what, rows, f"{dataset}, {images} images an epoch, {repeats} rounds"))
     if file is not None:
-        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        from kgraft.runs.files import write_text
+
+        write_text(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -35,6 +35,7 @@ def command(
     from kgraft.errors import UserError
     from kgraft.runs.comparisons.file import in_directory, read_comparison
     from kgraft.runs.comparisons.runs import read_results, train_missing
+    from kgraft.runs.files import write_text
     from kgraft_cli.progress import progress_on
 
     wanted = read_comparison(Path(comparison))
@@ -67,11 +68,9 @@ def command(
     console.print(_table("by compute", columns, by_compute(found)))
     for note in notes(found, wanted.baseline):
         console.print(note, highlight=False, markup=False)
-    (path / "comparison.md").write_text(
-        markdown(found, wanted.baseline, selected_on), encoding="utf-8"
-    )
+    write_text(path / "comparison.md", markdown(found, wanted.baseline, selected_on))
     content = {"runs": rows, "entries": [line.to_json() for line in found]}
-    (path / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path / "comparison.json", json.dumps(content, indent=2) + "\n")
     console.print(f"comparison.md and comparison.json are in {path}", highlight=False)
 
 

@@ -16,6 +16,7 @@ from kgraft.backend import installed_version
 from kgraft.engines.devices import devices
 from kgraft.errors import UserError
 from kgraft.runs.config import Config, read
+from kgraft.runs.files import append_text, storing, whole, write_text
 
 
 def default_path(config: Config) -> Path:
@@ -64,7 +65,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
         self.path = path
-        (path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+        write_text(path / "run.toml", config.to_toml())
         self._write_json("environment.json", environment)
 
     def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -90,13 +91,10 @@ class RunDirectory:
         self._write_json("summary.json", summary)
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append_text(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        partial = self.path / f".{name}"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path / name)
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
 
 def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = None) -> None:
@@ -106,11 +104,16 @@ def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = 
         model: whose architecture and, by default, weights are saved.
         file: a `.keras` file.
         weights: other weights, as from `get_weights`.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     copy = type(model).from_config(model.get_config())  # clone_model would compile it too
     copy.set_weights(model.get_weights() if weights is None else weights)
-    file.parent.mkdir(exist_ok=True)
-    copy.save(file)
+    with storing(file):
+        file.parent.mkdir(exist_ok=True)
+    with whole(file) as partial:
+        copy.save(partial)
 
 
 def environment(seeds: dict[str, Any]) -> dict[str, Any]:

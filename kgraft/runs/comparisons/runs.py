@@ -16,6 +16,7 @@ from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import Comparison, Entry, differences
 from kgraft.runs.config import Config
 from kgraft.runs.directory import peer_file, read_model, read_run
+from kgraft.runs.files import only_writer, storing
 from kgraft.runs.methods import settled, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.run import execute
@@ -34,12 +35,14 @@ def train_missing(
         tell: called with a line of text when a run begins or is found.
 
     Raises:
-        UserError: a finished run in `out` has other settings; names the difference.
+        UserError: a finished run in `out` has other settings (names the difference), or another
+            process is at work in it.
     """
-    for seed in comparison.seeds:
-        for entry in comparison.entries:
-            if entry.runs_of == entry.name:
-                _ensure(comparison, entry, seed, out, observer, tell)
+    with only_writer(out):
+        for seed in comparison.seeds:
+            for entry in comparison.entries:
+                if entry.runs_of == entry.name:
+                    _ensure(comparison, entry, seed, out, observer, tell)
 
 
 def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
@@ -124,7 +127,8 @@ def _ensure(
         tell(f"{entry.name}, seed {seed}: found")
         return
     if (path / "run.toml").is_file():
-        shutil.rmtree(path)  # a run that did not finish
+        with storing(path):
+            shutil.rmtree(path)  # a run that did not finish
     tell(f"{entry.name}, seed {seed}: training")
     execute(assemble(config), path, observer)
     selected(path)

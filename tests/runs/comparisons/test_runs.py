@@ -10,6 +10,7 @@ from kgraft.errors import UserError
 from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import read_comparison
 from kgraft.runs.comparisons.runs import read_results, train_missing
+from kgraft.runs.files import only_writer
 from kgraft.runs.recorder import Silent
 
 COMMON = """
@@ -236,3 +237,12 @@ def test_a_larger_teacher_costs_its_flops_on_the_runs_images(written, tmp_path):
     )
     assert rows["plain"]["trainings"] == 1.0
     assert rows["taught"]["trainings"] == pytest.approx(1 + large / small)
+
+
+def test_a_second_process_leaves_a_live_run_alone(written, tmp_path):
+    live = tmp_path / "out" / "plain" / "seed-0" / "run.toml"
+    live.parent.mkdir(parents=True)
+    live.touch()
+    with only_writer(tmp_path / "out"), pytest.raises(UserError, match="another process is train"):
+        train_missing(read_comparison(written(PLAIN)), tmp_path / "out", Silent(), lambda _: None)
+    assert live.is_file()
