@@ -1,6 +1,7 @@
 """A run's directory: what it was told, what it did, what came out."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -217,10 +218,26 @@ def read_model(file: Path, name: str) -> keras.Model:
 
 
 def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "-C", str(Path(kgraft.__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+    """The commit of the repository that tracks the running kgraft's files, None without one.
+
+    A kgraft that is installed below somebody else's repository has none. What git is told by its
+    environment, in a hook say, is of another repository.
+    """
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(Path(kgraft.__file__).parent), *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=outside,
+            )
+        except OSError:  # there is no git
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", Path(kgraft.__file__).name) is None:
+        return None
+    return git("rev-parse", "HEAD")
