@@ -26,6 +26,7 @@ def command(
     """
     import dataclasses
     import json
+    import logging
     from pathlib import Path
 
     from rich.console import Console
@@ -36,6 +37,7 @@ def command(
     from kgraft.runs.comparisons.file import in_directory, read_comparison
     from kgraft.runs.comparisons.runs import read_results, train_missing
     from kgraft.runs.files import write_text
+    from kgraft_cli.messages import messages_on, say
     from kgraft_cli.progress import progress_on
 
     wanted = read_comparison(Path(comparison))
@@ -53,12 +55,12 @@ def command(
         console = Console(width=200)
     if not only_read:
         keep_compiled()
-        with progress_on(console) as progress:
+        with messages_on(console, logging.WARNING), progress_on(console) as progress:
             train_missing(
                 wanted,
                 path,
                 progress,
-                lambda text: console.print(text, highlight=False, markup=False),
+                lambda text: say(console, text),
             )
     rows = read_results(wanted, path)
     found = lines(rows, wanted.baseline)
@@ -67,7 +69,7 @@ def command(
     console.print(_table("accuracy on the test images, %", columns, [found]))
     console.print(_table("by compute", columns, by_compute(found)))
     for note in notes(found, wanted.baseline):
-        console.print(note, highlight=False, markup=False)
+        say(console, note)
     write_text(path / "comparison.md", markdown(found, wanted.baseline, selected_on))
     content = {"runs": rows, "entries": [line.to_json() for line in found]}
     write_text(path / "comparison.json", json.dumps(content, indent=2) + "\n")
