@@ -49,6 +49,7 @@ def command(
     from kgraft.errors import UserError, suggest
     from kgraft_cli.benchmarks import contenders
     from kgraft_cli.benchmarks.tables import table
+    from kgraft_cli.benchmarks.tasks import Task
 
     assert kgraft.__name__
     for name, value in (("--steps", steps), ("--repeats", repeats)):
@@ -69,10 +70,7 @@ def command(
         console = Console(width=160)
     rows: list[dict[str, Any]] = []
     groups = [
-        [
-            contenders.Task(name, model, count, batch_size, dataset, data_dir, steps)
-            for name in chosen or known
-        ]
+        [Task(name, model, count, batch_size, dataset, data_dir, steps) for name in chosen or known]
         for model, batch_size, count in grid
     ]
     if len(chosen) == 1:  # a sweep over one contender's work, which takes turns too

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kgraft_cli.benchmarks.contenders import Task
+from kgraft_cli.benchmarks.tasks import Task
 
 _WHOLE = {"repr.full_epochs": 1, "repr.pruned_epochs": 1, "repr.cycles": 1, "run.epochs": 2}
 
