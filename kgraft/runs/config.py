@@ -164,7 +164,7 @@ class Scion:
     """The methods noise and internal: which filters are invalid, how fast the noise falls."""
 
     threshold: float = _positive(0.1)
-    decay: float = _number(0.5, low=1e-6, high=0.999999)
+    decay: float = _number(0.975, low=1e-6, high=0.999999)
 
 
 @dataclass(frozen=True)

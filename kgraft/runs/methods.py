@@ -305,8 +305,8 @@ def _check_read(config: "Config", method: Method) -> None:
         if key in config.given and key not in moot and key.partition(".")[0] not in moot
     ]
     if wrong:
-        read = method.reads(config)
+        read = [key if "." in key else f"[{key}]" for key in method.reads(config)]
         raise UserError(
-            f"method {method.name} does not read {', '.join(wrong)}: remove it; it reads "
+            f"method {method.name} does not read {', '.join(wrong)}: take that out. It reads "
             + (f"{', '.join(read)}." if read else "no method's settings.")
         )

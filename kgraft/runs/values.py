@@ -47,8 +47,9 @@ def checked_value(table: type, table_name: str, key: str, value: Any, source: st
         if not rule["low"] <= value <= (float("inf") if high is None else high):
             limit = f"{rule['low']} or more" if high is None else f"{rule['low']}..{high}"
             raise UserError(f"{where} {key} = {to_toml(value)}: expected {limit}.")
+    finite = "finite numbers" if isinstance(value, tuple) else "a finite number"
     if any(isinstance(number, float) and not abs(number) <= _MOST for number in numbers):
-        raise UserError(f"{where} {key} = {to_toml(value)}: expected finite numbers.")
+        raise UserError(f"{where} {key} = {to_toml(value)}: expected {finite}.")
     return value
 
 

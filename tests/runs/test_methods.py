@@ -140,15 +140,27 @@ def test_numbers_that_a_method_cannot_have_are_refused(method, changes, text):
 @pytest.mark.parametrize(
     ("method", "changes", "text"),
     [
-        ("papa", {"graft__sharpness": 9.0}, "papa does not read graft.sharpness: remove it; it "),
+        (
+            "papa",
+            {"graft__sharpness": 9.0},
+            "papa does not read graft.sharpness: take that out. It ",
+        ),
         ("papa", {"papa__every_epochs": 3}, "papa does not read papa.every_epochs"),
         ("papa", {"papa__variant": "all", "papa__rate": 0.5}, "does not read papa.rate"),
         ("papa", {"graft__epochs": 3}, "does not read graft.epochs"),
-        ("graft", {"graft__alpha": 0.3}, "graft does not read graft.alpha: remove it; it reads "),
+        (
+            "graft",
+            {"graft__alpha": 0.3},
+            "graft does not read graft.alpha: take that out. It reads ",
+        ),
         ("graft", {"graft__level": "filter", "graft__bins": 3}, "does not read graft.bins"),
         ("graft", {"teachers__temperature": 3.0}, "graft does not read teachers.temperature"),
-        ("baseline", {"ema__decay": 0.5}, "ema.decay: remove it; it reads no method's settings."),
-        ("internal", {"scion__decay": 0.5}, "it reads scion.threshold, graft.every, graft.epochs"),
+        (
+            "baseline",
+            {"ema__decay": 0.5},
+            "ema.decay: take that out. It reads no method's settings.",
+        ),
+        ("internal", {"scion__decay": 0.5}, "It reads scion.threshold, graft.every, graft.epochs"),
         ("repr", {"graft__every": 2, "run__epochs": 90}, "repr does not read graft.every"),
         ("repr", {"graft__epochs": 5, "run__epochs": 90}, "repr does not read graft.epochs"),
         ("repr", {"graft__evaluate": "before", "run__epochs": 90}, "read graft.evaluate"),
