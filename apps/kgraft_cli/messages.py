@@ -64,7 +64,7 @@ def stderr_on(console: Console) -> Iterator[None]:
     Args:
         console: on the terminal.
     """
-    if not os.isatty(_STDERR):
+    if sys.platform == "win32" or not os.isatty(_STDERR):  # Windows has no pread
         yield
         return
     done = threading.Event()
