@@ -117,7 +117,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Graft:
-    """What a grafting does, and when; `alpha` is that of the method fixed."""
+    """What a grafting does, and when; `alpha` is that of the method fixed.
+
+    `frozen` blends weights that do not train, too.
+    """
 
     level: str = _one_of("layer", "layer", "filter")
     alpha: float = _number(0.5, low=0.0, high=1.0)
@@ -128,6 +131,7 @@ class Graft:
     sharpness: float = _positive(500.0)
     decimals: int | None = _number(None, low=1)
     grouping: str = _one_of("default", "default", "authors")
+    frozen: bool = False
     every: int = _number(1, low=1)
     epochs: int | None = _number(None, low=0)
     evaluate: str = _one_of("after", "after", "before")
@@ -143,11 +147,15 @@ class Mutual:
 
 @dataclass(frozen=True)
 class Papa:
-    """PAPA: a pull towards the mean every n steps, or (variant all) the mean every n epochs."""
+    """PAPA: a pull towards the mean every n steps, or (variant all) the mean every n epochs.
+
+    `lr_scaling` is what the pull shrinks by: the learning rate, as in the authors' code, or none.
+    """
 
     variant: str = _one_of("gradual", "gradual", "all")
     rate: float = _number(0.99, low=0.0, high=1.0)
     every_steps: int = _number(10, low=1)
+    lr_scaling: str = _one_of("linear", "linear", "none")
     every_epochs: int = _number(5, low=1)
 
 

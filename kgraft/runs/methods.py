@@ -16,7 +16,7 @@ _EVERYBODYS = ("run", "data", "model", "peers", "optimizer", "schedule", "given"
 _TIMES = ("graft.every", "graft.epochs", "graft.evaluate")  # of what happens at epochs' ends
 _LAYERS = (
     *("graft.criterion", "graft.bins", "graft.binning", "graft.amplitude", "graft.sharpness"),
-    *("graft.decimals", "graft.grouping"),
+    *("graft.decimals", "graft.grouping", "graft.frozen"),
 )
 
 
@@ -85,20 +85,25 @@ def _graft(config: "Config") -> Mixer:
         sharpness=wanted.sharpness,
         grouping=wanted.grouping,  # type: ignore[arg-type]
         decimals=wanted.decimals,
+        blend_frozen=wanted.frozen,
     )
 
 
 def _papa_reads(config: "Config") -> tuple[str, ...]:
     if config.papa.variant == "all":
         return ("papa.variant", "papa.every_epochs", "graft.epochs", "graft.evaluate")
-    return ("papa.variant", "papa.rate", "papa.every_steps")
+    return ("papa.variant", "papa.rate", "papa.every_steps", "papa.lr_scaling")
 
 
 def _papa(config: "Config") -> Mixer:
     wanted = config.papa
     if wanted.variant == "all":
         return grafting.Average()
-    return grafting.Papa(wanted.rate, wanted.every_steps)
+    return grafting.Papa(
+        wanted.rate,
+        wanted.every_steps,
+        lr_scaling=wanted.lr_scaling,  # type: ignore[arg-type]
+    )
 
 
 def _repr(config: "Config") -> Mixer:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kgraft.errors import UserError
-from kgraft.grafting import FilterGraft, Graft, Mixer, Papa
+from kgraft.grafting import FilterGraft, Graft, Mixer, Noise, Papa
 from kgraft.runs import config as configs
 from kgraft.runs import selection
 from kgraft.runs.assembly import assemble
@@ -231,6 +231,9 @@ def test_a_method_reads_what_it_says_it_reads(name, changes):
 
 def test_settings_reach_the_mixer():
     assert mixer_of(of("papa", papa__rate=0.9, papa__every_steps=7)) == Papa(0.9, 7)
+    assert mixer_of(of("papa", papa__lr_scaling="none")) == Papa(lr_scaling="none")
+    assert mixer_of(of("graft", graft__frozen=True)).blend_frozen and not Graft().blend_frozen
+    assert mixer_of(of("noise")) == Noise(decay=0.975)
     assert isinstance(mixer_of(of("graft", graft__level="filter")), FilterGraft)
     assert mixer_of(of("graft", graft__sharpness=3.0)) == Graft(
         criterion=mixer_of(of("graft")).criterion, sharpness=3.0
