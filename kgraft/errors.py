@@ -11,6 +11,13 @@ class UserError(ValueError):
     """
 
 
+class StorageError(OSError):
+    """Something that could not be written: one line that names the file and the machine's reason.
+
+    The command line prints it and exits with code 1.
+    """
+
+
 def suggest(word: str, candidates: Iterable[str]) -> str:
     """Sentence that points from a wrong `word` to what is valid.
 

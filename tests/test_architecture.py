@@ -1,6 +1,7 @@
 """The house as shared/DESIGN.md lays it out: who may import whom, and what."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,19 @@ def test_matplotlib_is_named_only_in_analysis(path):
 @pytest.mark.parametrize("path", sources("kgraft") + sources("apps"), ids=lambda p: p.name)
 def test_a_file_is_one_idea(path):
     assert len(path.read_text().splitlines()) <= 410
+
+
+def test_the_modules_of_apps_import_each_other_in_no_circle():
+    """Wherever in a file they do: an import within a function hides a circle, no more."""
+    paths = {
+        ".".join(path.relative_to(ROOT / "apps").with_suffix("").parts): path
+        for path in sources("apps")
+    }
+    graph = {name: set(imports(path)) & set(paths) - {name} for name, path in paths.items()}
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as circle:
+        pytest.fail(f"a circle: {' -> '.join(circle.args[1])}")
 
 
 def test_nothing_else_lies_at_the_top():

@@ -49,6 +49,7 @@ def command(
     from kgraft.errors import UserError, suggest
     from kgraft_cli.benchmarks import contenders
     from kgraft_cli.benchmarks.tables import table
+    from kgraft_cli.benchmarks.tasks import Task
 
     assert kgraft.__name__
     for name, value in (("--steps", steps), ("--repeats", repeats)):
@@ -69,10 +70,7 @@ def command(
         console = Console(width=160)
     rows: list[dict[str, Any]] = []
     groups = [
-        [
-            contenders.Task(name, model, count, batch_size, dataset, data_dir, steps)
-            for name in chosen or known
-        ]
+        [Task(name, model, count, batch_size, dataset, data_dir, steps) for name in chosen or known]
         for model, batch_size, count in grid
     ]
     if len(chosen) == 1:  # a sweep over one contender's work, which takes turns too
@@ -100,13 +98,15 @@ def command(
             rows += runner.rows(results, images)
     console.print(table(what, rows, f"{dataset}, {images} images an epoch, {repeats} rounds"))
     if file is not None:
-        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        from kgraft.runs.files import write_text
+
+        write_text(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _numbers(option: str, text: str) -> list[int]:
     from kgraft.errors import UserError
 
     parts = text.split(",")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(f"{option} {text}: expected whole numbers above 0, e.g. 1,4.")
     return [int(part) for part in parts]

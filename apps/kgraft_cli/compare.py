@@ -26,23 +26,27 @@ def command(
     """
     import dataclasses
     import json
+    import logging
     from pathlib import Path
 
     from rich.console import Console
 
-    from kgraft.analysis.comparison import by_compute, header, lines, markdown
+    from kgraft.analysis.comparison import by_compute, header, lines, markdown, notes
     from kgraft.engines.compile_cache import keep_compiled
     from kgraft.errors import UserError
-    from kgraft.runs.comparison import read_results, train_missing
-    from kgraft.runs.comparison_file import in_directory, read_comparison
+    from kgraft.runs.comparisons.file import in_directory, read_comparison
+    from kgraft.runs.comparisons.runs import read_results, train_missing
+    from kgraft.runs.files import write_text
+    from kgraft_cli.messages import messages_on, say
     from kgraft_cli.progress import progress_on
 
     wanted = read_comparison(Path(comparison))
     if seeds is not None:
-        parts = seeds.split(",")
-        if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        parts = [part.strip() for part in seeds.split(",")]
+        numbers = tuple(int(part) for part in parts if part.isascii() and part.isdecimal())
+        if len(set(numbers)) < len(parts):
             raise UserError(f"--seeds {seeds}: expected different whole numbers, e.g. 0,1,2.")
-        wanted = dataclasses.replace(wanted, seeds=tuple(map(int, parts)))
+        wanted = dataclasses.replace(wanted, seeds=numbers)
     if data_dir is not None:
         wanted = in_directory(wanted, data_dir)
     path = Path("runs") / Path(comparison).stem if out is None else Path(out)
@@ -51,12 +55,12 @@ def command(
         console = Console(width=200)
     if not only_read:
         keep_compiled()
-        with progress_on(console) as progress:
+        with messages_on(console, logging.WARNING), progress_on(console) as progress:
             train_missing(
                 wanted,
                 path,
                 progress,
-                lambda text: console.print(text, highlight=False, markup=False),
+                lambda text: say(console, text),
             )
     rows = read_results(wanted, path)
     found = lines(rows, wanted.baseline)
@@ -64,11 +68,11 @@ def command(
     columns = header(wanted.baseline, selected_on)
     console.print(_table("accuracy on the test images, %", columns, [found]))
     console.print(_table("by compute", columns, by_compute(found)))
-    (path / "comparison.md").write_text(
-        markdown(found, wanted.baseline, selected_on), encoding="utf-8"
-    )
+    for note in notes(found, wanted.baseline):
+        say(console, note)
+    write_text(path / "comparison.md", markdown(found, wanted.baseline, selected_on))
     content = {"runs": rows, "entries": [line.to_json() for line in found]}
-    (path / "comparison.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path / "comparison.json", json.dumps(content, indent=2) + "\n")
     console.print(f"comparison.md and comparison.json are in {path}", highlight=False)
 
 

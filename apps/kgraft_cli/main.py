@@ -67,7 +67,11 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, with 2 after a mistake, with 130 after Ctrl-C."""
+    """Run the command line.
+
+    Exits with 0, with 2 after a mistake, with 1 where a file cannot be written, with 130 after
+    Ctrl-C.
+    """
     for name in ("TF_CPP_MIN_LOG_LEVEL", "ABSL_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
     try:
@@ -80,12 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
         if not _is_users(error):
             raise
         _fail(str(error), 2)
+    except OSError as error:
+        if not _is_users(error):
+            raise
+        _fail(str(error), 1)
     else:
         sys.exit(outcome if isinstance(outcome, int) else 0)
 
 
 def _is_users(error: Exception) -> bool:
-    """Whether kgraft itself raises it: a mistake of the user's, or a backend that is missing."""
+    """Whether kgraft itself raises it: a mistake, a backend that is missing, a full disk."""
     return type(error).__module__.partition(".")[0] == "kgraft"
 
 

@@ -1,41 +1,108 @@
-"""What kgraft's logger says, on the terminal."""
+"""What is said beside the progress: kgraft's logger, and all that libraries write to stderr."""
 
 import contextlib
 import logging
+import os
+import sys
+import tempfile
+import threading
 from collections.abc import Iterator
 
 import click
 from rich.console import Console
 
+_STDERR = 2
+_OFTEN = 0.1  # seconds
+
 
 class _Handler(logging.Handler):
-    """Information beside the progress, warnings on stderr."""
+    """Information beside the progress, warnings on stderr, where that is not the same terminal."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
+        self._one_terminal = console.is_terminal and os.isatty(_STDERR)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
-        if record.levelno >= logging.WARNING:
-            click.echo(f"kgraft: {record.getMessage()}", err=True)
+        warns = record.levelno >= logging.WARNING
+        text = f"kgraft: {record.getMessage()}" if warns else record.getMessage()
+        if warns and not self._one_terminal:
+            click.echo(text, err=True)
         else:
-            self._console.print(record.getMessage(), highlight=False, soft_wrap=True)
+            say(self._console, text)
 
 
 @contextlib.contextmanager
-def messages_on(console: Console) -> Iterator[None]:
-    """Show kgraft's log messages, information and above, while the block runs.
+def messages_on(console: Console, level: int = logging.INFO) -> Iterator[None]:
+    """Show kgraft's log messages while the block runs.
 
     Args:
         console: where information goes.
+        level: the least that is shown.
     """
     log, handler = logging.getLogger("kgraft"), _Handler(console)
-    level = log.level
+    before = log.level
     log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(level)
+        log.setLevel(before)
+
+
+@contextlib.contextmanager
+def stderr_on(console: Console) -> Iterator[None]:
+    """Show on a console what is written to stderr while the block runs.
+
+    A table that is redrawn in place has to know of every line that the terminal gets, and C++
+    libraries (TensorFlow, XLA) write past Python. They write to a file meanwhile, which never makes
+    them wait, and what is new in it is printed ten times a second. A stderr that is not on the
+    terminal is left alone.
+
+    Args:
+        console: on the terminal.
+    """
+    if sys.platform == "win32" or not os.isatty(_STDERR):  # Windows has no pread
+        yield
+        return
+    done = threading.Event()
+    with tempfile.TemporaryFile(buffering=0) as written:
+        sys.stderr.flush()
+        terminal = os.dup(_STDERR)
+        os.dup2(written.fileno(), _STDERR)
+        reader = threading.Thread(
+            target=_print_new, args=(console, written.fileno(), done), daemon=True
+        )
+        reader.start()
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, _STDERR)
+            os.close(terminal)
+            done.set()
+            reader.join()
+
+
+def say(console: Console, text: str) -> None:
+    """Print text as it is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_new(console: Console, file: int, done: threading.Event) -> None:
+    """Print the whole lines of a file that grows; at the end also one that is not whole."""
+    position, line = 0, b""
+    while True:
+        last = done.wait(_OFTEN)
+        while new := os.pread(file, 1 << 16, position):
+            position += len(new)
+            line += new
+        whole, newline, line = line.rpartition(b"\n")
+        if newline:
+            say(console, whole.decode(errors="replace"))
+        if last:
+            if line:
+                say(console, line.decode(errors="replace"))
+            return

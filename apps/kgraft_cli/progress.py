@@ -1,5 +1,6 @@
 """How a run shows itself: a live table on a terminal, a line an epoch elsewhere."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -9,6 +10,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from kgraft_cli.messages import say, stderr_on
 
 Rows = Sequence[dict[str, Any]]
 
@@ -29,7 +32,7 @@ class PlainProgress:
     def begin(self, phase: str, models: int, epochs: int, steps: int) -> None:
         """Say what begins."""
         self._epochs, self._started = epochs, time.monotonic()
-        self._print(f"{phase}: {_count(models)}, {epochs} epochs of {steps} steps")
+        say(self._console, f"{phase}: {_count(models)}, {epochs} epochs of {steps} steps")
 
     def step(self, phase: str, epoch: int, step: int) -> None:
         """Steps are not shown."""
@@ -38,10 +41,7 @@ class PlainProgress:
         """One line with every model's figures."""
         left = (time.monotonic() - self._started) / epoch * (self._epochs - epoch)
         figures = " | ".join(_line(row, numbered=len(rows) > 1) for row in rows)
-        self._print(f"{phase} {epoch}/{self._epochs} | {figures} | {left:.0f} s left")
-
-    def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, f"{phase} {epoch}/{self._epochs} | {figures} | {left:.0f} s left")
 
 
 class LiveProgress:
@@ -57,13 +57,17 @@ class LiveProgress:
             console=console,
             expand=True,
         )
-        self._live = Live(console=console, refresh_per_second=8, transient=True)
+        self._live = Live(
+            console=console, refresh_per_second=8, transient=True, redirect_stderr=False
+        )
+        self._beside = contextlib.ExitStack()
         self._console = console
         self._rows: Rows = ()
         self._title = ""
         self._epochs = self._steps = 0
 
     def __enter__(self) -> "LiveProgress":
+        self._beside.enter_context(stderr_on(self._console))
         self._live.start()
         return self
 
@@ -73,7 +77,10 @@ class LiveProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._live.stop()
+        try:
+            self._live.stop()
+        finally:
+            self._beside.close()
 
     def begin(self, phase: str, models: int, epochs: int, steps: int) -> None:
         """Start the phase's bar and an empty table."""
@@ -93,7 +100,7 @@ class LiveProgress:
         self._rows = [dict(row) for row in rows]
         self._draw(phase, epoch)
         if epoch == self._epochs and phase != "peers":
-            self._console.print(f"{phase}: {_line(rows[0], numbered=False)}", highlight=False)
+            say(self._console, f"{phase}: {_line(rows[0], numbered=False)}")
 
     def _draw(self, phase: str, epoch: int) -> None:
         table = Table(title=f"{phase}, epoch {epoch}/{self._epochs}", title_justify="left")
@@ -113,8 +120,9 @@ class LiveProgress:
 
 
 def progress_on(console: Console) -> PlainProgress | LiveProgress:
-    """The display that suits where the output goes."""
-    return LiveProgress(console) if console.is_terminal else PlainProgress(console)
+    """The display that suits where the output goes: a dumb terminal cannot redraw."""
+    redraws = console.is_terminal and not console.is_dumb_terminal
+    return LiveProgress(console) if redraws else PlainProgress(console)
 
 
 def _line(row: dict[str, Any], *, numbered: bool) -> str:

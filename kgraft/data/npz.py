@@ -1,5 +1,6 @@
 """Classification sets in one `.npz` file: `x_train`, `y_train`, `x_test`, `y_test`."""
 
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -73,12 +74,36 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
         nearest = suggest(key, file.files) if file.files else " It holds no arrays."
         raise UserError(f"{path}: no array {key!r}.{nearest}")
     try:
+        _check_size(path, file, key)
         return file[key]
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as problem:
         raise UserError(
             f"{path}: {key} cannot be read: it is damaged or holds pickled Python objects; "
             f"expected {_expected(key)}."
         ) from problem
+
+
+def _check_size(path: Path, file: np.lib.npyio.NpzFile, key: str) -> None:
+    """Refuse an array that says to be larger than what the file holds, before room is made for it.
+
+    Deflate makes at most 1032 bytes of one.
+    """
+    assert file.zip is not None  # it is open
+    with file.zip.open(f"{key}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    claimed = 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
+    held, size = file.zip.getinfo(f"{key}.npy").file_size, path.stat().st_size
+    if claimed > min(held, 1032 * size):
+        raise UserError(
+            f"{path}: {key} says to be {dtype} of shape {shape}, {claimed:,} bytes, "
+            f"which a file of {size:,} bytes does not hold; expected {_expected(key)}."
+        )
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:

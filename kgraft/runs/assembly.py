@@ -14,7 +14,7 @@ from kgraft.engines.precision import building_in
 from kgraft.errors import UserError
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file, read_model
-from kgraft.runs.methods import settled
+from kgraft.runs.methods import method_of, settled
 from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
 
@@ -89,7 +89,7 @@ def assemble(config: Config) -> Assembly:
             _built(config, wanted_model.name, wanted_model.dropout, dataset, k),
             peer_rate(config, k),
             train,
-            averaged=config.run.method == "ema",
+            averaged=method_of(config).averaged,
         )
         for k in range(config.peers.count)
     ]

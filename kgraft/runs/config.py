@@ -6,22 +6,21 @@ metadata, and one function checks them all.
 
 import dataclasses
 import tomllib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kgraft.errors import UserError, suggest
-from kgraft.runs.needs import METHODS
+from kgraft.runs.methods import METHODS, method_of, unread_by
+from kgraft.runs.values import checked_value, to_toml
 
 
 def _number(default: Any, *, low: float, high: float | None = None) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 
-def _positive(default: float) -> Any:
+def _positive(default: float | None) -> Any:
     return field(default=default, metadata={"above": 0})
 
 
@@ -38,7 +37,7 @@ class Run:
     them says too much.
     """
 
-    method: str | None = _one_of(None, *METHODS)
+    method: str | None = field(default=None, metadata={"choices": METHODS})
     seed: int = _number(0, low=0)
     epochs: int = _number(25, low=1)
     batch_size: int = _number(64, low=1)
@@ -62,7 +61,7 @@ class Data:
     pad: int | None = _number(None, low=0)
     flip: bool | None = None
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = _positive(None)
     shared: bool = False
 
 
@@ -119,7 +118,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Graft:
-    """What a grafting does, and when; `alpha` is that of the method fixed."""
+    """What a grafting does, and when; `alpha` is that of the method fixed.
+
+    `frozen` blends weights that do not train, too.
+    """
 
     level: str = _one_of("layer", "layer", "filter")
     alpha: float = _number(0.5, low=0.0, high=1.0)
@@ -130,6 +132,7 @@ class Graft:
     sharpness: float = _positive(500.0)
     decimals: int | None = _number(None, low=1)
     grouping: str = _one_of("default", "default", "authors")
+    frozen: bool = False
     every: int = _number(1, low=1)
     epochs: int | None = _number(None, low=0)
     evaluate: str = _one_of("after", "after", "before")
@@ -145,11 +148,15 @@ class Mutual:
 
 @dataclass(frozen=True)
 class Papa:
-    """PAPA: a pull towards the mean every n steps, or (variant all) the mean every n epochs."""
+    """PAPA: a pull towards the mean every n steps, or (variant all) the mean every n epochs.
+
+    `lr_scaling` is what the pull shrinks by: the learning rate, as in the authors' code, or none.
+    """
 
     variant: str = _one_of("gradual", "gradual", "all")
     rate: float = _number(0.99, low=0.0, high=1.0)
     every_steps: int = _number(10, low=1)
+    lr_scaling: str = _one_of("linear", "linear", "none")
     every_epochs: int = _number(5, low=1)
 
 
@@ -166,7 +173,7 @@ class Scion:
     """The methods noise and internal: which filters are invalid, how fast the noise falls."""
 
     threshold: float = _positive(0.1)
-    decay: float = _number(0.5, low=1e-6, high=0.999999)
+    decay: float = _number(0.975, low=1e-6, high=0.999999)
 
 
 @dataclass(frozen=True)
@@ -231,17 +238,26 @@ class Config:
         if not name:
             raise UserError(f"{source}: expected table.key=value, e.g. optimizer.lr=0.05.")
         old = getattr(self, table)
-        checked = _value(type(old), table, name, value, source)
+        checked = checked_value(type(old), table, name, value, source)
         changed: dict[str, Any] = {table: dataclasses.replace(old, **{name: checked})}
         return dataclasses.replace(self, given=self.given | {key}, **changed)
 
     def to_toml(self) -> str:
-        """The settings as a run file that `parse` reads back to the same settings."""
+        """The settings as a run file that `parse` reads back to the same settings.
+
+        Once the method has been named, defaults that it does not read are left out.
+        """
+        unread = () if self.run.method is None else unread_by(method_of(self), self)
         blocks = []
         for table in _tables():
-            settings = dataclasses.asdict(getattr(self, table))
-            lines = [f"{k} = {_toml(v)}" for k, v in settings.items() if v is not None]
-            blocks.append("\n".join([f"[{table}]", *lines]))
+            lines = []
+            for setting in dataclasses.fields(getattr(self, table)):
+                value = getattr(getattr(self, table), setting.name)
+                left_out = f"{table}.{setting.name}" in unread and value == setting.default
+                if value is not None and not left_out:
+                    lines.append(f"{setting.name} = {to_toml(value)}")
+            if lines:
+                blocks.append("\n".join([f"[{table}]", *lines]))
         return "\n\n".join(blocks) + "\n"
 
 
@@ -285,7 +301,7 @@ def parse(text: str, source: str) -> Config:
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{source} is not TOML: {error}.") from None
     config = Config()
     known = _tables()
@@ -325,70 +341,5 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: expected table.key=value, e.g. optimizer.lr=0.05.")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return key.strip(), value.strip()
-
-
-def _value(table: type, table_name: str, key: str, value: Any, source: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(table)}
-    where = f"{source}: [{table_name}]"
-    if key not in fields:
-        raise UserError(f"{where} unknown key {key!r}." + suggest(key, fields))
-    kinds = _kinds(typing.get_type_hints(table)[key])
-    value, found = _typed(value, kinds)
-    if found not in kinds:
-        expected = " or ".join(_NAMES[kind] for kind in kinds if kind is not types.NoneType)
-        raise UserError(f"{where} {key} = {_toml(value)}: expected {expected}.")
-    rule = fields[key].metadata
-    if "choices" in rule and value is not None and value not in rule["choices"]:
-        raise UserError(f"{where} {key} = {_toml(value)}." + suggest(value, rule["choices"]))
-    if value is not None and "above" in rule and not value > rule["above"]:
-        raise UserError(f"{where} {key} = {_toml(value)}: expected more than {rule['above']}.")
-    if value is not None and "low" in rule:
-        high = rule["high"]
-        if not rule["low"] <= value <= (float("inf") if high is None else high):
-            limit = f"{rule['low']} or more" if high is None else f"{rule['low']}..{high}"
-            raise UserError(f"{where} {key} = {_toml(value)}: expected {limit}.")
-    return value
-
-
-_NAMES: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    tuple[str, ...]: "a list of strings",
-    tuple[float, ...]: "a list of numbers",
-}
-
-
-def _typed(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, Any]:
-    """A value as one of the kinds where it can be read as one, and the kind it then is."""
-    if float in kinds and type(value) is int:
-        value = float(value)
-    if type(value) not in (list, tuple):
-        return value, type(value)
-    if tuple[float, ...] in kinds and all(type(part) in (int, float) for part in value):
-        return tuple(map(float, value)), tuple[float, ...]
-    if tuple[str, ...] in kinds and all(type(part) is str for part in value):
-        return tuple(value), tuple[str, ...]
-    return value, list
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-
-
-def _toml(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-            return (
-                '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
-            )
-        case list() | tuple():
-            return "[" + ", ".join(map(_toml, value)) + "]"
-        case _:
-            return str(value)

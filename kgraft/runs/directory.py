@@ -1,6 +1,7 @@
 """A run's directory: what it was told, what it did, what came out."""
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from kgraft.backend import installed_version
 from kgraft.engines.devices import devices
 from kgraft.errors import UserError
 from kgraft.runs.config import Config, read
+from kgraft.runs.files import append_text, storing, whole, write_text
 
 
 def default_path(config: Config) -> Path:
@@ -64,7 +66,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
         self.path = path
-        (path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+        write_text(path / "run.toml", config.to_toml())
         self._write_json("environment.json", environment)
 
     def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -90,13 +92,10 @@ class RunDirectory:
         self._write_json("summary.json", summary)
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append_text(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        partial = self.path / f".{name}"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path / name)
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
 
 def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = None) -> None:
@@ -106,11 +105,16 @@ def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = 
         model: whose architecture and, by default, weights are saved.
         file: a `.keras` file.
         weights: other weights, as from `get_weights`.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     copy = type(model).from_config(model.get_config())  # clone_model would compile it too
     copy.set_weights(model.get_weights() if weights is None else weights)
-    file.parent.mkdir(exist_ok=True)
-    copy.save(file)
+    with storing(file):
+        file.parent.mkdir(exist_ok=True)
+    with whole(file) as partial:
+        copy.save(partial)
 
 
 def environment(seeds: dict[str, Any]) -> dict[str, Any]:
@@ -214,10 +218,26 @@ def read_model(file: Path, name: str) -> keras.Model:
 
 
 def _commit() -> str | None:
-    done = subprocess.run(
-        ["git", "-C", str(Path(kgraft.__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or None
+    """The commit of the repository that tracks the running kgraft's files, None without one.
+
+    A kgraft that is installed below somebody else's repository has none. What git is told by its
+    environment, in a hook say, is of another repository.
+    """
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(Path(kgraft.__file__).parent), *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=outside,
+            )
+        except OSError:  # there is no git
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", Path(kgraft.__file__).name) is None:
+        return None
+    return git("rev-parse", "HEAD")

@@ -10,6 +10,7 @@ import numpy as np
 from kgraft.data import BatchStream
 from kgraft.runs.assembly import images_of, in_order, in_training
 from kgraft.runs.directory import best_peer, peer_file, read_model, read_run, save_uncompiled
+from kgraft.runs.files import write_text
 from kgraft.runs.run import accuracy, ensemble, predict
 from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
 
@@ -82,7 +83,7 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
         results["greedy soup"] = measured([greedy], [k + 1 for k in chosen])
         save_uncompiled(greedy, path / "soup-greedy.keras")
     results["ensemble"] = measured(peers, everybody)
-    (path / "select.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_text(path / "select.json", json.dumps(results, indent=2) + "\n")
     return results
 
 

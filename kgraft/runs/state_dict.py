@@ -1,5 +1,6 @@
 """PyTorch's state dicts as files: `.pt`, `.pth` and `.safetensors`, without executing a pickle."""
 
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kgraft.errors import UserError
+from kgraft.runs.files import write_bytes
 
 State = dict[str, np.ndarray]
 SUFFIXES = (".pt", ".pth", ".safetensors")
@@ -77,21 +79,22 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
         state: key -> array.
 
     Raises:
-        UserError: another suffix, or the file cannot be written.
+        UserError: another suffix.
+        StorageError: the file cannot be written.
     """
     import torch
 
     check_suffix(path)
     tensors = {key: torch.from_numpy(np.array(array)) for key, array in state.items()}
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save
 
-            save_file(tensors, path)
-        else:
-            torch.save(tensors, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written: {_first_line(error)}") from None
+        content = save(tensors)
+    else:
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        content = buffer.getvalue()
+    write_bytes(path, content)
 
 
 def check_suffix(path: Path) -> None:

@@ -10,6 +10,7 @@ from kgraft.errors import UserError, suggest
 from kgraft.models.layouts import State, best_layout, layouts, load_state, to_state
 from kgraft.runs import state_dict
 from kgraft.runs.directory import peer_file, read_model, read_run
+from kgraft.runs.files import whole
 
 
 def import_weights(
@@ -44,7 +45,8 @@ def import_weights(
     if (channels, classes) != (3, 2):
         model = models.build(name, input_shape=(side, side, channels), classes=classes)
     load_state(model, state, layout, text)
-    _save(model, out)
+    with whole(out) as partial:
+        model.save(partial)
     return model
 
 
@@ -105,10 +107,3 @@ def _check_new(out: Path) -> None:
         raise UserError(f"{out} exists already: choose another -o, or remove it.")
     if not out.parent.is_dir():
         raise UserError(f"{out}: there is no directory {out.parent}.")
-
-
-def _save(model: keras.Model, out: Path) -> None:
-    try:
-        model.save(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}.") from None

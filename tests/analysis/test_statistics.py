@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from kgraft.analysis.comparison import by_compute, lines, markdown
+from kgraft.analysis.comparison import by_compute, lines, markdown, notes
 from kgraft.analysis.statistics import Spread, paired_difference
 
 
@@ -31,12 +31,13 @@ def test_one_seed_has_no_spread():
     assert paired_difference([1.0], [0.5]).low is None
 
 
-def row(entry, seed, last, trainings=1.0):
+def row(entry, seed, last, trainings=1.0, given=0):
     return {
         "entry": entry,
         "seed": seed,
         "networks": 1,
         "trainings": trainings,
+        "given_teachers": given,
         "last": last,
         "best": last,
         "mean_peer": last,
@@ -61,5 +62,30 @@ def test_lines_are_ordered_by_what_they_cost():
 
 def test_markdown_has_a_row_an_entry():
     text = markdown(lines([row("plain", 0, 0.5), row("new", 0, 0.6)], "plain"), "plain", "test")
-    assert text.count("\n") == 4
+    assert sum(line.startswith("|") for line in text.splitlines()) == 4
     assert "| new | 1 | 1 | 1 | 60.00 | +10.00 | 60.00 |" in text
+
+
+def test_a_teacher_whose_training_is_unknown_makes_no_line_equal_to_another():
+    rows = [row("plain", 0, 0.5), row("taught", 0, 0.7, given=1), row("x", 0, 0.6, 1 / 3 * 3)]
+    found = lines(rows, "plain")
+    assert [[line.name for line in equals] for equals in by_compute(found)] == [
+        ["x", "plain"],
+        ["taught"],
+    ]
+    assert found[1].cells()[2] == "1 + 1 given"
+    assert notes(found, "plain") == [
+        "trainings: FLOPs x images of all networks that were trained for a line, teachers "
+        "included, over those of one network of plain; a given teacher's training, a file's, is "
+        "not known."
+    ]
+
+
+def test_how_many_intervals_stand_beside_each_other_is_said_once():
+    names = ("plain", "a", "b", "c")
+    rows = [row(name, seed, 0.5 + seed / 10) for name in names for seed in (0, 1)]
+    found = lines(rows, "plain")
+    said = "3 comparisons with plain stand beside each other"
+    assert sum(note.startswith(said) for note in notes(found, "plain")) == 1
+    assert markdown(found, "plain", "test").count(said) == 1
+    assert len(notes(found[:2], "plain")) == 1  # one interval: nothing to correct

@@ -5,7 +5,8 @@ import json
 import keras
 import numpy as np
 import pytest
-from kgraft_cli.benchmarks import contenders, runner
+from kgraft_cli.benchmarks import runner
+from kgraft_cli.benchmarks.tasks import Task
 from kgraft_cli.main import main
 
 from kgraft import models
@@ -16,7 +17,7 @@ TORCH = keras.config.backend() == "torch"
 
 def task(contender="kgraft", **changes):
     settings = {"model": "resnet8", "peers": 2, "batch_size": 32, "dataset": "digits"}
-    return contenders.Task(contender, **{**settings, "data_dir": None, "steps": 1, **changes})
+    return Task(contender, **{**settings, "data_dir": None, "steps": 1, **changes})
 
 
 def run(capsys, *arguments):

@@ -5,7 +5,7 @@ import json
 import pytest
 from kgraft_cli.main import main
 
-from kgraft.runs.needs import METHODS
+from kgraft.runs.methods import METHODS
 
 COMPARISON = """
 [comparison]
@@ -72,12 +72,16 @@ def test_a_run_is_selected_from(kgraft, tmp_path):
     ("arguments", "said"),
     [
         (("compare", "no.toml"), "comparison no.toml: no such file"),
+        (("compare", "mine.toml", "--seeds", "0,00"), "--seeds 0,00: expected different whole"),
+        (("compare", "mine.toml", "--seeds", "²"), "--seeds ²: expected different whole numbers"),
+        (("bench", "--peers", "²"), "--peers ²: expected whole numbers above 0"),
         (("select", "nowhere"), "nowhere is no run's directory"),
         (("fit", "--method", "grafting"), "Did you mean 'graft'"),
         (("fit", "--method", "mutual", "--peers", "1"), "expected 2 or more"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(kgraft, arguments, said):
+def test_a_mistake_is_told_in_one_line(kgraft, tmp_path, arguments, said):
+    (tmp_path / "mine.toml").write_text(COMPARISON)
     code, out, err = kgraft(*arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert said in err

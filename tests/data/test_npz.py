@@ -1,3 +1,6 @@
+import io
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -129,3 +132,36 @@ def test_a_pickle_is_never_loaded(tmp_path):
     path = tmp_path / "pickle.npz"
     np.array([{}], dtype=object).dump(path)
     assert "is not an .npz archive" in refusal(path)
+
+
+def claiming(path, shape, *, size=None):
+    """A file whose x_train says to be of a shape, and the archive's directory to be of a size."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays(x_train=None).items():
+            with archive.open(f"{key}.npy", "w") as stream:
+                np.lib.format.write_array(stream, array)
+        archive.writestr("x_train.npy", header.getvalue() + bytes(1800))
+        if size is not None:
+            archive.getinfo("x_train.npy").file_size = size
+    return path
+
+
+@pytest.mark.parametrize("size", [None, 2**45])
+def test_an_array_that_claims_more_than_the_file_holds_is_refused_before_it_has_room(
+    tmp_path, size, monkeypatch
+):
+    path = claiming(tmp_path / "mine.npz", (20, 1000000, 500000, 3), size=size)
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("it was read"))
+    said = refusal(path)
+    assert "x_train says to be uint8 of shape (20, 1000000, 500000, 3), 30,000,000,000,0" in said
+    assert f"a file of {path.stat().st_size:,} bytes does not hold" in said
+
+
+def test_what_packs_as_well_as_deflate_can_is_read(tmp_path):
+    black = np.zeros((4000, 32, 32, 3), np.uint8)
+    mine = data.load(write(tmp_path, x_train=black, y_train=np.arange(4000) % 4, x_test=black[:6]))
+    assert sum(map(len, (mine.train, mine.validation))) == 4000

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kgraft import models
 from kgraft.errors import UserError
 from kgraft.runs import config as configs
-from kgraft.runs.comparison_file import read_comparison
+from kgraft.runs.comparisons.file import read_comparison
 from kgraft.runs.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +156,10 @@ def test_any_settings_survive_being_written(name, files, lr, nesterov, limit):
         ('[data]\nflip = "no"', 'r.toml: [data] flip = "no": expected true or false.'),
         ("[teachers]\nfiles = [1]", "r.toml: [teachers] files = [1]: expected a list of strings."),
         ("[run\nepochs = 3", "r.toml is not TOML: "),
+        ("[run]\nseed = " + "1" * 5000, "r.toml is not TOML: "),
+        ("[data]\nstd = [0.2, 0]", "r.toml: [data] std = [0.2, 0.0]: expected more than 0."),
+        ("[data]\nmean = [nan]", "r.toml: [data] mean = [nan]: expected finite numbers."),
+        ("[data]\nstd = [inf]", "r.toml: [data] std = [inf]: expected finite numbers."),
     ],
 )
 def test_a_mistake_names_file_key_and_what_is_valid(text, message):
@@ -208,3 +212,21 @@ def test_every_setting_has_a_default_of_its_own_type():
                     list(value) if isinstance(value, tuple) else value,
                     "default",
                 )
+
+
+FLOATS = [
+    f"{table.name}.{setting.name}"
+    for table in dataclasses.fields(Config)
+    if table.name != "given"
+    for setting in dataclasses.fields(getattr(Config(), table.name))
+    if setting.type in (float, "float")
+]
+
+
+@pytest.mark.parametrize("key", FLOATS)
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "1e39", "1" + "0" * 400])
+def test_no_setting_may_be_anything_but_a_finite_number(key, text):
+    """Finite as the networks reckon: 1e39 is infinite in float32."""
+    table, _, name = key.partition(".")
+    with pytest.raises(UserError, match=rf"^r\.toml: \[{table}\] {name} = .*: expected "):
+        configs.parse(f"[{table}]\n{name} = {text}", "r.toml")

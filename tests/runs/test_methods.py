@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from kgraft.errors import UserError
-from kgraft.grafting import FilterGraft, Graft, Mixer, Papa
+from kgraft.grafting import FilterGraft, Graft, Mixer, Noise, Papa
 from kgraft.runs import config as configs
 from kgraft.runs import selection
 from kgraft.runs.assembly import assemble
 from kgraft.runs.config import Config
-from kgraft.runs.methods import mixer_of, settled
-from kgraft.runs.needs import METHODS
+from kgraft.runs.methods import METHODS, method_of, settled, unread_by
 from kgraft.runs.run import accuracy, execute, grafting_fit, predict
 from kgraft.runs.selection import select
 from kgraft.training.optimizers import SGD
@@ -31,6 +30,16 @@ SMALL = {
     "repr__cycles": 1,
     "papa__every_steps": 2,
 }
+
+
+def small(method):
+    """Small settings, without those that the method would refuse."""
+    unread = unread_by(METHODS[method], Config())
+    return {key: value for key, value in SMALL.items() if key.replace("__", ".") not in unread}
+
+
+def mixer_of(config):
+    return method_of(config).mixer(config)
 
 
 def of(method, **changes):
@@ -63,7 +72,7 @@ def tiny(config, rate):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method):
     config = changed(
-        Config(), run__method=method, peers__count=max(2, METHODS[method].least), **SMALL
+        Config(), run__method=method, peers__count=max(2, METHODS[method].least), **small(method)
     )
     assembly = assemble(config)
     config = assembly.config
@@ -83,7 +92,7 @@ def test_every_method_trains(method):
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="whole runs are alike everywhere")
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_a_run(method, tmp_path):
-    config = changed(Config(), run__method=method, **SMALL)
+    config = changed(Config(), run__method=method, **small(method))
     if METHODS[method].peers > 2:
         config = config.changed("peers.count", 2, "test")
     summary = execute(assemble(config), tmp_path / "run")
@@ -128,8 +137,103 @@ def test_numbers_that_a_method_cannot_have_are_refused(method, changes, text):
         of(method, **changes)
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "text"),
+    [
+        (
+            "papa",
+            {"graft__sharpness": 9.0},
+            "papa does not read graft.sharpness: take that out. It ",
+        ),
+        ("papa", {"papa__every_epochs": 3}, "papa does not read papa.every_epochs"),
+        ("papa", {"papa__variant": "all", "papa__rate": 0.5}, "does not read papa.rate"),
+        ("papa", {"graft__epochs": 3}, "does not read graft.epochs"),
+        (
+            "graft",
+            {"graft__alpha": 0.3},
+            "graft does not read graft.alpha: take that out. It reads ",
+        ),
+        ("graft", {"graft__level": "filter", "graft__bins": 3}, "does not read graft.bins"),
+        ("graft", {"teachers__temperature": 3.0}, "graft does not read teachers.temperature"),
+        (
+            "baseline",
+            {"ema__decay": 0.5},
+            "ema.decay: take that out. It reads no method's settings.",
+        ),
+        ("internal", {"scion__decay": 0.5}, "It reads scion.threshold, graft.every, graft.epochs"),
+        ("repr", {"graft__every": 2, "run__epochs": 90}, "repr does not read graft.every"),
+        ("repr", {"graft__epochs": 5, "run__epochs": 90}, "repr does not read graft.epochs"),
+        ("repr", {"graft__evaluate": "before", "run__epochs": 90}, "read graft.evaluate"),
+        (None, {"papa__rate": 0.5}, "graft+ does not read papa.rate"),
+    ],
+)
+def test_settings_that_a_method_does_not_read_are_refused(method, changes, text):
+    with pytest.raises(UserError) as refused:
+        of(method, **changes)
+    assert text in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_run_file_may_describe_the_grafting_and_teachers_it_would_have():
+    described = changed(Config(), graft__sharpness=9.0, teachers__temperature=3.0)
+    baseline = settled(changed(described, peers__count=1, teachers__count=0))
+    assert baseline.run.method == "baseline"
+    assert (baseline.graft, baseline.teachers.temperature) == (Config().graft, 2.0)
+    assert settled(baseline) == baseline
+    assert settled(described).graft.sharpness == 9.0
+    assert of("graft", teachers__count=0, teachers__temperature=3.0).teachers.temperature == 2.0
+
+
+def test_a_resolved_run_file_holds_no_other_methods_tables():
+    text = of("papa").to_toml()
+    assert "[papa]" in text and "[graft]" not in text and "every_epochs" not in text
+    assert settled(configs.parse(text, "resolved")) == of("papa")
+
+
+VARIANTS = [(name, {}) for name in METHODS] + [
+    ("graft", {"graft__level": "filter"}),
+    ("papa", {"papa__variant": "all"}),
+]
+
+
+class Watched:
+    """Settings that note which of them are read."""
+
+    def __init__(self, settings, name, seen):
+        self._settings, self._name, self._seen = settings, name, seen
+
+    def __getattr__(self, name):
+        value = getattr(self._settings, name)
+        if dataclasses.is_dataclass(value):
+            return Watched(value, f"{name}.", self._seen)
+        self._seen.add(self._name + name)
+        return value
+
+
+@pytest.mark.parametrize(("name", "changes"), VARIANTS)
+def test_a_method_reads_what_it_says_it_reads(name, changes):
+    method, seen = METHODS[name], set()
+    config = changed(Config(), run__method=name, run__epochs=90, **changes)
+    watched = Watched(settled(config), "", seen)
+    for part in (method.mixer, method.mutual, method.every):
+        part(watched)
+    unread = set(unread_by(method, config))
+    own = {key for key in seen if not key.startswith("run.")}
+    elsewhere = {"graft.epochs", "graft.evaluate", "ema.decay"}  # run.py and assembly.py
+    assert own & unread <= {"graft.every"}  # of a mixer that does nothing at epochs' ends
+    everything = {
+        f"{table}.{setting.name}"
+        for table in ("graft", "mutual", "papa", "wash", "scion", "repr", "ema")
+        for setting in dataclasses.fields(getattr(Config(), table))
+    }
+    idle = {"graft.bins", "graft.binning"} - own  # other criteria's
+    assert everything - unread - own <= elsewhere | idle
+
+
 def test_settings_reach_the_mixer():
     assert mixer_of(of("papa", papa__rate=0.9, papa__every_steps=7)) == Papa(0.9, 7)
+    assert mixer_of(of("papa", papa__lr_scaling="none")) == Papa(lr_scaling="none")
+    assert mixer_of(of("graft", graft__frozen=True)).blend_frozen and not Graft().blend_frozen
+    assert mixer_of(of("noise")) == Noise(decay=0.975)
     assert isinstance(mixer_of(of("graft", graft__level="filter")), FilterGraft)
     assert mixer_of(of("graft", graft__sharpness=3.0)) == Graft(
         criterion=mixer_of(of("graft")).criterion, sharpness=3.0
@@ -140,12 +244,16 @@ def test_settings_reach_the_mixer():
 @pytest.mark.core
 def test_ema_ends_with_the_averages_and_validates_them(tmp_path):
     """A decay of 0 averages nothing: the run is the baseline's, to the last bit."""
-    plain = execute(assemble(changed(Config(), run__method="baseline", **SMALL)), tmp_path / "a")
+    plain = execute(
+        assemble(changed(Config(), run__method="baseline", **small("baseline"))), tmp_path / "a"
+    )
     none = execute(
-        assemble(changed(Config(), run__method="ema", ema__decay=0.0, **SMALL)), tmp_path / "b"
+        assemble(changed(Config(), run__method="ema", ema__decay=0.0, **small("ema"))),
+        tmp_path / "b",
     )
     some = execute(
-        assemble(changed(Config(), run__method="ema", ema__decay=0.5, **SMALL)), tmp_path / "c"
+        assemble(changed(Config(), run__method="ema", ema__decay=0.5, **small("ema"))),
+        tmp_path / "c",
     )
     assert none["peers"] == plain["peers"]
     a, b, c = (
@@ -156,7 +264,7 @@ def test_ema_ends_with_the_averages_and_validates_them(tmp_path):
         np.testing.assert_allclose(x, y, atol=1e-6)
     assert not np.allclose(a.get_weights()[0], c.get_weights()[0])
     rows = [json.loads(line) for line in (tmp_path / "c/metrics.jsonl").read_text().splitlines()]
-    held_out = assemble(changed(Config(), run__method="ema", **SMALL))
+    held_out = assemble(changed(Config(), run__method="ema", **small("ema")))
     labels = held_out.dataset.validation.labels
     best = some["peers"][0]["best_epoch"]
     for name, row in (("peer-1", rows[-1]), ("peer-1-best", rows[best - 1])):
@@ -170,7 +278,7 @@ def test_ema_ends_with_the_averages_and_validates_them(tmp_path):
 
 @pytest.mark.core
 def test_selection_measures_everything_on_the_same_images_and_saves_the_soups(tmp_path):
-    config = changed(Config(), run__method="papa", peers__count=2, **SMALL)
+    config = changed(Config(), run__method="papa", peers__count=2, **small("papa"))
     summary = execute(assemble(config), tmp_path / "run")
     found = select(tmp_path / "run")
     assert list(found) == ["best peer", "uniform soup", "greedy soup", "ensemble"]
@@ -190,7 +298,7 @@ def test_selection_measures_everything_on_the_same_images_and_saves_the_soups(tm
 
 
 def test_statistics_of_a_soup_come_from_images_as_they_were_trained_on(tmp_path, monkeypatch):
-    config = changed(Config(), run__method="ensemble", peers__count=2, **SMALL)
+    config = changed(Config(), run__method="ensemble", peers__count=2, **small("ensemble"))
     execute(assemble(config), tmp_path / "run")
     used = []
     monkeypatch.setattr(selection, "reestimate_statistics", lambda _, b: used.append(list(b)))
@@ -203,10 +311,13 @@ def test_statistics_of_a_soup_come_from_images_as_they_were_trained_on(tmp_path,
 
 
 def test_a_run_can_teach(tmp_path):
-    teacher = changed(Config(), run__method="baseline", **SMALL)
+    teacher = changed(Config(), run__method="baseline", **small("baseline"))
     execute(assemble(teacher), tmp_path / "teacher")
     config = changed(
-        Config(), run__method="distill", teachers__files=[str(tmp_path / "teacher")], **SMALL
+        Config(),
+        run__method="distill",
+        teachers__files=[str(tmp_path / "teacher")],
+        **small("distill"),
     )
     assembly = assemble(config)
     assert len(assembly.loaded) == 1 and not assembly.untrained

@@ -12,7 +12,7 @@ from kgraft.errors import UserError
 from kgraft.runs import config as configs
 from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
-from kgraft.runs.methods import graft_of
+from kgraft.runs.methods import METHODS
 from kgraft.runs.run import accuracy, ensemble, execute
 
 
@@ -137,7 +137,7 @@ def test_settings_reach_the_grafting_the_optimizer_and_the_schedule(tiny):
         schedule__every=1,
         schedule__spread=False,
     )
-    graft = graft_of(config)
+    graft = METHODS["graft"].mixer(config)
     assert (type(graft.criterion).__name__, graft.amplitude) == ("L1Norm", 0.2)
     optimizer = assemble(config).peers[0].optimizer
     assert (optimizer.l2, optimizer.nesterov) == (0.001, True)

@@ -1,49 +1,10 @@
-"""The contenders by name, and those that train with Keras."""
+"""The contenders by name."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+
+from kgraft_cli.benchmarks.tasks import Contender, Task
 
 REFERENCE = "kgraft"
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a contender trains.
-
-    Attributes:
-        contender: its name.
-        model: architecture.
-        peers: K.
-        batch_size: images a step.
-        dataset: name of the data set.
-        data_dir: where it lies.
-        steps: steps in a measured block.
-        started: when the process was asked for, seconds since the epoch.
-    """
-
-    contender: str
-    model: str
-    peers: int
-    batch_size: int
-    dataset: str
-    data_dir: str | None
-    steps: int
-    started: float = 0.0
-
-
-class Contender(Protocol):
-    """K networks in training, however it is done."""
-
-    def block(self, number: int, steps: int) -> None:
-        """Train all K for some steps, and wait until they are done."""
-
-    def exchange(self) -> None:
-        """What happens between the networks at the end of an epoch."""
-
-    def peak_bytes(self) -> int:
-        """The largest memory its processes have held."""
 
 
 def names(backend: str) -> list[str]:
@@ -92,6 +53,8 @@ def build(task: Task) -> Contender:
         from kgraft_cli.benchmarks.processes import Processes
 
         return Processes(task)
+    from kgraft_cli.benchmarks.keras_peers import KerasFit, Kgraft
+
     return KerasFit(task) if task.contender == "keras-fit" else Kgraft(task)
 
 
@@ -107,130 +70,3 @@ def warm_up(contender: Contender) -> int:
         if time.perf_counter() > end:
             break
     return number + 1
-
-
-def batches_of(task: Task) -> tuple[Any, int]:
-    """The first peer's stream, augmented as for training, and the number of classes.
-
-    Only as many images as a block reads are loaded; `for_peer` gives the other peers' orders.
-    """
-    from kgraft import data
-
-    count = task.batch_size * max(task.steps, 2)
-    loaded = data.load(
-        task.dataset, data_dir=task.data_dir, limit_train=count, limit_test=1, validation=0.0
-    )
-    stream = data.BatchStream(
-        loaded.train.images,
-        loaded.train.labels,
-        batch_size=task.batch_size,
-        seed=0,
-        peer=0,
-        augment=data.Augment(
-            min(loaded.train.images.shape[1:3]) // 8, True, loaded.mean, loaded.std
-        ),
-    )
-    return stream, loaded.classes
-
-
-def take(stream: Any, k: int, number: int, steps: int) -> Iterator[Any]:
-    """The first batches of one epoch of peer k."""
-    batches = stream.for_peer(k).epoch(number)
-    return (batch for _, batch in zip(range(steps), batches, strict=False))
-
-
-class Kgraft:
-    """kgraft's peers, stepped and grafted as `GraftingFit` does it."""
-
-    def __init__(self, task: Task) -> None:
-        import keras
-
-        import kgraft
-        from kgraft import models
-        from kgraft.engines.choose import Engine
-        from kgraft.grafting import Graft
-
-        self._stream, classes = batches_of(task)
-        keras.utils.set_random_seed(0)
-        shape = tuple(self._stream._images.shape[1:])
-        self.models = [
-            models.build(task.model, input_shape=shape, classes=classes) for _ in range(task.peers)
-        ]
-        for model in self.models:
-            model.compile(
-                kgraft.SGD(0.1, momentum=0.9, l2=5e-4),
-                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
-            )
-        self._engine = Engine(
-            self.models, "eager" if task.contender == "kgraft-eager" else "compiled"
-        )
-        self._graft = Graft()
-        self._plan = self._graft.check(self.models)
-
-    def block(self, number: int, steps: int) -> None:
-        """See `Contender`."""
-        streams = [take(self._stream, k, number, steps) for k in range(len(self.models))]
-        self._engine.begin_epoch()
-        for batches in zip(*streams, strict=True):
-            self._engine.step(batches)
-        self._engine.wait()
-        self._engine.end_epoch()
-
-    def exchange(self) -> None:
-        """Graft."""
-        self._graft.apply(self.models, self._plan)
-        self._engine.wait()
-
-    def peak_bytes(self) -> int:
-        """See `Contender`."""
-        return own_peak_bytes()
-
-
-class KerasFit:
-    """K times `Model.fit` as a user would write it, one network after the other."""
-
-    def __init__(self, task: Task) -> None:
-        import keras
-
-        from kgraft import models
-
-        self._stream, classes = batches_of(task)
-        shape = tuple(self._stream._images.shape[1:])
-
-        def plain(layer: Any) -> Any:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                return keras.layers.BatchNormalization.from_config(layer.get_config())
-            return type(layer).from_config(layer.get_config())
-
-        self._models = [
-            keras.models.clone_model(
-                models.build(task.model, input_shape=shape, classes=classes), clone_function=plain
-            )
-            for _ in range(task.peers)
-        ]
-        for model in self._models:
-            model.compile(
-                keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=5e-4),
-                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
-            )
-
-    def block(self, number: int, steps: int) -> None:
-        """See `Contender`."""
-        for k, model in enumerate(self._models):
-            model.fit(take(self._stream, k, number, steps), steps_per_epoch=steps, verbose=0)
-
-    def exchange(self) -> None:
-        """Nothing: these networks do not know of each other."""
-
-    def peak_bytes(self) -> int:
-        """See `Contender`."""
-        return own_peak_bytes()
-
-
-def own_peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

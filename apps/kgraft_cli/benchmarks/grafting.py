@@ -9,7 +9,8 @@ from typing import Any
 
 import keras
 
-from kgraft_cli.benchmarks.contenders import Kgraft, Task
+from kgraft_cli.benchmarks.keras_peers import Kgraft
+from kgraft_cli.benchmarks.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kgraft_cli.benchmarks.contenders import Task
+from kgraft_cli.benchmarks.tasks import Task
 
 _WHOLE = {"repr.full_epochs": 1, "repr.pruned_epochs": 1, "repr.cycles": 1, "run.epochs": 2}
 
@@ -32,7 +32,7 @@ def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
         One JSON-able row a method: seconds of one peer's step (what happens between steps
         included), the same over the baseline's, and seconds of what happens at an epoch's end.
     """
-    from kgraft.runs.needs import METHODS
+    from kgraft.runs.methods import METHODS
 
     measured = {method: _prepared(task, method) for method in METHODS}
     for own in measured.values():
@@ -65,7 +65,7 @@ def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
 def _prepared(task: Task, method: str) -> _Measured:
     from kgraft.runs.assembly import assemble
     from kgraft.runs.config import Config
-    from kgraft.runs.needs import METHODS
+    from kgraft.runs.methods import METHODS, unread_by
     from kgraft.runs.run import grafting_fit
 
     changes: dict[str, Any] = {
@@ -84,8 +84,10 @@ def _prepared(task: Task, method: str) -> _Measured:
     if METHODS[method].least > 1:
         changes["peers.count"] = max(task.peers, METHODS[method].least)
     config = Config()
+    unread = unread_by(METHODS[method], config)
     for key, value in changes.items():
-        config = config.changed(key, value, "kgraft bench")
+        if key not in unread:
+            config = config.changed(key, value, "kgraft bench")
     assembly = assemble(config)
     return _Measured(grafting_fit(assembly, assembly.untrained), assembly)
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kgraft_cli.benchmarks.contenders import Task, own_peak_bytes
+from kgraft_cli.benchmarks.tasks import Task, own_peak_bytes
 
 _PATIENCE = 600  # seconds
 
@@ -62,8 +62,8 @@ class Processes:
 def _child(task: Task, k: int, folder: str, pipe: Any) -> None:
     import torch
 
-    from kgraft_cli.benchmarks.contenders import batches_of, take
     from kgraft_cli.benchmarks.pytorch import Peer, graft
+    from kgraft_cli.benchmarks.tasks import batches_of, take
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // task.peers))
     stream, classes = batches_of(task)

@@ -7,7 +7,7 @@ import keras
 
 from kgraft.errors import UserError
 from kgraft_cli.benchmarks import contenders
-from kgraft_cli.benchmarks.contenders import Task
+from kgraft_cli.benchmarks.tasks import Task
 
 _LISTED = 12
 

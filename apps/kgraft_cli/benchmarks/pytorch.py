@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from kgraft.errors import UserError
-from kgraft_cli.benchmarks.contenders import Task, batches_of, own_peak_bytes, take
+from kgraft_cli.benchmarks.tasks import Task, batches_of, own_peak_bytes, take
 
 
 def _conv(channels: int, filters: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

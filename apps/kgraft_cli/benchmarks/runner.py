@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kgraft_cli.benchmarks.contenders import REFERENCE, Task
+from kgraft_cli.benchmarks.contenders import REFERENCE
+from kgraft_cli.benchmarks.tasks import Task
 
 
 @dataclass

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kgraft_cli.benchmarks.contenders import Task, build, warm_up
+from kgraft_cli.benchmarks.contenders import build, warm_up
+from kgraft_cli.benchmarks.tasks import Task
 
 
 def main(specification: str) -> None:

@@ -1,12 +1,16 @@
 """Comparisons: what they refuse, what they train, what they read."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from kgraft import models
 from kgraft.errors import UserError
-from kgraft.runs.comparison import read_results, train_missing
-from kgraft.runs.comparison_file import read_comparison
+from kgraft.runs.comparisons.cost import cost, given_teachers
+from kgraft.runs.comparisons.file import read_comparison
+from kgraft.runs.comparisons.runs import read_results, train_missing
+from kgraft.runs.files import only_writer
 from kgraft.runs.recorder import Silent
 
 COMMON = """
@@ -39,18 +43,81 @@ def test_entries_share_everything_but_their_method(written):
         written(PLAIN + '[entries."two peers"]\nrun.method = "graft"\npeers.count = 2\n')
     )
     plain, two = found.entries
-    assert (plain.config.run.method, plain.config.peers.count, plain.trainings()) == (
+    assert (plain.config.run.method, plain.config.peers.count, cost(found, plain, never)) == (
         *("baseline", 1),
         1.0,
     )
-    assert (two.config.run.method, two.config.peers.count, two.trainings()) == ("graft", 2, 2.0)
+    assert (two.config.run.method, two.config.peers.count, cost(found, two, never)) == (
+        "graft",
+        2,
+        2.0,
+    )
     assert plain.config.run.epochs == two.config.run.epochs == 1
 
 
 def test_a_budget_trains_longer_with_a_schedule_as_much_longer(written):
     entry = '[entries.long]\nrun.method = "baseline"\nbudget = 4\n'
-    long = read_comparison(written(PLAIN + entry)).entry("long")
-    assert (long.config.run.epochs, long.config.schedule.every, long.trainings()) == (4, 240, 4.0)
+    found = read_comparison(written(PLAIN + entry))
+    long = found.entry("long")
+    assert (long.config.run.epochs, long.config.schedule.every) == (4, 240)
+    assert cost(found, long, never) == 4.0
+
+
+def never(model):
+    raise AssertionError(f"{model}: all networks are alike")
+
+
+GRAPH = """
+[entries.long]
+run.method = "baseline"
+budget = 4
+[entries."four peers"]
+run.method = "graft"
+peers.count = 4
+[entries."by long"]
+run.method = "distill"
+teachers.files = ["@long"]
+[entries."by four"]
+run.method = "distill"
+teachers.files = ["@four peers"]
+[entries."own, longer"]
+run.method = "distill"
+budget = 3
+teachers.model = "resnet8"
+[entries.larger]
+run.method = "graft+"
+peers.count = 2
+teachers.count = 3
+teachers.model = "resnet20"
+teachers.files = ["@long"]
+[entries."by all"]
+run.method = "distill"
+teachers.count = 3
+teachers.files = ["@by long", "@long", "given.keras"]
+[entries."soup of larger"]
+runs_of = "larger"
+result = "soup"
+"""
+
+
+def test_a_line_costs_all_networks_that_were_trained_for_it(written):
+    """FLOPs an image x epochs, in those of one plain network: 10 a resnet8, 35 a resnet20."""
+    found = read_comparison(written(PLAIN + GRAPH))
+    flops = {"resnet8": 10, "resnet20": 35}.__getitem__
+    costs = {entry.name: cost(found, entry, flops) for entry in found.entries}
+    assert costs == {
+        "plain": 1.0,
+        "long": 4.0,
+        "four peers": 4.0,
+        "by long": 1.0 + 4.0,  # a teacher trained four times longer
+        "by four": 1.0 + 4.0,  # the best peer of four
+        "own, longer": 3.0 + 3.0,  # a run's own teacher has the run's epochs
+        "larger": 2.0 + 2 * 3.5 + 4.0,
+        "by all": 1.0 + (1.0 + 4.0),  # long is there once; a file was there before
+        "soup of larger": 13.0,
+    }
+    given = {entry.name: given_teachers(found, entry) for entry in found.entries}
+    assert {name: count for name, count in given.items() if count} == {"by all": 1}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +135,16 @@ def test_a_budget_trains_longer_with_a_schedule_as_much_longer(written):
         ("budget = 0", "budget = 0"),
         ("runs_of = 'plain'\nrun.seed = 3", "(run): expected only result"),
         ("runs_of = 'later'\n[entries.later]", "comes after it: move 'later' up"),
+        ("teachers.files = ['@other']\nrun.method = 'distill'", "'other'] is taught by itself"),
+        (
+            "runs_of = 'plain'\n[entries.third]\n"
+            "run.method = 'distill'\nteachers.files = ['@other']",
+            "reads the runs of 'other', which has none of its own: expected 'plain'",
+        ),
+        ("[entries.'a b']\n[entries.'a-b']", "of 'a b' and 'a-b' would share the directory a-b"),
+        ("[entries.'Other']", "of 'other' and 'Other' would share the directory Other"),
+        ("[entries.'..']", "'..'] cannot name a directory"),
+        ("[entries.'']", "''] cannot name a directory"),
         ("teachers.files = ['@plane']\nrun.method = 'distill'", "Did you mean 'plain'"),
     ],
 )
@@ -146,3 +223,26 @@ def test_results_that_are_not_there_yet_are_left_out(written, tmp_path):
     comparison = read_comparison(written(PLAIN))
     with pytest.raises(UserError, match="no finished run"):
         read_results(comparison, tmp_path / "nothing")
+
+
+def test_a_larger_teacher_costs_its_flops_on_the_runs_images(written, tmp_path):
+    entry = '[entries.taught]\nrun.method = "distill"\nteachers.model = "wrn-10-1"\n'
+    comparison = read_comparison(written(PLAIN + entry))
+    comparison = dataclasses.replace(comparison, seeds=(0,))
+    train_missing(comparison, tmp_path / "out", Silent(), lambda _: None)
+    rows = {row["entry"]: row for row in read_results(comparison, tmp_path / "out")}
+    small, large = (
+        models.flops(models.build(name, input_shape=(8, 8, 1), classes=10))
+        for name in ("resnet8", "wrn-10-1")
+    )
+    assert rows["plain"]["trainings"] == 1.0
+    assert rows["taught"]["trainings"] == pytest.approx(1 + large / small)
+
+
+def test_a_second_process_leaves_a_live_run_alone(written, tmp_path):
+    live = tmp_path / "out" / "plain" / "seed-0" / "run.toml"
+    live.parent.mkdir(parents=True)
+    live.touch()
+    with only_writer(tmp_path / "out"), pytest.raises(UserError, match="another process is train"):
+        train_missing(read_comparison(written(PLAIN)), tmp_path / "out", Silent(), lambda _: None)
+    assert live.is_file()

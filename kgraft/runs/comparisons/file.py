@@ -31,7 +31,7 @@ from typing import Any
 
 from kgraft.errors import UserError, suggest
 from kgraft.runs.config import Config
-from kgraft.runs.methods import settled
+from kgraft.runs.methods import for_everybody, method_of, settled
 
 RESULTS = ("peer", "soup", "ensemble")
 _SAME = (
@@ -64,15 +64,13 @@ class Entry:
     runs_of: str
     budget: int
 
-    def trainings(self) -> float:
-        """What it costs, in trainings of one network over the common number of epochs.
+    def named_teachers(self) -> list[str]:
+        """The entries whose runs teach it."""
+        return [file[1:] for file in self.config.teachers.files if file.startswith("@")]
 
-        A teacher counts as one, whether the run trains it or another entry does; one from a file
-        was there before.
-        """
-        files = self.config.teachers.files
-        given = sum(not file.startswith("@") for file in files)
-        return float(self.config.peers.count * self.budget + self.config.teachers.count - given)
+    def directory(self) -> str:
+        """The name of the directory that its runs are in, one below the comparison's."""
+        return self.name.replace("/", "-").replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def read_comparison(path: Path) -> Comparison:
         raise UserError(f"comparison {path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"comparison {path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path} is not TOML: {error}.") from None
     for name in tables:
         if name not in ("comparison", "common", "entries"):
@@ -132,7 +130,7 @@ def read_comparison(path: Path) -> Comparison:
         or len(set(seeds)) < len(seeds)
     ):
         raise UserError(f"{path}: [comparison] seeds = {seeds}: expected different whole numbers.")
-    common = _with(Config(), tables.get("common", {}), f"{path}: [common]")
+    common = for_everybody(_with(Config(), tables.get("common", {}), f"{path}: [common]"))
     entries = tuple(
         _entry(name, table, common, seeds[0], str(path))
         for name, table in tables.get("entries", {}).items()
@@ -143,19 +141,9 @@ def read_comparison(path: Path) -> Comparison:
     baseline = settings.get("baseline", names[0])
     if baseline not in names:
         raise UserError(f"{path}: baseline {baseline!r} is no entry." + suggest(baseline, names))
-    for position, entry in enumerate(entries):
-        for other in (entry.runs_of, *_named_teachers(entry)):
-            if other not in names:
-                raise UserError(
-                    f"{path}: [entries.{entry.name!r}] reads the runs of {other!r}, which is no "
-                    "entry." + suggest(other, names)
-                )
-            if names.index(other) > position:
-                raise UserError(
-                    f"{path}: [entries.{entry.name!r}] reads the runs of {other!r}, which comes "
-                    f"after it: move {other!r} up."
-                )
     by_name = {entry.name: entry for entry in entries}
+    _check_order(by_name, str(path))
+    _check_directories(entries, str(path))
     entries = tuple(
         entry
         if entry.runs_of == entry.name
@@ -230,6 +218,49 @@ def differences(key: str, own: Config, other: Config) -> list[tuple[str, Any, An
     ]
 
 
+def _check_order(entries: Mapping[str, Entry], source: str) -> None:
+    """Refuse entries that read the runs of one that has none, or has none yet."""
+    names = list(entries)
+    for position, entry in enumerate(entries.values()):
+        where = f"{source}: [entries.{entry.name!r}]"
+        others = [entry.runs_of] * (entry.runs_of != entry.name) + entry.named_teachers()
+        for other in others:
+            if other not in names:
+                raise UserError(
+                    f"{where} reads the runs of {other!r}, which is no entry."
+                    + suggest(other, names)
+                )
+            if other == entry.name:
+                raise UserError(f"{where} is taught by itself: expected another entry.")
+            if entries[other].runs_of != other:
+                raise UserError(
+                    f"{where} reads the runs of {other!r}, which has none of its own: expected "
+                    f"{entries[other].runs_of!r}."
+                )
+            if names.index(other) > position:
+                raise UserError(
+                    f"{where} reads the runs of {other!r}, which comes after it: move {other!r} up."
+                )
+
+
+def _check_directories(entries: tuple[Entry, ...], source: str) -> None:
+    """Refuse entries whose runs would lie in one directory, on any file system, or in none."""
+    owners: dict[str, str] = {}
+    for entry in (entry for entry in entries if entry.runs_of == entry.name):
+        directory = entry.directory()
+        if not directory or directory.startswith("."):
+            raise UserError(
+                f"{source}: [entries.{entry.name!r}] cannot name a directory: expected a name that "
+                "is not empty and begins with no dot."
+            )
+        other = owners.setdefault(directory.casefold(), entry.name)
+        if other != entry.name:
+            raise UserError(
+                f"{source}: the runs of {other!r} and {entry.name!r} would share the directory "
+                f"{directory}: rename one."
+            )
+
+
 def _stretched(config: Config, budget: int) -> Config:
     """Settings whose schedule takes so many times as long."""
     schedule = config.schedule
@@ -261,7 +292,7 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
         epochs = config.run.epochs * budget
         config = _stretched(config.changed("run.epochs", epochs, where), budget)
     config = settled(config)
-    result = result or ("ensemble" if config.run.method == "ensemble" else "peer")
+    result = result or method_of(config).answer
     if result not in RESULTS:
         raise UserError(f"{where} result = {result!r}." + suggest(str(result), RESULTS))
     return Entry(name, config, result, runs_of, budget)
@@ -274,7 +305,3 @@ def _with(config: Config, tables: Mapping[str, Any], source: str) -> Config:
         for name, value in settings.items():
             config = config.changed(f"{table}.{name}", value, source)
     return config
-
-
-def _named_teachers(entry: Entry) -> list[str]:
-    return [file[1:] for file in entry.config.teachers.files if file.startswith("@")]

@@ -1,6 +1,7 @@
 """Comparisons: methods x seeds; runs that are missing are done, finished ones are read."""
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 import keras
 
+from kgraft import models
 from kgraft.errors import UserError
 from kgraft.runs.assembly import assemble
-from kgraft.runs.comparison_file import Comparison, Entry, differences
+from kgraft.runs.comparisons.cost import cost, given_teachers
+from kgraft.runs.comparisons.file import Comparison, Entry, differences
 from kgraft.runs.config import Config
-from kgraft.runs.directory import read_run
-from kgraft.runs.methods import settled
+from kgraft.runs.directory import peer_file, read_model, read_run
+from kgraft.runs.files import only_writer, storing
+from kgraft.runs.methods import settled, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.run import execute
 from kgraft.runs.selection import selected
@@ -31,12 +35,14 @@ def train_missing(
         tell: called with a line of text when a run begins or is found.
 
     Raises:
-        UserError: a finished run in `out` has other settings; names the difference.
+        UserError: a finished run in `out` has other settings (names the difference), or another
+            process is at work in it.
     """
-    for seed in comparison.seeds:
-        for entry in comparison.entries:
-            if entry.runs_of == entry.name:
-                _ensure(comparison, entry, seed, out, observer, tell)
+    with only_writer(out):
+        for seed in comparison.seeds:
+            for entry in comparison.entries:
+                if entry.runs_of == entry.name:
+                    _ensure(comparison, entry, seed, out, observer, tell)
 
 
 def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
@@ -47,19 +53,25 @@ def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
         out: directory of the runs.
 
     Returns:
-        One row an entry and seed, see `result_row`; runs that are not finished give none.
+        One row an entry and seed, see `result_row`, with what the entry costs: `trainings` and
+        `given_teachers`. Runs that are not finished give none.
 
     Raises:
         UserError: no run is finished, or one has other settings; names the difference.
     """
     rows = []
+    flops = _flops_in(comparison, out)
     for entry in comparison.entries:
+        costs = {
+            "trainings": cost(comparison, entry, flops),
+            "given_teachers": given_teachers(comparison, entry),
+        }
         for seed in comparison.seeds:
             source = comparison.entry(entry.runs_of)
             path = _path(out, source, seed)
             if (path / "summary.json").is_file():
                 _check_settings(path, _seeded(comparison, source, seed, out))
-                rows.append(result_row(entry, seed, path))
+                rows.append({**result_row(entry, seed, path), **costs})
     if not rows:
         raise UserError(f"{out} holds no finished run of this comparison.")
     return rows
@@ -74,7 +86,7 @@ def result_row(entry: Entry, seed: int, path: Path) -> dict[str, Any]:
         path: the run's directory.
 
     Returns:
-        `entry`, `seed`, `networks`, `trainings`, `seconds`, and accuracies on the test images:
+        `entry`, `seed`, `networks`, `seconds`, and accuracies on the test images:
         `last` (the entry's result), `best` (the best-on-validation epoch of the peer that is best
         then; None for soups and ensembles), `mean_peer`, `uniform_soup` and `ensemble`.
     """
@@ -91,7 +103,6 @@ def result_row(entry: Entry, seed: int, path: Path) -> dict[str, Any]:
         "seed": seed,
         "method": config.run.method,
         "networks": own["networks"],
-        "trainings": entry.trainings(),
         "seconds": summary["seconds"],
         "last": own["test_accuracy"],
         "best": None if best is None else best["best_test_accuracy"],
@@ -116,7 +127,8 @@ def _ensure(
         tell(f"{entry.name}, seed {seed}: found")
         return
     if (path / "run.toml").is_file():
-        shutil.rmtree(path)  # a run that did not finish
+        with storing(path):
+            shutil.rmtree(path)  # a run that did not finish
     tell(f"{entry.name}, seed {seed}: training")
     execute(assemble(config), path, observer)
     selected(path)
@@ -124,7 +136,7 @@ def _ensure(
 
 
 def _check_settings(path: Path, config: Config) -> None:
-    known, _ = read_run(path)
+    known = without_unread(read_run(path)[0])
     wanted = _filled(config, known)
     for part in dataclasses.fields(Config):
         if part.name == "given":
@@ -168,4 +180,23 @@ def _seeded(comparison: Comparison, entry: Entry, seed: int, out: Path) -> Confi
 
 
 def _path(out: Path, entry: Entry, seed: int) -> Path:
-    return out / entry.name.replace("/", "-").replace(" ", "-") / f"seed-{seed}"
+    return out / entry.directory() / f"seed-{seed}"
+
+
+def _flops_in(comparison: Comparison, out: Path) -> Callable[[str], int]:
+    """Architecture -> FLOPs of one image like those that finished runs were trained on."""
+
+    @functools.cache
+    def flops(name: str) -> int:
+        for path in (_path(out, e, s) for e in comparison.entries for s in comparison.seeds):
+            if (path / "summary.json").is_file():
+                _, summary = read_run(path)
+                peer = read_model(peer_file(path, summary, 1), f"peer 1 of {path}")
+                return models.flops(
+                    models.build(
+                        name, input_shape=peer.input_shape[1:], classes=peer.output_shape[-1]
+                    )
+                )
+        raise UserError(f"{out} holds no finished run of this comparison.")
+
+    return flops

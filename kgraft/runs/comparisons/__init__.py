@@ -1,0 +1,1 @@
+"""Comparisons: methods x seeds under one schedule, one split and one budget."""

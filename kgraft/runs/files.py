@@ -1,0 +1,150 @@
+"""Files that are whole or not there at all, and directories that one process writes to."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from kgraft.errors import StorageError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_log = logging.getLogger("kgraft")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name for a file, which has its own name only once it is whole.
+
+    Args:
+        path: the file; another one of this name is replaced.
+
+    Yields:
+        A name with the same suffix in the same directory, to be written to. When the block ends it
+        is flushed to the disk and renamed; after an error nothing is left of it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    if path.exists() and not path.is_file():  # /dev/stdout
+        with storing(path):
+            yield path
+        return
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    with storing(path):
+        try:
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file, see `whole`.
+
+    Args:
+        path: the file.
+        content: what will be in it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with whole(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file of UTF-8 text, see `whole`.
+
+    Args:
+        path: the file.
+        text: what will be in it.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Write text to the end of a file: all of it or nothing.
+
+    Args:
+        path: the file; made where it is missing.
+        text: whole lines.
+
+    Raises:
+        StorageError: it cannot be written; the file is as long as before.
+    """
+    with storing(path), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        left = memoryview(text.encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+@contextlib.contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Say in one line what the machine could not do.
+
+    Args:
+        path: what is written.
+
+    Raises:
+        StorageError: the block has met an operating system's error.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}.") from None
+
+
+@contextlib.contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Keep a directory to this process while the block runs.
+
+    The lock is the operating system's (flock) and ends with the process, however that ends; the
+    empty file `.lock` that it hangs on stays. Where there is no such lock (Windows, some network
+    file systems), a warning says so.
+
+    Args:
+        directory: made where it is missing.
+
+    Raises:
+        UserError: another process has it.
+        StorageError: it cannot be made.
+    """
+    with storing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with storing(directory / ".lock"):
+            file = stack.enter_context((directory / ".lock").open("ab"))
+        if fcntl is None:
+            _cannot_lock(directory, "this platform has no flock")
+        else:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is training in {directory}: wait for it, or give another "
+                    "--out."
+                ) from None
+            except OSError as error:
+                _cannot_lock(directory, error.strerror or str(error))
+        yield
+
+
+def _cannot_lock(directory: Path, reason: str) -> None:
+    _log.warning("%s is not locked (%s): let no second process train in it.", directory, reason)

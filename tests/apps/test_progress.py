@@ -1,0 +1,145 @@
+"""What a terminal shows while a run goes on, on a screen of our own."""
+
+import fcntl
+import io
+import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from kgraft_cli.messages import messages_on
+from kgraft_cli.progress import LiveProgress, PlainProgress, progress_on
+from rich.console import Console
+
+RUN = """
+import logging, os, sys, time
+from rich.console import Console
+from kgraft_cli.messages import messages_on
+from kgraft_cli.progress import progress_on
+
+early = logging.StreamHandler(sys.stderr)  # as TensorFlow's: it knows the stream, not the table
+console = Console()
+with messages_on(console), progress_on(console) as progress:
+    progress.begin("peers", 2, 3, 4)
+    time.sleep(0.3)
+    logging.getLogger("kgraft").info("engine: chosen")
+    os.write(2, b"one of C++\\ntwo of C++\\n")
+    early.emit(logging.makeLogRecord({"msg": "an early handler's"}))
+    print("printed")
+    print("complained", file=sys.stderr)
+    logging.getLogger("kgraft").warning("beware")
+    time.sleep(0.4)
+    progress.epoch("peers", 1, [{"model": 1, "loss": 0.5}, {"model": 2, "loss": 0.25}])
+    time.sleep(0.3)
+    os.write(2, b"not a whole line")
+    if "stay" in sys.argv:
+        time.sleep(0.3)
+        os._exit(0)  # what stands there now is what was seen
+print("the end")
+"""
+
+
+def on_a_terminal(width, *arguments, term="xterm", stderr=None):
+    """Everything that a program sends to a terminal of 50 lines."""
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    environment = {**os.environ, "TERM": term}
+    environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments],
+        stdin=there,
+        stdout=there,
+        stderr=there if stderr is None else stderr,
+        env=environment,
+    ):
+        os.close(there)
+        sent = b""
+        with io.FileIO(here) as terminal:
+            try:
+                while part := terminal.read(1 << 16):
+                    sent += part
+            except OSError:  # nobody is left to write
+                pass
+    return sent.decode()
+
+
+def screen(sent, width):
+    """The lines that stand on a terminal after what it was sent."""
+    lines, row, column = [[]], 0, 0
+    for count, end, character in re.findall(r"\x1b\[\??(\d*)[\d;]*([A-Za-z])|(.)", sent, re.S):
+        if end == "A":
+            row = max(0, row - int(count or 1))
+        elif end == "K":
+            lines[row] = []
+        elif character == "\r":
+            column = 0
+        elif character == "\n":
+            row += 1
+        elif character:
+            if column == width:
+                row, column = row + 1, 0
+            lines += [[] for _ in range(row + 1 - len(lines))]
+            lines[row] += " " * (column + 1 - len(lines[row]))
+            lines[row][column] = character
+            column += 1
+        lines += [[] for _ in range(row + 1 - len(lines))]
+    return ["".join(line).rstrip() for line in lines]
+
+
+SAID = {
+    *("engine: chosen", "one of C++", "two of C++", "an early handler's", "printed", "complained"),
+    "kgraft: beware",
+}
+
+
+@pytest.mark.parametrize("width", [150, 60])
+def test_a_live_table_is_there_once_whatever_is_said_beside_it(width):
+    lines = screen(on_a_terminal(width, "stay"), width)
+    assert sum("peers, epoch" in line for line in lines) == 1
+    assert sum("steps, left" in line for line in lines) == 1
+    assert SAID <= set(lines)
+
+
+@pytest.mark.parametrize("width", [150, 60])
+def test_nothing_of_the_table_is_left_when_it_ends(width):
+    lines = screen(on_a_terminal(width), width)
+    left = [line for line in lines if line]
+    assert set(left) == {*SAID, "not a whole line", "the end"}
+
+
+def test_a_dumb_terminal_gets_a_line_an_epoch():
+    text = on_a_terminal(80, term="dumb")
+    assert "\x1b" not in text
+    assert "peers: 2 models, 3 epochs of 4 steps" in text and "peers 1/3 | 1: loss 0.5000" in text
+
+
+def test_a_stderr_that_goes_elsewhere_is_left_alone(tmp_path):
+    with (tmp_path / "errors").open("w") as errors:
+        lines = screen(on_a_terminal(150, stderr=errors), 150)
+    assert {line for line in lines if line} == {"engine: chosen", "printed", "the end"}
+    said = (tmp_path / "errors").read_text()
+    assert "two of C++\n" in said and "complained\n" in said and "kgraft: beware\n" in said
+
+
+def test_what_redraws_is_chosen_for_terminals_that_can(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    assert isinstance(progress_on(Console(force_terminal=True)), LiveProgress)
+    assert isinstance(progress_on(Console(force_terminal=False)), PlainProgress)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(progress_on(Console(force_terminal=True)), PlainProgress)
+
+
+def test_warnings_go_to_stderr_and_information_to_the_console(capsys):
+    console = Console(file=io.StringIO(), width=100)
+    log = logging.getLogger("kgraft")
+    with messages_on(console):
+        log.info("told")
+        log.warning("warned")
+    with messages_on(console, logging.WARNING):
+        log.info("not told")
+    assert (console.file.getvalue(), capsys.readouterr().err) == ("told\n", "kgraft: warned\n")
