@@ -91,6 +91,11 @@ def test_the_tables_hold_every_private_name():
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and private(node.attr)}
     own = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     own |= {
+        node.target.id
+        for node in nodes
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+    own |= {
         node.attr
         for node in nodes
         if isinstance(node, ast.Attribute)
@@ -291,7 +296,54 @@ def test_a_compile_call_is_remembered_and_its_loss_kept():
     assert model._compile_loss is None
     model.compile("sgd", "mse")
     assert {"optimizer", "loss", "metrics"} <= model._compile_config.config.keys()
-    assert model._compile_loss is not None
+    loss = model._compile_loss
+    assert loss is not None and model._compile_metrics is None
+    model.compile("sgd", "mse", metrics=["mae"])
+    assert model._compile_loss is not loss and model._compile_metrics is not None
+
+
+def test_a_loss_is_computed_with_or_without_the_training_flag():
+    class Asked(keras.Model):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+            return training
+
+    class Unasked(keras.Model):
+        def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+            return "unasked"
+
+    given = {"x": X, "y": Y, "y_pred": Y, "sample_weight": None, "training": False}
+    assert [model._compute_loss(**given) for model in (Asked(), Unasked())] == [False, "unasked"]
+
+
+def test_a_restored_fit_says_where_it_goes_on(tmp_path):
+    model = functional()
+    model.compile("sgd", "mse")
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+    assert model._initial_epoch is None
+    model.fit(X, np.zeros((5, 3)), epochs=2, verbose=0, callbacks=[backup])
+    backup.set_model(model)
+    backup.on_train_begin()
+    assert model._initial_epoch == 2
+
+
+def test_metrics_and_their_functions_can_be_told():
+    metric = keras.metrics.MeanMetricWrapper(keras.losses.huber, name="own", delta=2.0)
+    model = functional()
+    model.own = metric
+    assert model._metrics == [metric]
+    assert (metric._fn, metric._fn_kwargs) == (keras.losses.huber, {"delta": 2.0})
+
+
+def test_a_multi_optimizer_knows_whose_a_variable_is():
+    inner = keras.optimizers.SGD(0.1)
+    chosen = keras.optimizers.MultiOptimizer(lambda variable: inner)
+    assert chosen._optimizer_map(keras.Variable([1.0])) is inner
+
+
+def test_steps_are_counted_in_a_variable_that_can_be_moved():
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer._iterations.assign_add(2)
+    assert numbers(optimizer.iterations) == 2
 
 
 def test_an_unbuilt_model_is_built_from_symbolic_data():
@@ -310,6 +362,7 @@ def test_what_a_layer_says_of_itself():
     layer.trainable = False
     assert layer.trainable_variables == []
     assert [v.path for v in layer._trainable_variables] == [v.path for v in layer.variables]
+    assert layer._non_trainable_variables == []
 
 
 def test_batch_normalisation_averages_over_all_axes_but_its_own():
