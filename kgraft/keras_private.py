@@ -1,7 +1,8 @@
-"""Everything kgraft takes from Keras' private modules: what it is, and what would replace it.
+"""Everything private that kgraft takes from Keras: what it is, and what would replace it.
 
-Whatever moves there in a new release breaks here and nowhere else; `pyproject.toml` bounds Keras
-from above for that reason.
+Whatever moves there in a new release breaks here, or its test in `tests/test_keras_private.py`;
+`pyproject.toml` bounds Keras from above for that reason. Names of private modules are imported
+here and nowhere else:
 
 | name | what it is | public |
 |---|---|---|
@@ -16,6 +17,39 @@ from above for that reason.
 | `can_convert_arrays` | whether something is arrays, as `fit` decides it | none |
 | `class_weight_to_sample_weights` | class weights as weights of examples | inside `fit` |
 | `train_validation_split` | cuts the end off some arrays | inside `fit` |
+
+Private attributes of public classes are read where they are needed:
+
+| attribute | what it is | public |
+|---|---|---|
+| `Model._compile_config` | the arguments of `compile` as given | `get_compile_config`, copies |
+| `Model._compile_loss` | the compiled loss, another object after every `compile` | none |
+| `Model._compile_metrics` | the compiled metrics, likewise | none |
+| `Model._compute_loss` | `compute_loss`, for signatures with and without `training` | none |
+| `Model._initial_epoch` | where a restored `fit` goes on, set by `BackupAndRestore` | none |
+| `Model._symbolic_build` | builds model, optimizer and metrics for a batch | inside `fit` |
+| `Model._jax_state`, `_jax_state_synced` | the values that jax trains between two batches | none |
+| `Sequential._functional` | the functional model behind it | none |
+| `Functional._standardize_inputs` | whatever `call` takes as a flat list of tensors | none |
+| `Function._nodes_by_depth` | the graph's nodes, a list for each distance from the outputs | none |
+| `Function._outputs`, `_outputs_struct` | the outputs, flat and in their structure | `outputs` |
+| `Layer._flatten_layers` | a layer and all inside it, outer ones first | `layers`, one level |
+| `Layer._losses` | losses added in a call | `losses`, with the regularizers' |
+| `Layer._metrics` | the metrics that are a layer's own attributes | `metrics`, of all inside |
+| `Layer._seed_generators` | the generators that it draws random numbers from | none |
+| `Layer._trainable_variables` | weights made trainable, whatever `trainable` says now | none |
+| `Layer._non_trainable_variables` | weights made not trainable, likewise | none |
+| `Operation._outbound_nodes` | where an operation's outputs are read | none |
+| `KerasTensor._keras_history` | the operation that made it | none |
+| `BatchNormalization._reduction_axes` | all axes but its own | `axis` |
+| `MeanMetricWrapper._fn`, `_fn_kwargs` | its function and that one's arguments | none |
+| `Optimizer._learning_rate` | the schedule, or a constant rate's variable | `learning_rate` |
+| `Optimizer._iterations` | how many steps it has taken, a variable | `iterations`, read-only |
+| `MultiOptimizer._optimizer_map` | which optimizer moves a variable | none |
+| `Optimizer._get_current_learning_rate` | what a step takes its rate from | none |
+| `Optimizer._get_variable_index` | where a variable's state lies | none |
+| `Optimizer._use_weight_decay` | whether a variable is decayed | none |
+| `Variable._direct_assign` | sets a value without checks | `assign` |
 """
 
 from keras.src.backend import get_keras_mask

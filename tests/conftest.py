@@ -4,6 +4,7 @@ import signal
 import tempfile
 
 import kgraft  # isort: skip  # chooses the backend before Keras is imported
+import hypothesis
 import keras
 import pytest
 
@@ -11,6 +12,10 @@ assert kgraft.__name__
 
 # a process that a script starts in the background ignores Ctrl-C, and so would the tests of it
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# how long an example takes says nothing on a machine that has more to do
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
 
 if keras.config.backend() == "jax":  # the same tiny networks are compiled over and over
     import jax
