@@ -168,6 +168,7 @@ def test_impossible_settings_are_refused_in_one_line(arguments, message):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch compiles with it
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="torch.compile has no fused SGD")
 def test_a_fit_that_torch_compiles_moves_as_one_that_it_does_not():
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
