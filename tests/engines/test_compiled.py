@@ -114,6 +114,26 @@ def test_every_family_trains_as_eagerly(name, precise):
     assert_equal_runs(make, batches((side, side, 3), 5, size=8), precise)
 
 
+ACTIVATIONS = sorted(
+    name
+    for name in vars(keras.activations)
+    # threshold cannot be called without arguments
+    if name not in ("deserialize", "get", "serialize", "threshold") and not name.startswith("_")
+)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_over_the_axis_that_keras_takes(name):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(4, 3, activation=getattr(keras.activations, name))(inputs)
+    model = keras.Model(inputs, layers.Flatten()(x))
+    model.compile("sgd", "mse")
+    image = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    (found,) = (Engine([model]).steppers[0].predict([(image,)]),)
+    np.testing.assert_allclose(found, keras.ops.convert_to_numpy(model(image)), atol=1e-6)
+
+
 def small(dropout=0.3, normalisation=layers.BatchNormalization):
     x = inputs = keras.Input((8, 8, 3))
     x = layers.Conv2D(8, 3, padding="same", use_bias=False)(x)

@@ -235,6 +235,149 @@ def test_a_trace_lasts_for_all_epochs(after):
     assert played[0] and played[0] == played[1] == played[2] != [None]
 
 
+def set_momentum_of_norms(model):
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.5
+
+
+def set_slopes(model):
+    for layer in model.layers:
+        if isinstance(layer, layers.LeakyReLU):
+            layer.negative_slope = 0.5
+
+
+def set_activation(model):
+    model.get_layer("rectified").activation = keras.activations.tanh
+
+
+def set_regularizer(model):
+    model.get_layer("rectified").kernel_regularizer.l2 = 0.5
+
+
+def set_smoothing(model):
+    model.loss._fn_kwargs["label_smoothing"] = 0.5
+
+
+def set_optimizer(model):
+    model.optimizer.momentum = 0.1
+
+
+def plain_model():
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(
+        4, 3, activation="relu", kernel_regularizer=keras.regularizers.L2(1e-3), name="rectified"
+    )(x)
+    x = layers.LeakyReLU()(layers.BatchNormalization()(x))
+    x = layers.Dense(5)(layers.Flatten()(x))
+    return compiled(
+        keras.Model(inputs, x),
+        rate=0.01,
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [set_momentum_of_norms, set_slopes, set_activation, set_regularizer, set_smoothing],
+)
+@pytest.mark.parametrize("steps", [1, NEVER])
+def test_what_a_callback_sets_holds_from_the_next_epoch_on(change, steps, after):
+    after(steps)
+    assert_follows(change, at_epochs_begin=True)
+
+
+@pytest.mark.parametrize("steps", [1, NEVER])
+def test_what_is_set_on_an_optimizer_holds_from_the_next_step_on(steps, after):
+    after(steps)
+    assert_follows(set_optimizer, at_epochs_begin=False)
+
+
+def assert_follows(change, *, at_epochs_begin):
+    """The compiled engine goes the eager one's way when `change` happens between two steps."""
+    one_hot = [
+        (x, keras.utils.to_categorical(y, 5)) for x, y in batches((8, 8, 3), 5, count=4, size=8)
+    ]
+
+    def run(wanted, change):
+        model = plain_model()
+        engine = Engine([model], wanted)
+        engine.steppers[0].build(one_hot[0])
+        engine.begin_epoch()
+        for batch in one_hot:
+            engine.step([batch])
+        if at_epochs_begin:
+            engine.end_epoch()
+        change(model)
+        if at_epochs_begin:
+            engine.begin_epoch()
+        for batch in one_hot:
+            engine.step([batch])
+        return state(model)
+
+    changed, unchanged = run("eager", change), run("eager", lambda model: None)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(changed, unchanged, strict=True))
+    for own, expected in zip(run("compiled", change), changed, strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+        lambda: keras.optimizers.Adam(0.01, weight_decay=0.1, clipnorm=0.5),
+        lambda: keras.optimizers.Lion(0.01, weight_decay=0.1),
+    ],
+    ids=["AdamW", "Adam", "Lion"],
+)
+def test_the_step_that_is_traced_is_taken_once(make, after):
+    def model():
+        made = network()
+        made.compile(make(), made.loss, metrics=["accuracy"])
+        return made
+
+    assert_same_bits(model, batches((8, 8, 3), 5, count=4), after)
+
+
+@pytest.mark.parametrize("wrong", [lambda value: value + 1e-4, lambda value: value * np.nan])
+def test_a_trace_that_comes_to_other_numbers_is_not_used(wrong, after, monkeypatch, caplog):
+    class Wrong(traced_steps.Trace):
+        def __call__(self, tensors):
+            logs = super().__call__(tensors)
+            kernel = self.model.layers[1].kernel.value.data
+            kernel.copy_(wrong(kernel))
+            return logs
+
+    after(NEVER)
+    steps = batches((8, 8, 3), 5, count=4)
+    plain = network()
+    _, expected = steps_of(plain, steps)
+    after(1)
+    monkeypatch.setattr(traced_steps, "Trace", Wrong)
+    model = Wrong.model = network()
+    with caplog.at_level("INFO", "kgraft"):
+        chosen, logs = steps_of(model, steps)
+    assert list(chosen._plays.values()) == [None] and logs == expected
+    assert "other numbers" in caplog.text
+    assert all(np.array_equal(a, b) for a, b in zip(state(model), state(plain), strict=True))
+
+
+def test_a_loss_that_is_scaled_is_not_traced():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = plain_model()
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert why_not(model) == "its LossScaleOptimizer looks at the gradients in every step"
+        x, y = batches((8, 8, 3), 5, count=1, size=8)[0]
+        history = kgraft.GraftingFit([model]).fit(
+            x, keras.utils.to_categorical(y, 5), batch_size=4, verbose=0
+        )[0]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(history.history["loss"]).all()
+
+
 def test_long_steps_are_left_alone_on_a_cpu(after, monkeypatch):
     monkeypatch.setattr(traced_steps, "_SHORT", 0.0)
     chosen, _ = steps_of(network(), batches((8, 8, 3), 5, count=4))

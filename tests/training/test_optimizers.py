@@ -165,3 +165,20 @@ def test_impossible_settings_are_refused_in_one_line(arguments, message):
     with pytest.raises(UserError) as caught:
         SGD(0.1, **arguments)
     assert str(caught.value) == message
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch compiles with it
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="torch.compile has no fused SGD")
+def test_a_fit_that_torch_compiles_moves_as_one_that_it_does_not():
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+
+    def run(jit_compile):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        model.compile(SGD(0.1, momentum=0.9, l2=1e-2), "mse", jit_compile=jit_compile)
+        model.fit(x, x[:, :3], batch_size=4, epochs=2, shuffle=False, verbose=0)
+        return model.get_weights()
+
+    for own, other in zip(run(True), run(False), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-7)

@@ -1,4 +1,7 @@
-"""SGD's update of all variables at once, where torch has one kernel for a list of tensors."""
+"""SGD's update of all variables at once, where torch has one kernel for a list of tensors.
+
+Stands at the end of every step of a model that `kgraft.SGD` trains, Keras' own steps included.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +19,12 @@ def updates_lists(variables: Sequence[Any]) -> bool:
     Args:
         variables: Keras variables, one or more, on one device.
     """
-    return (
-        keras.config.backend() == "torch"
-        and not in_stateless_scope()
-        and variables[0].value.device.type in _DEVICES
-    )
+    if keras.config.backend() != "torch" or in_stateless_scope():
+        return False
+    import torch
+
+    # torch.compile (jit_compile=True) has no such kernel, and fuses Keras' operations by itself
+    return not torch.compiler.is_compiling() and variables[0].value.device.type in _DEVICES
 
 
 def sgd(

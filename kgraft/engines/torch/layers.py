@@ -1,5 +1,7 @@
 """Keras layers as native torch operations on channels-first views of channels-last memory.
 
+Stands inside a `network`, which asks it for the native computation of every layer.
+
 A native layer computes what the Keras layer computes, to rounding: fused batch normalisation
 instead of a dozen operations, convolutions without the copies around them. What is not in the table
 (or not exactly in it: subclasses, masks, mixed precision, LoRA, quantisation) stays a Keras layer.
@@ -80,12 +82,14 @@ def _is_plain(layer: Any) -> bool:
 def _convolution(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
     if layer.data_format != "channels_last" or layer.padding not in ("valid", "same"):
         return None
+    activation = _activation(layer.activation)
+    if activation is None:  # over the last axis, which here is not the channels'
+        return None
     same = layer.padding == "same"
     if same and padding != (0, 0):
         return None
     depthwise = type(layer) is keras.layers.DepthwiseConv2D
     size, stride, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
-    activation = _activation(layer.activation)
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         (x,) = inputs
@@ -218,9 +222,9 @@ def _fits(layer: Any, shape: Shape) -> bool:
 
 
 def _dense(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
-    if len(shapes[0]) != 2:
-        return None
     activation = _activation(layer.activation)
+    if len(shapes[0]) != 2 or activation is None:
+        return None
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         (x,) = inputs
@@ -234,10 +238,23 @@ def _identity(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _activation(function: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def _activation(function: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """An activation that works element by element, None for any that may not."""
     if function is None or function is keras.activations.linear:
         return _identity
-    return torch.relu if function is keras.activations.relu else function
+    if function is keras.activations.relu:
+        return torch.relu
+    return function if function in _ELEMENTWISE else None
+
+
+_ELEMENTWISE = frozenset(
+    getattr(keras.activations, name)
+    for name in (
+        "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu "
+        "log_sigmoid mish relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus "
+        "sparse_sigmoid squareplus tanh tanh_shrink"
+    ).split()
+)
 
 
 _TABLE: dict[type, Callable[[Any, Sequence[Shape], Pair], Native | None]] = {

@@ -1,4 +1,6 @@
-"""The compiled engine on torch: Keras' own train step around native graphs.
+"""The compiled engine on torch: Keras' own train step around native networks.
+
+The steps of every model that is not traced, and the first ones of those that are.
 
 Only what happens inside functional models is replaced, for the time of a step: `train_step`, loss,
 metrics, optimizer, regularisers and everything that is not a known layer stay Keras'. So custom
@@ -16,11 +18,12 @@ import keras
 
 from kgraft.engines.eager import Logs, TorchSteps
 from kgraft.engines.torch.network import NativeNetwork
+from kgraft.engines.torch.settings import settings_of
 from kgraft.keras_private import Functional, get_keras_mask, unpack_singleton
 
 
 class NativeSteps(TorchSteps):
-    """Train, test and predict steps of one model whose networks are native graphs.
+    """Train, test and predict steps of one model whose networks are native.
 
     Args:
         model: a compiled model.
@@ -29,7 +32,20 @@ class NativeSteps(TorchSteps):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._calls: dict[Any, Callable[..., Any]] | None = None
+        self._settings: tuple[Any, ...] | None = None
         keep_freed_memory()
+
+    def training(self, on: bool) -> None:
+        """See `Steps`; of a model that was set otherwise everything is built anew."""
+        super().training(on)
+        settings = settings_of(self._model)
+        if settings != self._settings:
+            self._settings = settings
+            self.forget()
+
+    def forget(self) -> None:
+        """Build networks anew at the next step: what they took for granted has changed."""
+        self._calls = None
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""

@@ -1,4 +1,7 @@
-"""A functional model's graph as a list of native torch calls."""
+"""A functional model's graph as a list of native torch calls.
+
+Stands inside a step of `native_steps`, in place of the model's own `call`.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

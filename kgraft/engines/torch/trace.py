@@ -1,5 +1,7 @@
 """One training step as the list of what it does to tensors, without the Python around it.
 
+Stands between a step of `native_steps`, which it writes down, and its playing by `traced_steps`.
+
 `make_fx` writes down every operation of a real step, backward pass and optimizer included, and with
 it the variables that it reads and changes in place. Playing the list back is the next step.
 """
@@ -17,14 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kgraft.engines.eager import Logs
 
 _ASKED = "what the step does depends on the value of a tensor"
+_ROUNDING = {True: 1e-5, False: 1e-3}  # on a CPU; a GPU adds gradients in any order
 _FACTORIES = ("aten.scalar_tensor", "aten.full", "aten.zeros", "aten.ones", "aten.arange")
 
 
 class Trace:
     """A step for batches of one form, as it was when it was traced.
 
-    Attributes:
-        first: what the traced step, which was a real one, answered.
+    Tracing takes the step, but not as it should: `make_fx` runs an in-place list operation without
+    a result, such as decoupled weight decay, a second time to see whether it is a constant. Whoever
+    traces puts the state back.
 
     Args:
         step: takes a batch, answers with metrics.
@@ -53,7 +57,6 @@ class Trace:
             raise
         self._program = without_constants(program)
         self._names = list(answers[0])
-        self.first = {name: value.detach().clone() for name, value in answers[0].items()}
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Logs:
         """Take the next step.
@@ -77,6 +80,41 @@ class _NoQuestions(TorchDispatchMode):
             self.asked = True
             raise RuntimeError(_ASKED)
         return operation(*args, **(kwargs or {}))
+
+
+def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What some tensors hold now."""
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def agree(
+    found: Sequence[torch.Tensor],
+    expected: Sequence[torch.Tensor],
+    before: Sequence[torch.Tensor] | None,
+) -> bool:
+    """Whether two ways to take a step came to the same numbers, but for rounding.
+
+    Args:
+        found: one tensor a variable, after the one.
+        expected: after the other.
+        before: before either, for what is floating point; None for the size of `expected`.
+
+    Returns:
+        False also where a number is not finite.
+    """
+    for own, other, old in zip(found, expected, before or expected, strict=True):
+        if own.shape != other.shape:
+            return False
+        if not other.is_floating_point():
+            if not torch.equal(own, other):
+                return False
+            continue
+        change = other.double() - (0 if old is other else old.double())
+        rounding = 2 * torch.finfo(other.dtype).eps * other.double().norm()
+        limit = _ROUNDING[other.device.type == "cpu"] * change.norm() + rounding
+        if not bool((own.double() - other.double()).norm() <= limit):  # NaN is never
+            return False
+    return True
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:

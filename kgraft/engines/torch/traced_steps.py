@@ -1,9 +1,11 @@
 """Native steps that leave Python out: traced where that pays, on CUDA captured as one graph.
 
-Keras' train step costs milliseconds of Python whatever it computes. A step that is repeated with
-batches of one form is traced (`trace`), and from then on the trace is played: operation by
-operation on the CPU, as one CUDA graph on a GPU. Only models, losses, metrics and optimizers that
-are Keras' or kgraft's are traced: they keep all their state in variables.
+The first place that a step comes to. Keras' train step costs milliseconds of Python whatever it
+computes. A step that is repeated with batches of one form is traced (`trace`), and from then on the
+trace is played: operation by operation on the CPU, as one launch on a GPU (`cuda_graph`). Before it
+is used, each trace is held once against an untraced step from the same state. Only models, losses,
+metrics and optimizers that are Keras' or kgraft's are traced: they keep all their state in
+variables.
 """
 
 import logging
@@ -18,7 +20,8 @@ import torch
 from kgraft.engines.eager import Logs, on_device
 from kgraft.engines.torch.cuda_graph import captured, line_of, restore
 from kgraft.engines.torch.native_steps import NativeSteps
-from kgraft.engines.torch.trace import Trace, tensors_of
+from kgraft.engines.torch.settings import metrics_of, optimizer_settings, optimizers_of
+from kgraft.engines.torch.trace import Trace, agree, copies, tensors_of
 
 _log = logging.getLogger("kgraft")
 _AFTER = 40  # steps of one form before a trace: a fit that is shorter is not worth one
@@ -36,23 +39,22 @@ class TracedSteps(NativeSteps):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._settings: tuple[Any, ...] = ()
         self._plays: dict[Any, Play | None] = {}
         self._counts: dict[Any, int] = {}
+        self._optimizers: list[Any] = []
 
-    def training(self, on: bool) -> None:
-        """See `Steps`; what was changed since the last epoch is traced anew."""
-        super().training(on)
-        if not on:
-            return
-        settings = _settings(self._model)
-        if settings != self._settings:
-            self._settings = settings
-            self._plays.clear()
-            self._counts.clear()
+    def forget(self) -> None:
+        """See `NativeSteps`; traces go as well."""
+        super().forget()
+        self._plays.clear()
+        self._counts.clear()
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
+        optimizers = optimizer_settings(self._model)
+        if optimizers != self._optimizers:
+            self._optimizers = optimizers
+            self.forget()
         data = on_device(data)
         tensors = tensors_of(data)
         form = tuple(
@@ -72,20 +74,34 @@ class TracedSteps(NativeSteps):
         return logs
 
     def _trace(self, form: Any, data: tuple[Any, ...], tensors: list[torch.Tensor]) -> Logs:
+        """One step, untraced, and a trace of it that has come to the same numbers."""
         self._plays[form] = None
         variables = _variables(self._model)
-        before = [value.clone() for value in variables]
+        before = copies(variables)
         try:
             trace = Trace(super().train, data)
         except Exception as error:
             restore(variables, before)
-            _log.info("steps of %s are not traced: %s", self._model.name, line_of(error))
+            self._say(line_of(error))
             return super().train(data)
-        if tensors[0].is_cuda:
-            self._plays[form] = captured(trace, tensors, variables) or trace
+        restore(variables, before)
+        logs = super().train(data)
+        after = copies(variables)
+        restore(variables, before)
+        played = trace(tensors)
+        found = copies(variables)
+        restore(variables, after)
+        if not agree(found, after, before) or not agree(
+            list(played.values()), list(logs.values()), None
+        ):
+            self._say("the trace comes to other numbers than the step")
         else:
-            self._plays[form] = trace
-        return trace.first
+            on_gpu = tensors[0].is_cuda
+            self._plays[form] = (on_gpu and captured(trace, tensors, variables)) or trace
+        return logs
+
+    def _say(self, reason: str) -> None:
+        _log.info("steps of %s are not traced: %s", self._model.name, reason)
 
 
 def why_not(model: Any) -> str | None:
@@ -94,7 +110,7 @@ def why_not(model: Any) -> str | None:
         return "it is not compiled"
     if model.run_eagerly:
         return "it is compiled with run_eagerly=True"
-    if any(isinstance(o, keras.optimizers.LossScaleOptimizer) for o in _optimizers(model)):
+    if any(isinstance(part, keras.optimizers.LossScaleOptimizer) for part in _wrappers(model)):
         return "its LossScaleOptimizer looks at the gradients in every step"
     for layer in model._flatten_layers():
         if not _is_ours(layer) or isinstance(layer, keras.layers.Lambda):
@@ -113,40 +129,19 @@ def _variables(model: Any) -> list[torch.Tensor]:
     return list({id(variable): variable.value.data for variable in state}.values())
 
 
-def _settings(model: Any) -> tuple[Any, ...]:
-    """What a trace has taken for granted."""
-    options = []
-    for optimizer in _optimizers(model):
-        config = optimizer.get_config()
-        del config["learning_rate"]
-        options.append((optimizer._learning_rate, repr(config)))
-    layers = list(model._flatten_layers())
-    return (
-        model._compile_loss,
-        tuple(options),
-        tuple(variable.trainable for variable in model.variables),
-        tuple((layer.trainable, *_numbers(layer)) for layer in layers),
-    )
-
-
-def _numbers(layer: Any) -> Iterator[tuple[str, Any]]:
-    """Settings of a layer that are plain values, e.g. a Distiller's temperature."""
-    for name, value in vars(layer).items():
-        if not name.startswith("_") and type(value) in (bool, int, float, str):
-            yield name, value
-
-
-def _optimizers(model: Any) -> list[Any]:
-    return list(getattr(model.optimizer, "optimizers", [model.optimizer]))
+def _wrappers(model: Any) -> list[Any]:
+    """The optimizer, and those that a MultiOptimizer holds."""
+    several = isinstance(model.optimizer, keras.optimizers.MultiOptimizer)
+    return [model.optimizer, *(model.optimizer.optimizers if several else ())]
 
 
 def _parts(model: Any) -> Iterator[Any]:
     """What takes part in a model's step beside its layers."""
-    for optimizer in _optimizers(model):
+    for optimizer in optimizers_of(model):
         yield optimizer
         yield optimizer._learning_rate
     for metric in model.metrics:
-        for part in (metric, *getattr(metric, "metrics", ())):
+        for part in metrics_of(metric):
             yield part
             yield getattr(part, "_fn", None)
     yield from keras.tree.flatten(model.loss)
