@@ -185,17 +185,21 @@ def compilation(model: Any) -> tuple[Any, ...]:
         Objects of which at least one is another after another `compile()`, or after its optimizer
         was given another schedule.
     """
-    optimizer = model.optimizer
     return (
         model._compile_config,
-        optimizer,
-        None
-        if optimizer is None
-        else optimizer._learning_rate,  # a jitted step has schedules in it
+        model.optimizer,
+        _rate(model.optimizer),  # a jitted step has schedules in it
         model._compile_loss,
         model._compile_metrics,
         model.run_eagerly,
     )
+
+
+def _rate(optimizer: Any) -> Any:
+    """Where an optimizer has its learning rate: a variable, a schedule or a function."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return _rate(optimizer.inner_optimizer)
+    return None if optimizer is None else optimizer._learning_rate
 
 
 def eager_steps(model: keras.Model) -> Steps:

@@ -105,11 +105,15 @@ def test_an_optimizer_that_goes_on_under_another_loss_keeps_its_state():
 
 
 @pytest.mark.skipif(keras.config.backend() == "tensorflow", reason="nor does Keras' fit hear it")
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_schedule_that_takes_another_ones_place_is_heard(engine):
+@pytest.mark.parametrize(
+    ("engine", "scaled"), [("eager", False), ("compiled", False), ("compiled", True)]
+)
+def test_a_schedule_that_takes_another_ones_place_is_heard(engine, scaled):
     model = network()
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay
-    model.compile(kgraft.SGD(schedule([5], [0.1, 0.01])), cross_entropy())
+    optimizer = kgraft.SGD(schedule([5], [0.1, 0.01]))
+    scaling = keras.optimizers.LossScaleOptimizer
+    model.compile(scaling(optimizer) if scaled else optimizer, cross_entropy())
     run = kgraft.GraftingFit([model], engine=engine)
     fit(run)
     before = model.get_weights()[0]

@@ -215,8 +215,7 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.core
-@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("used", [False, pytest.param(True, marks=pytest.mark.core)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_keras_is_copied_without_its_state(name, used):
     optimizer = vars(keras.optimizers)[name](0.02, clipvalue=0.5)
