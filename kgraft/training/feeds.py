@@ -119,6 +119,8 @@ def feed_of(
     Raises:
         UserError: data that Keras cannot read, or arguments that do not go together.
     """
+    if x is None:
+        raise UserError("x is None: give arrays, x and y, or a data set.")
     _check_count("batch_size", batch_size)
     _check_count("steps", steps)
     if shuffle not in (True, False, "batch"):
@@ -173,6 +175,11 @@ def feeds_of(
         raise UserError(
             "shared_batches=True and mutual= need one data set for all peers, not a list."
         )
+    if isinstance(x[0], int | float | str | list):
+        raise UserError(
+            f"x is a list of {type(x[0]).__name__}: expected an array, numpy.asarray(x), or a list "
+            "with one data set for every peer."
+        )
     if len(x) != count:
         raise UserError(f"{len(x)} data sets for {count} peers: one for each.")
     made: dict[int, Feed] = {}
@@ -211,12 +218,7 @@ def validation_feed(
     Raises:
         UserError: see `feed_of`; a tuple of another length.
     """
-    parts = tuple(data) if isinstance(data, list | tuple) else (data,)
-    if not 1 <= len(parts) <= 3:
-        raise UserError(
-            f"validation_data holds {len(parts)} parts: expected (x, y), (x, y, sample_weight) or "
-            "a data set."
-        )
+    parts = parts_of(data)
     if is_arrays(*parts):
         return feed_of(*parts, batch_size=batch_size or of_arrays, shuffle=False, steps=steps)
     _check_count("steps", steps)
@@ -224,6 +226,24 @@ def validation_feed(
     feed = feed if steps is None else Limited(feed, steps)
     inner = feed.feed if isinstance(feed, Limited) else feed
     return Kept(feed) if isinstance(inner, AdapterFeed) and inner.once else feed
+
+
+def parts_of(data: Any) -> Batch:
+    """`(x, y, sample_weight)`, or as many of these as there are, of `validation_data`.
+
+    Args:
+        data: arrays in a tuple or a list, or a data set, which is one part.
+
+    Raises:
+        UserError: there are more.
+    """
+    parts = tuple(data) if isinstance(data, list | tuple) else (data,)
+    if not 1 <= len(parts) <= 3:
+        raise UserError(
+            f"validation_data holds {len(parts)} parts: expected (x, y), (x, y, sample_weight) or "
+            "a data set."
+        )
+    return parts
 
 
 def in_one_order(feed: Feed) -> bool:
@@ -334,6 +354,7 @@ __all__ = [
     "in_one_order",
     "is_arrays",
     "is_listed",
+    "parts_of",
     "side_by_side",
     "validation_feed",
 ]

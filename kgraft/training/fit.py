@@ -19,6 +19,7 @@ from kgraft.training.feeds import (
     feeds_of,
     in_one_order,
     is_listed,
+    parts_of,
     validation_feed,
 )
 from kgraft.training.fit_arguments import (
@@ -238,7 +239,7 @@ class GraftingFit:
         check_optimizers(self.peers)  # a peer may have been compiled since
         listed = is_listed(x, y, sample_weight)
         if not listed:
-            check_targets(self.peers, x, y, sample_weight)
+            check_targets(self.peers, x, y, sample_weight, name="x")
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
         shared = shared_batches or self._shared
@@ -257,6 +258,7 @@ class GraftingFit:
         )
         validation = None
         if validation_data is not None:
+            check_targets(self.peers, *parts_of(validation_data), name="validation_data")
             validation = validation_feed(
                 validation_data, validation_batch_size, validation_steps, of_arrays=batch_size
             )
@@ -303,7 +305,7 @@ class GraftingFit:
         Raises:
             UserError: see `fit`.
         """
-        check_targets(self.peers, x, y, sample_weight)
+        check_targets(self.peers, x, y, sample_weight, name="x")
         feed = validation_feed(_trimmed(x, y, sample_weight), batch_size, steps)
         watchers = watchers_of(
             self.peers, callbacks, verbose=verbose, add_history=False, epochs=1, steps=feed.steps

@@ -113,7 +113,9 @@ def checked_count(name: str, value: Any, least: int = 0) -> int:
     return int(value)
 
 
-def check_targets(peers: Iterable[keras.Model], x: Any, y: Any, sample_weight: Any) -> None:
+def check_targets(
+    peers: Iterable[keras.Model], x: Any, y: Any = None, sample_weight: Any = None, *, name: str
+) -> None:
     """Refuse arrays without targets where a peer's loss is of targets.
 
     Args:
@@ -121,13 +123,12 @@ def check_targets(peers: Iterable[keras.Model], x: Any, y: Any, sample_weight: A
         x: arrays, or a data set, which is not looked at.
         y: their targets, None for none.
         sample_weight: their weights.
+        name: of the argument.
 
     Raises:
         UserError: there are none, and a peer trains as Keras trains it, with a compiled loss.
     """
-    if x is None:
-        raise UserError("x is None: give arrays, x and y, or a data set.")
-    if y is not None or not is_arrays(x, y, sample_weight):
+    if x is None or y is not None or not is_arrays(x, y, sample_weight):
         return
     for k, peer in enumerate(peers, start=1):
         own = type(peer)
@@ -137,8 +138,8 @@ def check_targets(peers: Iterable[keras.Model], x: Any, y: Any, sample_weight: A
         )
         if plain and peer.loss is not None:
             raise UserError(
-                f"x is arrays without targets, and peer {k} ({peer.name!r}) is compiled with a "
-                "loss: fit(x, y)."
+                f"{name} is without targets, and peer {k} ({peer.name!r}) is compiled with a loss: "
+                "expected x and y."
             )
 
 

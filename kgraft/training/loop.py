@@ -14,6 +14,7 @@ from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.batches import Batch, Feed, first_batch, side_by_side
 from kgraft.training.distiller import Taught
+from kgraft.training.fit_arguments import check_targets
 from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.mutual import MutualEngine
 from kgraft.training.teaching import Teaching
@@ -71,6 +72,7 @@ class PeerLoop:
         models = [own.model for pair in pairs for own in pair]
         if not all(model.built and model.optimizer.built for model in models):
             batch = first_batch(feed)
+            check_targets(self.peers, *_without_teachers(batch)[:2], name="x")
             for trainee, student in pairs:
                 student.build(_without_teachers(batch))
                 trainee.build(self._with_teachers(batch))
