@@ -65,13 +65,14 @@ def optimizer_settings(model: Any) -> list[Any]:
 
 def optimizers_of(model: Any) -> list[Any]:
     """Every optimizer of a compiled model that moves variables by itself."""
+    return [optimizer for optimizer in all_optimizers(model) if not _inside(optimizer)]
+
+
+def all_optimizers(model: Any) -> list[Any]:
+    """Every optimizer of a compiled model, those that wrap others included."""
     found = [model.optimizer]
-    while any(inner := [_inside(optimizer) for optimizer in found]):
-        found = [
-            own
-            for optimizer, parts in zip(found, inner, strict=True)
-            for own in parts or [optimizer]
-        ]
+    for optimizer in found:  # grows
+        found.extend(_inside(optimizer))
     return found
 
 
@@ -82,11 +83,10 @@ def metrics_of(metric: Any) -> Iterator[Any]:
 
 
 def _inside(optimizer: Any) -> list[Any]:
+    """The optimizers that one passes gradients on to: Keras' wrappers, and kgraft's of peers."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return [optimizer.inner_optimizer]
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-        return list(optimizer.optimizers)
-    return []
+    return list(vars(optimizer).get("optimizers", ()))
 
 
 def _of(part: Any) -> Any:

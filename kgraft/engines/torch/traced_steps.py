@@ -20,7 +20,12 @@ import torch
 from kgraft.engines.eager import Logs, on_device
 from kgraft.engines.torch.cuda_graph import captured, line_of, restore
 from kgraft.engines.torch.native_steps import NativeSteps
-from kgraft.engines.torch.settings import metrics_of, optimizer_settings, optimizers_of
+from kgraft.engines.torch.settings import (
+    all_optimizers,
+    metrics_of,
+    optimizer_settings,
+    optimizers_of,
+)
 from kgraft.engines.torch.trace import Trace, agree, copies, tensors_of
 
 _log = logging.getLogger("kgraft")
@@ -110,7 +115,7 @@ def why_not(model: Any) -> str | None:
         return "it is not compiled"
     if model.run_eagerly:
         return "it is compiled with run_eagerly=True"
-    if any(isinstance(part, keras.optimizers.LossScaleOptimizer) for part in _wrappers(model)):
+    if any(isinstance(o, keras.optimizers.LossScaleOptimizer) for o in all_optimizers(model)):
         return "its LossScaleOptimizer looks at the gradients in every step"
     for layer in model._flatten_layers():
         if not _is_ours(layer) or isinstance(layer, keras.layers.Lambda):
@@ -127,12 +132,6 @@ def _variables(model: Any) -> list[torch.Tensor]:
     """Everything that a step may change."""
     state = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
     return list({id(variable): variable.value.data for variable in state}.values())
-
-
-def _wrappers(model: Any) -> list[Any]:
-    """The optimizer, and those that a MultiOptimizer holds."""
-    several = isinstance(model.optimizer, keras.optimizers.MultiOptimizer)
-    return [model.optimizer, *(model.optimizer.optimizers if several else ())]
 
 
 def _parts(model: Any) -> Iterator[Any]:
