@@ -170,7 +170,7 @@ def test_embeddings_and_wide_biases_ride_in_a_model_of_words():
         "kernel"
     ]
     plan = GraftPlan.of(model)
-    assert [plan.weights[i][0] for i in plan.groups[0].members][0] == "words/embeddings"
+    assert next(plan.weights[i][0] for i in plan.groups[0].members) == "words/embeddings"
 
 
 def test_grouped_query_attention_owns_its_kernels_and_not_its_biases():
