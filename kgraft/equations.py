@@ -194,14 +194,16 @@ def graft_coefficient(
         alpha in [(1 - A)/2, (1 + A)/2], shape `(...)`, float64.
 
     Raises:
-        ValueError: `amplitude` or `sharpness` is out of range.
+        ValueError: `amplitude` or `sharpness` is out of range, or a number is not finite.
 
     Source: Meng et al., CVPR 2020, eq. 7; the division by pi is the authors' code's.
     """
     if not 0 <= amplitude <= 1:
         raise ValueError(f"amplitude={amplitude}: A must lie in [0, 1]")
-    if not sharpness > 0:
-        raise ValueError(f"sharpness={sharpness}: c must be positive")
+    if not 0 < sharpness < math.inf:
+        raise ValueError(f"sharpness={sharpness}: c must be positive and finite")
+    if not (np.isfinite(own).all() and np.isfinite(donor).all()):
+        raise ValueError(f"own={own!r}, donor={donor!r}: information must be finite")
     difference = np.asarray(own, np.float64) - np.asarray(donor, np.float64)
     return amplitude / np.pi * np.arctan(sharpness * difference) + 0.5
 
@@ -235,8 +237,7 @@ def blend(own: Any, donor: Any, alpha: float) -> Any:
     """Receiver's weights after grafting (eq. 2): alpha * own + (1 - alpha) * donor.
 
     Written as a step from the nearer side, so that equal weights stay equal to the last bit, and
-    alpha = 1 gives `own` and alpha = 0 `donor` exactly. Half-precision weights are blended in
-    float32.
+    alpha = 1 gives `own` and alpha = 0 `donor` exactly. Half precision is blended in float32.
 
     Args:
         own: receiver's weights, any shape.
@@ -244,10 +245,12 @@ def blend(own: Any, donor: Any, alpha: float) -> Any:
         alpha: share of its own weights that the receiver keeps, in [0, 1].
 
     Returns:
-        A new tensor of the same shape and dtype.
+        A tensor of the same shape and dtype: `own` itself at alpha = 1, else a new one.
 
     Source: arXiv 2004.12311, eq. 2.
     """
+    if alpha in (0, 1):  # the step between finite weights may be infinite
+        return own if alpha == 1 else donor * 1.0
     dtype = keras.backend.standardize_dtype(own.dtype)
     if dtype in ("float16", "bfloat16"):
         return keras.ops.cast(

@@ -114,10 +114,27 @@ def test_coefficient_stays_in_its_range(own, donor, amplitude, sharpness):
     assert alpha == pytest.approx(reference.alpha(own, donor, amplitude, sharpness))
 
 
-@pytest.mark.parametrize("wrong", [{"amplitude": 1.1}, {"amplitude": -0.1}, {"sharpness": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"amplitude": 1.1},
+        {"amplitude": -0.1},
+        {"amplitude": np.nan},
+        {"sharpness": 0.0},
+        {"sharpness": np.inf},
+        {"sharpness": np.nan},
+    ],
+)
 def test_coefficient_refuses_what_is_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         equations.graft_coefficient(1.0, 0.0, **wrong)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, [0.0, -np.inf]])
+def test_information_that_is_not_finite_has_no_coefficient(wrong):
+    for own, donor in ((wrong, 0.0), (0.0, wrong), (wrong, wrong)):
+        with pytest.raises(ValueError, match="must be finite"):
+            equations.graft_coefficient(own, donor)
 
 
 def test_the_literal_reading_is_refused_where_alpha_could_leave_its_range():
@@ -151,6 +168,12 @@ def test_blending_equal_weights_changes_nothing(weights, alpha):
 
 def test_the_ends_of_a_blend_are_exact():
     own, donor = tensor([0.1, 1e-8, 3e7]), tensor([0.7, 1.0, -1e-3])
+    np.testing.assert_array_equal(numbers(equations.blend(own, donor, 1.0)), numbers(own))
+    np.testing.assert_array_equal(numbers(equations.blend(own, donor, 0.0)), numbers(donor))
+
+
+def test_the_ends_of_a_blend_are_exact_where_the_step_overflows():
+    own, donor = tensor([3e38]), tensor([-3e38])
     np.testing.assert_array_equal(numbers(equations.blend(own, donor, 1.0)), numbers(own))
     np.testing.assert_array_equal(numbers(equations.blend(own, donor, 0.0)), numbers(donor))
 

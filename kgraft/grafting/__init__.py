@@ -1,10 +1,11 @@
 """What is blended with what: the plan, the criteria, the ring, and the other mixers."""
 
-from kgraft.grafting.averaging import Average, FixedGraft, Papa, Rotation, Wash
+from kgraft.grafting.averaging import FixedGraft, Rotation, Wash
 from kgraft.grafting.criteria import Criterion, Entropy, FilterEntropy, L1Norm
 from kgraft.grafting.filter_level import FilterGraft
 from kgraft.grafting.graft import Graft
 from kgraft.grafting.mixer import Mixer
+from kgraft.grafting.papa import Average, Papa
 from kgraft.grafting.plan import GraftPlan, Group
 from kgraft.grafting.repr import RePr
 from kgraft.grafting.ring import GraftRecord

@@ -1,4 +1,4 @@
-"""Mixers that know no entropy: a constant ring, the peers' mean, a shuffle."""
+"""Mixers that know no entropy: a constant ring, and a shuffle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kgraft import equations
-from kgraft.errors import UserError
 from kgraft.grafting.arrays import on_host
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.population import Population, population
 from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
+from kgraft.grafting.settings import check_count, check_share
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class FixedGraft(Mixer):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_share(self, "alpha")
+        check_share(self, "alpha")
 
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
@@ -44,12 +43,12 @@ class FixedGraft(Mixer):
         """See `Mixer`."""
         plan = plan or self.check(models)
         peers = population(models)
-        healthy = _healthy(peers, len(models))
+        healthy = healthy_of(peers, len(models))
         ring = donors(healthy)
         alphas = [1.0 if donor is None else self.alpha for donor in ring]
-        peers.mix(range(len(plan.weights)), partial(ring_mix, alphas=alphas, ring=ring))
+        peers.mix(plan.blended, partial(ring_mix, alphas=alphas, ring=ring))
         peers.commit()
-        return _record(plan, alphas, ring, healthy)
+        return record_of(plan, alphas, ring, healthy)
 
 
 @dataclass(frozen=True)
@@ -63,58 +62,6 @@ class Rotation(FixedGraft):
     """
 
     alpha: float = 0.0
-
-
-@dataclass(frozen=True)
-class Average(Mixer):
-    """All peers go on from the mean of all (PAPA-all).
-
-    When: every few epochs (`every` of the schedule), with peers that differ in their data orders
-    in between. Cost: a grafting's without the counting, each time.
-
-    Source: Jolicoeur-Martineau et al., TMLR 2024, PAPA-all, without its re-normalisation (REPAIR):
-    batch statistics are averaged and move on in the next epoch.
-    """
-
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord:
-        """See `Mixer`."""
-        plan = plan or self.check(models)
-        healthy = _pull(models, plan, 0.0)
-        share = 1 / max(sum(healthy), 1)
-        alphas = [share if well else 1.0 for well in healthy]
-        return _record(plan, alphas, (None,) * len(models), healthy)
-
-
-@dataclass(frozen=True)
-class Papa(Mixer):
-    """Every few steps each peer moves a little towards the mean of all peers.
-
-    When: to end with peers that can be averaged into one (`kgraft select`), or to train a better
-    population. Cost: one pass over all weights every n steps, no memory to speak of.
-
-    Args:
-        rate: share of its own weights that a peer keeps, in [0, 1].
-        every_steps: n.
-
-    Raises:
-        UserError: an argument is out of range.
-
-    Source: Jolicoeur-Martineau et al., "PopulAtion Parameter Averaging", TMLR 2024. The statistics
-    of batch normalisation move with the weights.
-    """
-
-    rate: float = 0.99
-    every_steps: int | None = 10
-
-    def __post_init__(self) -> None:
-        _check_share(self, "rate")
-        _check_steps(self)
-
-    def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
-        """See `Mixer`."""
-        _pull(models, plan, self.rate)
 
 
 @dataclass(frozen=True)
@@ -147,13 +94,14 @@ class Wash(Mixer):
     every_steps: int | None = 1
 
     def __post_init__(self) -> None:
-        _check_share(self, "share")
-        _check_steps(self)
+        check_share(self, "share")
+        check_count(self, "every_steps")
+        check_count(self, "seed", least=0)
 
     def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
         """See `Mixer`."""
         peers = population(models)
-        healthy = np.flatnonzero(_healthy(peers, len(models))).tolist()
+        healthy = np.flatnonzero(healthy_of(peers, len(models))).tolist()
         if len(healthy) < 2:
             return
         random = np.random.default_rng([self.seed, number])
@@ -165,18 +113,6 @@ class Wash(Mixer):
             members = [index for index in group.members if moves[index]]
             peers.mix(members, partial(_shuffled, share=share, random=random, among=healthy))
         peers.commit()
-
-
-def _check_share(mixer: Mixer, name: str) -> None:
-    value = getattr(mixer, name)
-    if not 0 <= value <= 1:
-        raise UserError(f"{type(mixer).__name__}({name}={value}): expected a number in [0, 1].")
-
-
-def _check_steps(mixer: Mixer) -> None:
-    steps = mixer.every_steps
-    if steps is None or steps < 1:
-        raise UserError(f"{type(mixer).__name__}(every_steps={steps}): expected 1 or more.")
 
 
 def _shuffled(
@@ -194,38 +130,25 @@ def _shuffled(
     return [flat[k].reshape(value.shape) if k in flat else value for k, value in enumerate(values)]
 
 
-def _pull(models: Sequence[keras.Model], plan: GraftPlan, rate: float) -> list[bool]:
-    """Move healthy peers towards their mean; returns who is healthy."""
-    peers = population(models)
-    healthy = _healthy(peers, len(models))
-    peers.mix(range(len(plan.weights)), partial(_towards_mean, rate=rate, healthy=healthy))
-    peers.commit()
-    return healthy
-
-
-def _towards_mean(values: list[Any], *, rate: float, healthy: Sequence[bool]) -> list[Any]:
-    kept = [value for value, well in zip(values, healthy, strict=True) if well]
-    if not kept:
-        return values
-    mean = kept[0]
-    for count, value in enumerate(kept[1:], start=2):
-        mean = mean + (value - mean) * (1 / count)  # equal values stay equal to the last bit
-    return [
-        equations.blend(value, mean, rate) if well else value
-        for value, well in zip(values, healthy, strict=True)
-    ]
-
-
-def _healthy(peers: Population, count: int) -> list[bool]:
+def healthy_of(peers: Population, count: int) -> list[bool]:
+    """For each of `count` peers whether all its weights are finite."""
     return [peers.is_finite(k) for k in range(count)]
 
 
-def _record(
+def record_of(
     plan: GraftPlan,
     alphas: Sequence[float],
     ring: tuple[int | None, ...],
     healthy: Sequence[bool],
 ) -> GraftRecord:
+    """What a mixing with one coefficient for all groups did; nothing was measured.
+
+    Args:
+        plan: the peers' plan.
+        alphas: each peer's coefficient.
+        ring: each peer's donor.
+        healthy: for each peer whether its weights were finite.
+    """
     shape = (len(alphas), len(plan.groups))
     return GraftRecord(
         groups=tuple(group.name for group in plan.groups),

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from kgraft.grafting.graph import graph_of, nodes_of
+
 _CHANNELWISE = (
     keras.layers.Activation,
     keras.layers.ReLU,
@@ -24,7 +26,7 @@ class Chain:
 
     Attributes:
         kernel: index of the convolution's kernel in `model.weights`.
-        depthwise: whether its filters are on the second last axis.
+        depthwise: whether its filters are on the last two axes, channels and their multiplier.
         scale: index of the batch normalisation's gamma.
         shift: index of its beta, None without one.
         bias: index of the convolution's bias, None without one.
@@ -40,11 +42,6 @@ class Chain:
     bias: int | None
     statistics: tuple[int, int]
     reader: int | None
-
-    @property
-    def axis(self) -> int:
-        """The kernel's axis that counts the filters."""
-        return -2 if self.depthwise else -1
 
     @property
     def vectors(self) -> tuple[int, ...]:
@@ -66,29 +63,8 @@ def chains(model: keras.Model) -> list[Chain]:
         model: a built model; layers of a subclassed one are outside any graph and give none.
     """
     index = {id(weight): i for i, weight in enumerate(model.weights)}
-    found = []
-    for layer in layers_of(model):
-        if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
-            continue
-        norm = _only_reader(layer)
-        if not isinstance(norm, keras.layers.BatchNormalization) or norm.gamma is None:
-            continue
-        reader = _only_reader(norm)
-        while isinstance(reader, _CHANNELWISE):
-            reader = _only_reader(reader)
-        reads = isinstance(reader, keras.layers.Conv2D) and reader.groups == 1
-        found.append(
-            Chain(
-                kernel=index[id(layer.kernel)],
-                depthwise=isinstance(layer, keras.layers.DepthwiseConv2D),
-                scale=index[id(norm.gamma)],
-                shift=None if norm.beta is None else index[id(norm.beta)],
-                bias=None if layer.bias is None else index[id(layer.bias)],
-                statistics=(index[id(norm.moving_mean)], index[id(norm.moving_variance)]),
-                reader=index[id(reader.kernel)] if reads else None,
-            )
-        )
-    return found
+    found = [c for graph in _graphs_in(model) for c in _chains_of(_Calls(graph), index)]
+    return sorted(found, key=lambda chain: chain.kernel)
 
 
 def layers_of(model: Any) -> Iterator[Any]:
@@ -100,7 +76,68 @@ def layers_of(model: Any) -> Iterator[Any]:
             yield layer
 
 
-def _only_reader(layer: Any) -> Any:
-    """The layer that reads a layer's output, None if there is not exactly one."""
-    readers = {id(node.operation): node.operation for node in layer._outbound_nodes}
-    return next(iter(readers.values())) if len(readers) == 1 else None
+class _Calls:
+    """Which calls of a graph belong to which layer, and which read what.
+
+    A layer that is called several times is followed call by call: one ReLU may serve a network.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self.of: dict[Any, list[Any]] = {}
+        self._readers: dict[int, list[Any]] = {}
+        self._leaving = {id(tensor) for tensor in graph._outputs}
+        for node in nodes_of(graph):
+            self.of.setdefault(node.operation, []).append(node)
+            for tensor in node.input_tensors:
+                self._readers.setdefault(id(tensor), []).append(node)
+
+    def only_reader(self, calls: list[Any]) -> tuple[Any, list[Any]]:
+        """The layer that alone reads what some calls give, and its calls that do; or None."""
+        tensors = [tensor for call in calls for tensor in call.output_tensors]
+        readers = [node for tensor in tensors for node in self._readers.get(id(tensor), [])]
+        layers = {id(node.operation) for node in readers}
+        if len(layers) != 1 or any(id(tensor) in self._leaving for tensor in tensors):
+            return None, []
+        return readers[0].operation, readers
+
+    def reads_nothing_else(self, layer: Any, calls: list[Any]) -> bool:
+        """Whether these are all calls of a layer."""
+        return {id(call) for call in self.of[layer]} == {id(call) for call in calls}
+
+
+def _chains_of(calls: _Calls, index: dict[int, int]) -> Iterator[Chain]:
+    for layer, own in calls.of.items():
+        if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            continue
+        norm, at = calls.only_reader(own)
+        if not isinstance(norm, keras.layers.BatchNormalization) or norm.gamma is None:
+            continue
+        if not calls.reads_nothing_else(norm, at):
+            continue
+        reader, at = calls.only_reader(at)
+        while isinstance(reader, _CHANNELWISE):
+            reader, at = calls.only_reader(at)
+        reads = (
+            isinstance(reader, keras.layers.Conv2D)
+            and reader.groups == 1
+            and calls.reads_nothing_else(reader, at)
+        )
+        yield Chain(
+            kernel=index[id(layer.kernel)],
+            depthwise=isinstance(layer, keras.layers.DepthwiseConv2D),
+            scale=index[id(norm.gamma)],
+            shift=None if norm.beta is None else index[id(norm.beta)],
+            bias=None if layer.bias is None else index[id(layer.bias)],
+            statistics=(index[id(norm.moving_mean)], index[id(norm.moving_variance)]),
+            reader=index[id(reader.kernel)] if reads else None,
+        )
+
+
+def _graphs_in(model: Any) -> Iterator[Any]:
+    """The graph of a model and those of the models in it, each once."""
+    graph = graph_of(model)
+    if graph is not None:
+        yield graph
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _graphs_in(layer)

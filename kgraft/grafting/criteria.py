@@ -1,7 +1,9 @@
 """How much information a layer's weights hold: entropy, l1 norm, or a user's own measure."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import keras
@@ -12,6 +14,7 @@ from kgraft import equations
 from kgraft.equations import Float64
 from kgraft.errors import UserError, suggest
 from kgraft.grafting.arrays import host_view
+from kgraft.grafting.settings import check_count
 
 
 @runtime_checkable
@@ -49,8 +52,7 @@ class Entropy:
     binning: Literal["closed", "authors"] = "closed"
 
     def __post_init__(self) -> None:
-        if self.bins < 1:
-            raise UserError(f"Entropy(bins={self.bins}): at least 1 bin is needed.")
+        check_count(self, "bins")
         if self.binning not in ("closed", "authors"):
             raise UserError(
                 f"Entropy(binning={self.binning!r}): unknown binning."
@@ -126,8 +128,7 @@ class FilterEntropy:
     bins: int = 10
 
     def __post_init__(self) -> None:
-        if self.bins < 1:
-            raise UserError(f"FilterEntropy(bins={self.bins}): at least 1 bin is needed.")
+        check_count(self, "bins")
 
     def information(
         self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
@@ -172,7 +173,24 @@ class Measured:
     ) -> Float64:
         """What `measure` says of each kernel, shape `(len(kernels),)`; see `Criterion`."""
         del filter_axes
-        return np.array([self.measure(_on_host(kernel)) for kernel in kernels], np.float64)
+        return np.array([self._number(_on_host(kernel)) for kernel in kernels], np.float64)
+
+    def _number(self, kernel: np.ndarray) -> float:
+        value = self.measure(kernel)
+        if keras.ops.is_tensor(value):
+            value = keras.ops.convert_to_numpy(value)
+        if isinstance(value, Real):
+            return float(value)
+        what = f"a {type(value).__name__}"
+        if isinstance(value, np.ndarray):
+            if value.shape == ():
+                return float(value)
+            what = f"an array of shape {value.shape}"
+        name = self.measure.__name__ if inspect.isfunction(self.measure) else repr(self.measure)
+        raise UserError(
+            f"criterion {name} gave {what} for a kernel of shape {kernel.shape}: it must return "
+            "one number, larger for more information."
+        )
 
 
 _BY_NAME: dict[str, Callable[[], Criterion]] = {

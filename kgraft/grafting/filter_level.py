@@ -8,7 +8,7 @@ import numpy as np
 
 from kgraft.errors import UserError
 from kgraft.grafting.arrays import on_host
-from kgraft.grafting.chains import chains
+from kgraft.grafting.chains import Chain, chains
 from kgraft.grafting.mixer import Mixer, plan_of
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.population import population
@@ -22,22 +22,28 @@ class FilterGraft(Mixer):
     gamma is the scale of the batch normalisation that follows the convolution. A filter's alpha
     blends its weights, its entries in the batch normalisation and, where exactly one convolution
     reads its output, that convolution's weights for it: there the shares multiply, so that every
-    filter's alpha is applied once. Convolutions without batch normalisation and dense layers keep
-    what they have.
+    filter's alpha is applied once. Convolutions without batch normalisation, dense layers and
+    frozen weights keep what they have.
 
     When: for networks without shortcuts (VGG), as the authors do. Cost: that of a grafting.
 
-    Source: the authors' filter-level script (VGG16; the table is in its readme, in neither paper);
-    it blends whole batch normalisation vectors once a channel, kgraft once.
+    Args:
+        biases: whether the convolutions' biases are blended too; in the authors' script they never
+            are.
+
+    Source: the authors' filter-level script (VGG16, the table in their code's readme); it blends
+    whole batch normalisation vectors once a channel, kgraft once.
     """
+
+    biases: bool = True
 
     def check(self, models: Sequence[keras.Model]) -> GraftPlan:
         """See `Mixer`; refuses a model without a convolution that batch normalisation follows."""
         plan = plan_of(models)
-        if not chains(models[0]):
+        if not _blended_chains(models[0], plan):
             raise UserError(
-                f"model {models[0].name!r} has no convolution followed by batch normalisation: "
-                "filter-level grafting is weighted by its scale."
+                f"model {models[0].name!r} has no convolution followed by batch normalisation that "
+                "trains: filter-level grafting is weighted by its scale."
             )
         return plan
 
@@ -49,10 +55,13 @@ class FilterGraft(Mixer):
         peers = population(models)
         healthy = [peers.is_finite(k) for k in range(len(models))]
         ring = donors(healthy)
-        links = chains(models[0])
-        blended = sorted({index for chain in links for index in chain.weights})
+        links = _blended_chains(models[0], plan)
+        kept = set() if self.biases else {chain.bias for chain in links}
+        touched = {index for chain in links for index in chain.weights}
+        blended = sorted(touched & set(plan.blended) - kept)
+        read = sorted(touched)
         before = [
-            dict(zip(blended, map(on_host, peers.weights(k, blended)), strict=True))
+            dict(zip(read, map(on_host, peers.weights(k, read)), strict=True))
             for k in range(len(models))
         ]
         means = np.ones((len(models), len(plan.groups)))
@@ -65,11 +74,13 @@ class FilterGraft(Mixer):
             for chain in links:
                 alpha = scale_coefficient(own[chain.scale], theirs[chain.scale])
                 means[k, group_of[chain.kernel]] = alpha.mean()
-                _multiply(shares[chain.kernel], alpha, chain.axis)
-                for index in chain.vectors:
-                    shares[index] *= alpha
-                if chain.reader is not None:
-                    _multiply(shares[chain.reader], alpha, -2)
+                for index, share in shares.items():
+                    if index == chain.kernel:
+                        share *= _along_filters(alpha, share.shape, chain.depthwise)
+                    elif index in chain.vectors:
+                        share *= alpha
+                    elif index == chain.reader:
+                        share *= alpha[:, None]
             for index, share in shares.items():
                 mixed = own[index] * share + theirs[index] * (1 - share)
                 peers.replace(k, index, mixed.astype(own[index].dtype))
@@ -102,7 +113,14 @@ def scale_coefficient(own: np.ndarray, donor: np.ndarray) -> np.ndarray:
     return np.where(total > 0, mine / np.where(total > 0, total, 1.0), 0.5)
 
 
-def _multiply(share: np.ndarray, alpha: np.ndarray, axis: int) -> None:
-    form = [1] * share.ndim
-    form[axis] = -1
-    share *= alpha.reshape(form)
+def _along_filters(alpha: np.ndarray, shape: tuple[int, ...], depthwise: bool) -> np.ndarray:
+    """A number a filter, laid out to be multiplied with a kernel.
+
+    A depthwise kernel holds channel c's m-th filter at [c, m]; its output has it at c M + m.
+    """
+    return alpha.reshape(shape[-2:]) if depthwise else alpha
+
+
+def _blended_chains(model: keras.Model, plan: GraftPlan) -> list[Chain]:
+    """Convolutions that train, with batch normalisation after them."""
+    return [chain for chain in chains(model) if chain.kernel in plan.kernels]

@@ -17,6 +17,7 @@ from kgraft.grafting.mixer import Mixer, plan_of
 from kgraft.grafting.plan import GraftPlan, Grouping
 from kgraft.grafting.population import population
 from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
+from kgraft.grafting.settings import check_count, check_positive, check_share
 
 _log = logging.getLogger("kgraft")
 
@@ -37,6 +38,7 @@ class Graft(Mixer):
         sharpness: c of eq. 7, 1/nats.
         grouping: which weights share a coefficient, see `GraftPlan.of`.
         decimals: coefficients are rounded to so many decimals; None for no rounding.
+        blend_frozen: blend frozen weights (`trainable=False`) too; by default they are left alone.
 
     Raises:
         UserError: an argument is out of range or unknown.
@@ -54,15 +56,14 @@ class Graft(Mixer):
     sharpness: float = 500.0
     grouping: Grouping = "default"
     decimals: int | None = None
+    blend_frozen: bool = False
 
     def __post_init__(self) -> None:
         criteria.get(self.criterion)
-        if not 0 <= self.amplitude <= 1:
-            raise UserError(f"Graft(amplitude={self.amplitude}): A must lie in [0, 1].")
-        if not self.sharpness > 0:
-            raise UserError(f"Graft(sharpness={self.sharpness}): c must be positive.")
-        if self.decimals is not None and self.decimals < 1:
-            raise UserError(f"Graft(decimals={self.decimals}): at least 1, or None.")
+        check_share(self, "amplitude")
+        check_positive(self, "sharpness")
+        if self.decimals is not None:
+            check_count(self, "decimals")
 
     @classmethod
     def authors(cls, **changes: Any) -> "Graft":
@@ -77,7 +78,7 @@ class Graft(Mixer):
 
     def check(self, models: Sequence[keras.Model]) -> GraftPlan:
         """See `Mixer`."""
-        return plan_of(models, self.grouping)
+        return plan_of(models, self.grouping, blend_frozen=self.blend_frozen)
 
     def coefficients(self, information: np.ndarray, ring: Sequence[int | None]) -> np.ndarray:
         """Share of its own weights that every peer keeps in every group (eq. 7).
@@ -142,6 +143,11 @@ class Graft(Mixer):
     def _measure(self, kernels: Sequence[Any], plan: GraftPlan) -> np.ndarray:
         axes = [group.filter_axes for group in plan.groups]
         information = criteria.get(self.criterion).information(kernels, axes)
+        if np.shape(information) != (len(plan.groups),):
+            raise UserError(
+                f"criterion {self.criterion!r} gave information of shape {np.shape(information)} "
+                f"for {len(plan.groups)} kernels: it must return one number a kernel."
+            )
         if not np.isfinite(information).all():
             worst = int(np.flatnonzero(~np.isfinite(information))[0])
             raise UserError(

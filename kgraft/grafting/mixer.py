@@ -1,6 +1,7 @@
 """What every mixer answers to: what is done to the weights of K peers while they train."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import keras
 
@@ -27,6 +28,37 @@ class Mixer:
 
     every_steps: int | None = None
 
+    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
+        """The plan of the first peer, after comparing the others with it.
+
+        Which weights are frozen belongs to it: whoever trains calls it when a training begins.
+
+        Args:
+            models: the K peers, built.
+
+        Returns:
+            The plan that holds for all of them.
+
+        Raises:
+            UserError: no peer, a model given twice, or peers that do not match; names the first
+                difference.
+        """
+        return plan_of(models)
+
+    def check_schedule(
+        self, every: int, epochs_grafted: int | None, evaluate: Literal["after", "before"]
+    ) -> None:
+        """Refuse a schedule under which this mixer cannot do what it is for.
+
+        Args:
+            every: `apply` is called at the end of every n-th epoch.
+            epochs_grafted: and at the end of the first n only; None for all.
+            evaluate: before or after the validation.
+
+        Raises:
+            UserError: says what to set instead.
+        """
+
     def begin(self, models: Sequence[keras.Model]) -> None:
         """Forget what an earlier training has left; called when one begins, before its first step.
 
@@ -41,21 +73,6 @@ class Mixer:
             models: the K peers.
             plan: their plan.
         """
-
-    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
-        """The plan of the first peer, after comparing the others with it.
-
-        Args:
-            models: the K peers, built.
-
-        Returns:
-            The plan that holds for all of them.
-
-        Raises:
-            UserError: no peer, a model given twice, or peers that do not match; names the first
-                difference.
-        """
-        return plan_of(models)
 
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
@@ -85,12 +102,15 @@ class Mixer:
         """
 
 
-def plan_of(models: Sequence[keras.Model], grouping: Grouping = "default") -> GraftPlan:
+def plan_of(
+    models: Sequence[keras.Model], grouping: Grouping = "default", *, blend_frozen: bool = False
+) -> GraftPlan:
     """The plan that K peers have in common.
 
     Args:
         models: the K peers, built.
         grouping: see `GraftPlan.of`.
+        blend_frozen: see `GraftPlan.of`.
 
     Raises:
         UserError: no peer, a model given twice, or peers that do not match; names the first
@@ -100,7 +120,7 @@ def plan_of(models: Sequence[keras.Model], grouping: Grouping = "default") -> Gr
         raise UserError("no peers: grafting needs at least one model.")
     if len({id(model) for model in models}) != len(models):
         raise UserError("a model is in the ring twice: every peer must be its own model.")
-    plan = GraftPlan.of(models[0], grouping)
-    for k, model in enumerate(models[1:], start=2):
-        plan.check_matches(GraftPlan.of(model, grouping), "peer 1", f"peer {k}")
+    plan, *others = (GraftPlan.of(m, grouping, blend_frozen=blend_frozen) for m in models)
+    for k, other in enumerate(others, start=2):
+        plan.check_matches(other, "peer 1", f"peer {k}")
     return plan

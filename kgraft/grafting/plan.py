@@ -1,6 +1,5 @@
 """GraftPlan: which weights of a model share one coefficient, read from its graph."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,28 +7,10 @@ import keras
 import numpy as np
 
 from kgraft.errors import UserError, suggest
+from kgraft.grafting.layer_kinds import frozen_weights
+from kgraft.grafting.reader import Owner, Reader
 
 Grouping = Literal["default", "authors"]
-
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 
 @dataclass(frozen=True)
@@ -60,16 +41,27 @@ class Group:
 class GraftPlan:
     """Which weights of a model share a coefficient, in layer order.
 
-    Every convolution kernel owns a coefficient. Biases, batch normalisation (running statistics
-    included) and dense layers ride with the latest convolution before them: in a functional model
-    the one that feeds them in the graph, in a subclassed one the one before them in the order of
-    its layers. In a network without convolutions every kernel owns one. Weights that are not
-    floating point, seeds and optimizer state belong to no group and are never blended.
+    Every convolution kernel owns a coefficient. So does every kernel of a dense, attention or
+    recurrent layer, unless the latest kernel before it is a convolution's in the same block; then
+    it rides with that. Biases, normalisation (running statistics included) and embeddings ride
+    with the latest kernel before them. What is before them follows from the calls in a functional
+    model's graph, in a subclassed one from the order of its layers.
+
+    A block is a residual branch: what lies between a tensor and the addition that joins it with
+    what became of it. Outside of such branches it is the whole model: a CNN's classifier and its
+    squeeze-excitations ride, an attention behind a convolutional stem does not. Where there is no
+    graph, a layer that holds attention, or layer normalisation and dense layers but no
+    convolution, is a block.
+
+    Frozen weights (`trainable=False`) belong to no group, and what comes behind a frozen
+    convolution does not ride with it. Nor do weights that are not floating point, seeds and
+    optimizer state: none of these are blended.
 
     Attributes:
         groups: the groups, in layer order.
         weights: path, shape and dtype of every weight of the model, in the order of
             `model.weights`.
+        frozen: indices in `model.weights` of the weights that were frozen when it was read.
 
     Example:
         >>> import keras
@@ -90,23 +82,31 @@ class GraftPlan:
 
     groups: tuple[Group, ...]
     weights: tuple[tuple[str, tuple[int, ...], str], ...] = field(repr=False)
+    frozen: frozenset[int] = field(default=frozenset(), repr=False)
 
     @classmethod
-    def of(cls, model: keras.Model, grouping: Grouping = "default") -> "GraftPlan":
-        """Read the plan of a built model.
+    def of(
+        cls, model: keras.Model, grouping: Grouping = "default", *, blend_frozen: bool = False
+    ) -> "GraftPlan":
+        """Read the plan of a built model, as it is now: which weights are frozen belongs to it.
 
         Args:
             model: any functional, sequential or subclassed Keras model with weights.
-            grouping: `"default"`, or `"authors"`, where the convolutions of projection shortcuts
-                own no coefficient and ride with the block's last convolution, as in the authors'
-                code.
+            grouping: `"default"`, or `"authors"`, which weights share a coefficient in the
+                authors' code. Convolutions of projection shortcuts own none and ride with the
+                block's last convolution (their ResNets, MobileNetV2), except for a bare one that
+                reads what the block's first convolution reads: that one owns a coefficient, and
+                what follows the block rides with it (their WRN). In a plain chain of layers
+                (their VGG16) only kernels of convolutions and batch normalisation are blended:
+                neither the convolutions' biases nor the classifier are.
+            blend_frozen: let frozen weights take part as if they were not.
 
         Returns:
             The plan.
 
         Raises:
-            UserError: the model is not built, has no kernel, `grouping` is unknown, or
-                `"authors"` is asked of a model without a graph.
+            UserError: the model is not built, has no kernel, all of its kernels are frozen,
+                `grouping` is unknown, or `"authors"` is asked of a model without a graph.
         """
         if grouping not in ("default", "authors"):
             raise UserError(
@@ -114,12 +114,23 @@ class GraftPlan:
             )
         if not model.weights:
             raise UserError(f"model {model.name!r} has no weights yet: build it before grafting.")
-        reader = _Reader(model, grouping, every_kernel=False)
-        if not reader.owners:
-            reader = _Reader(model, grouping, every_kernel=True)
-        if not reader.owners:
-            raise UserError(f"model {model.name!r} has no kernel that could own a coefficient.")
-        return cls(reader.groups(), tuple(_describe(weight) for weight in model.weights))
+        frozen = frozen_weights(model)
+        left = frozenset() if blend_frozen else frozen
+        reader = Reader(model, left, authors=grouping == "authors")
+        if not reader.found:
+            reader = Reader(model, left, every_kernel=True)
+        if not reader.found:
+            what = "no kernel that could own a coefficient."
+            if reader.found_frozen:
+                what = "no kernel that trains: frozen weights (trainable=False) are left alone."
+            raise UserError(f"model {model.name!r} has {what}")
+        groups = [_group(model, owner, members) for owner, members in reader.groups()]
+        return cls(tuple(groups), tuple(_describe(weight) for weight in model.weights), frozen)
+
+    @property
+    def blended(self) -> tuple[int, ...]:
+        """Indices in `model.weights` of all weights of all groups, ascending."""
+        return tuple(sorted(index for group in self.groups for index in group.members))
 
     @property
     def kernels(self) -> tuple[int, ...]:
@@ -154,6 +165,15 @@ class GraftPlan:
                 f"{own_name} has {len(self.weights)} weights, {other_name} has "
                 f"{len(other.weights)}: {extra} is only in {name}."
             )
+        if self.frozen != other.frozen:
+            first = min(self.frozen ^ other.frozen)
+            here, there = own_name, other_name
+            if first in other.frozen:
+                here, there = there, here
+            raise UserError(
+                f"{own_name} and {other_name} differ: {self.weights[first][0]} is frozen "
+                f"(trainable=False) in {here} and trains in {there}."
+            )
         for own, theirs in zip(self.groups, other.groups, strict=False):
             if own.members != theirs.members:
                 raise UserError(
@@ -179,156 +199,9 @@ class GraftPlan:
         return "\n".join(lines)
 
 
-class _Reader:
-    """Walks a model's graph once and assigns each weight to the kernel it rides with."""
-
-    def __init__(self, model: keras.Model, grouping: Grouping, *, every_kernel: bool) -> None:
-        self._index = {id(weight): i for i, weight in enumerate(model.weights)}
-        self._weights = model.weights
-        self._every_kernel = every_kernel
-        self._shortcuts = _projection_shortcuts(model) if grouping == "authors" else {}
-        self._rider_of: dict[int, int] = {}  # weight -> its owner's position in `owners`
-        self._last_of: dict[int, int | None] = {}  # layer -> the owner that leaves it
-        self._waiting: list[int] = []  # weights that come before any kernel
-        self._stands_for: dict[int, Any] = {}  # a shortcut's position -> the layer it rides with
-        self.owners: list[tuple[int, tuple[int, ...]]] = []  # kernel, its filter axes
-        self._visit(model, None)
-
-    def groups(self) -> tuple[Group, ...]:
-        members: dict[int, list[int]] = {
-            position: [] for position in range(len(self.owners)) if position not in self._stands_for
-        }
-        members[min(members)].extend(self._waiting)
-        for weight, owner in self._rider_of.items():
-            members[self._resolved(owner)].append(weight)
-        return tuple(
-            Group(
-                name=self._weights[self.owners[position][0]].path,
-                kernel=self.owners[position][0],
-                members=tuple(sorted(riders)),
-                kernel_shape=tuple(self._weights[self.owners[position][0]].shape),
-                filter_axes=self.owners[position][1],
-            )
-            for position, riders in members.items()
-        )
-
-    def _resolved(self, owner: int) -> int:
-        """The position itself, or that of the convolution which a shortcut rides with."""
-        if owner not in self._stands_for:
-            return owner
-        latest = self._last_of[id(self._stands_for[owner])]
-        assert latest is not None  # a convolution owns a coefficient
-        return latest
-
-    def _visit(self, layer: Any, incoming: int | None) -> int | None:
-        """Assign a layer's weights; returns the owner that what follows it rides with."""
-        if not isinstance(layer, keras.Layer):
-            return incoming
-        if id(layer) in self._last_of:
-            return self._last_of[id(layer)]
-        graph = _graph_of(layer)
-        if graph is not None:
-            latest = self._walk(graph, incoming)
-        else:
-            latest = self._visit_layer(layer, incoming)
-        self._last_of[id(layer)] = latest
-        return latest
-
-    def _walk(self, graph: Any, incoming: int | None) -> int | None:
-        latest_of: dict[int, int | None] = {}
-        for depth in sorted(graph._nodes_by_depth, reverse=True):
-            for node in graph._nodes_by_depth[depth]:
-                before = [latest_of.get(id(tensor), incoming) for tensor in node.input_tensors]
-                latest = self._visit(node.operation, _latest([*before, incoming]))
-                for tensor in node.output_tensors:
-                    latest_of[id(tensor)] = latest
-        return _latest([latest_of.get(id(tensor)) for tensor in graph._outputs] + [incoming])
-
-    def _visit_layer(self, layer: keras.Layer, incoming: int | None) -> int | None:
-        nested = list(layer._flatten_layers(include_self=False, recursive=False))
-        theirs = {id(weight) for inner in nested for weight in inner.weights}
-        trainable = {id(weight) for weight in layer._trainable_variables}
-        latest = incoming
-        for weight in layer.weights:
-            if id(weight) in theirs or id(weight) not in self._index:
-                continue
-            index = self._index[id(weight)]
-            if index in self._rider_of or not keras.backend.is_float_dtype(weight.dtype):
-                continue
-            if self._owns(layer, weight, id(weight) in trainable):
-                self.owners.append((index, _filter_axes(layer, weight)))
-                latest = len(self.owners) - 1
-                if layer in self._shortcuts:
-                    self._stands_for[latest] = self._shortcuts[layer]
-            if latest is None:
-                latest = len(self.owners) - 1 if self.owners else None
-            if latest is None:
-                self._waiting.append(index)
-            else:
-                self._rider_of[index] = latest
-        for inner in nested:
-            latest = self._visit(inner, latest)
-        return latest
-
-    def _owns(self, layer: keras.Layer, weight: Any, created_trainable: bool) -> bool:
-        rank = len(weight.shape)
-        if self._every_kernel:
-            return created_trainable and rank >= 2
-        if isinstance(layer, _CONVOLUTIONS):
-            return rank >= 3
-        return created_trainable and rank in (4, 5)
-
-
-def _graph_of(layer: Any) -> Any | None:
-    """The functional graph behind a functional or built sequential model, else None."""
-    if isinstance(layer, keras.Sequential):
-        return layer._functional
-    return layer if isinstance(layer, keras.Function) else None
-
-
-def _latest(owners: Sequence[int | None]) -> int | None:
-    return max((owner for owner in owners if owner is not None), default=None)
-
-
-def _filter_axes(layer: keras.Layer, weight: Any) -> tuple[int, ...]:
-    rank = len(weight.shape)
-    if isinstance(layer, _TRANSPOSED):
-        return (rank - 2,)
-    if isinstance(layer, _DEPTHWISE):
-        return (rank - 2, rank - 1)
-    if isinstance(layer, _SEPARABLE) and weight is layer.depthwise_kernel:
-        return (rank - 2, rank - 1)
-    return (rank - 1,)
-
-
-def _projection_shortcuts(model: keras.Model) -> dict[Any, Any]:
-    """Shortcut convolutions of residual blocks -> the last convolution of their main branch.
-
-    Where an addition joins a branch that holds exactly one convolution of its own with one that
-    holds more, the lone convolution is a projection shortcut.
-    """
-    graph = _graph_of(model)
-    if graph is None:
-        raise UserError(
-            f"grouping='authors' finds shortcuts in a model's graph; {model.name!r} is subclassed "
-            "and has none."
-        )
-    upstream: dict[int, tuple[Any, ...]] = {}  # tensor -> the convolutions before it, in order
-    shortcuts: dict[Any, Any] = {}
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            branches = [upstream.get(id(tensor), ()) for tensor in node.input_tensors]
-            if isinstance(node.operation, keras.layers.Add) and len(branches) == 2:
-                own = [[c for c in b if c not in o] for b, o in (branches, branches[::-1])]
-                lone, main = sorted(own, key=len)
-                if len(lone) == 1 < len(main):
-                    shortcuts[lone[0]] = main[-1]
-            joined = tuple(dict.fromkeys(layer for branch in branches for layer in branch))
-            if isinstance(node.operation, _CONVOLUTIONS):
-                joined = (*joined, node.operation)
-            for tensor in node.output_tensors:
-                upstream[id(tensor)] = joined
-    return shortcuts
+def _group(model: keras.Model, owner: Owner, members: tuple[int, ...]) -> Group:
+    kernel = model.weights[owner.kernel]
+    return Group(kernel.path, owner.kernel, members, tuple(kernel.shape), owner.filter_axes)
 
 
 def _describe(weight: Any) -> tuple[str, tuple[int, ...], str]:

@@ -1,8 +1,10 @@
 """RePr: drop the filters that overlap most, train the rest, bring them back orthogonal."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -14,6 +16,9 @@ from kgraft.grafting.mixer import Mixer, plan_of
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.population import population
 from kgraft.grafting.ring import GraftRecord
+from kgraft.grafting.settings import check_count, check_share
+
+_log = logging.getLogger("kgraft")
 
 _Dropped = list[tuple[Chain, np.ndarray, np.ndarray]]  # which filters of it, what they were
 
@@ -25,8 +30,9 @@ class RePr(Mixer):
     After S1 epochs the filters that overlap most with others of their layer, ranked over all
     layers, are dropped: their weights and their batch normalisation are held at 0. After S2 more
     epochs they come back, orthogonal to what they were and to the filters that stayed, with fresh
-    batch normalisation. N times in all; then the network trains on whole. The first convolution is
-    left alone, and no layer loses its last filter.
+    batch normalisation. N times in all; then the network trains on whole. The first convolution and
+    frozen layers are left alone, and no layer loses its last filter. Where training ends earlier,
+    what is dropped then comes back.
 
     When: for a single network with redundant filters; each peer by itself. Cost: a pass over the
     batch normalisation of dropped filters after every step of S2; dropped filters are still
@@ -52,70 +58,103 @@ class RePr(Mixer):
     share: float = 0.3
     seed: int = 0
     every_steps = 1  # no field: dropped filters are held after every step
-    _dropped: list[_Dropped] = field(default_factory=list, init=False, repr=False)
+    _dropped: WeakKeyDictionary[keras.Model, _Dropped] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
-        for name in ("full_epochs", "pruned_epochs", "cycles"):
-            if getattr(self, name) < 1:
-                raise UserError(f"RePr({name}={getattr(self, name)}): expected 1 or more.")
-        if not 0 < self.share < 1:
-            raise UserError(f"RePr(share={self.share}): expected a number between 0 and 1.")
+        check_count(self, "full_epochs", "pruned_epochs", "cycles")
+        check_share(self, "share", ends=False)
+        check_count(self, "seed", least=0)
+
+    def check_schedule(
+        self, every: int, epochs_grafted: int | None, evaluate: Literal["after", "before"]
+    ) -> None:
+        """See `Mixer`: filters are dropped and brought back at the ends of certain epochs."""
+        if self.full_epochs % every or self.pruned_epochs % every:
+            raise UserError(
+                f"RePr({self.full_epochs}, {self.pruned_epochs}) with every={every}: filters are "
+                f"dropped after {self.full_epochs} epochs and come back after "
+                f"{self.pruned_epochs} more: set every=1."
+            )
+        needed = self.cycles * (self.full_epochs + self.pruned_epochs)
+        if epochs_grafted is not None and epochs_grafted < needed:
+            raise UserError(
+                f"RePr with epochs_grafted={epochs_grafted}: its {self.cycles} cycles of "
+                f"{self.full_epochs} + {self.pruned_epochs} epochs need {needed}, or None."
+            )
 
     def check(self, models: Sequence[keras.Model]) -> GraftPlan:
         """See `Mixer`; refuses a model with nothing to drop."""
         plan = plan_of(models)
-        if not _prunable(models[0]):
+        if not _prunable(models[0], plan):
             raise UserError(
-                f"model {models[0].name!r} has no second convolution followed by batch "
-                "normalisation: there is nothing that RePr could drop."
+                f"model {models[0].name!r} has no second convolution that trains and is followed "
+                "by batch normalisation: there is nothing that RePr could drop."
             )
         return plan
+
+    def begin(self, models: Sequence[keras.Model]) -> None:
+        """See `Mixer`: takes up filters that an unfinished training has left silent.
+
+        What they were before is unknown if another process dropped them: they will come back
+        orthogonal to those that stayed.
+        """
+        plan = plan_of(models)
+        for model in models:
+            dropped = _still_silent(model, plan, self._dropped.pop(model, []))
+            if dropped:
+                self._dropped[model] = dropped
+                _log.warning(
+                    "%d filters of %r are silent, as a RePr that was broken off leaves them: they "
+                    "come back with the next epoch that trains all filters.",
+                    sum(int(mask.sum()) for _, mask, _ in dropped),
+                    model.name,
+                )
+
+    def end(self, models: Sequence[keras.Model], plan: GraftPlan) -> None:
+        """See `Mixer`: brings back what is still dropped."""
+        self._restore(models, self.cycles * (self.full_epochs + self.pruned_epochs))
 
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
     ) -> GraftRecord | None:
         """See `Mixer`: drops and restores filters at the ends of the epochs that are due."""
-        if epoch == 0:
-            self._dropped = []
         cycle, place = divmod(epoch + 1, self.full_epochs + self.pruned_epochs)
-        if place == self.full_epochs and cycle < self.cycles:
-            self._drop(models)
-        elif place == 0 and self._dropped:
+        if place < self.full_epochs or cycle >= self.cycles:
             self._restore(models, epoch)
+        elif not any(model in self._dropped for model in models):
+            self._drop(models, plan or self.check(models))
         return None
 
     def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
         """See `Mixer`: holds what is dropped at 0."""
-        if self._dropped:
-            self._hold(models)
-
-    def _hold(self, models: Sequence[keras.Model]) -> None:
-        for model, dropped in zip(models, self._dropped, strict=True):
-            for chain, mask, _ in dropped:
+        for model in models:
+            for chain, mask, _ in self._dropped.get(model, []):
                 _silence(model, chain, mask)
 
-    def _drop(self, models: Sequence[keras.Model]) -> None:
+    def _drop(self, models: Sequence[keras.Model], plan: GraftPlan) -> None:
         peers = population(models)
-        self._dropped = []
         for k, model in enumerate(models):
-            links = _prunable(model)
+            links = _prunable(model, plan)
             kernels = peers.weights(k, [chain.kernel for chain in links])
             filters = [_filters(kernel) for kernel in kernels]
             masks = most_overlapping([overlap(rows) for rows in filters], self.share)
-            self._dropped.append(
-                [
-                    (chain, mask, rows[mask])
-                    for chain, mask, rows in zip(links, masks, filters, strict=True)
-                    if mask.any()
-                ]
-            )
-        self._hold(models)
+            self._dropped[model] = [
+                (chain, mask, rows[mask])
+                for chain, mask, rows in zip(links, masks, filters, strict=True)
+                if mask.any()
+            ]
+        self.step(models, plan, 0)
 
     def _restore(self, models: Sequence[keras.Model], epoch: int) -> None:
+        """Bring back what is dropped; directions follow from the seed, the epoch and the peer."""
+        if not any(model in self._dropped for model in models):
+            return
         peers = population(models)
-        for k, dropped in enumerate(self._dropped):
+        for k, model in enumerate(models):
             random = np.random.default_rng([self.seed, epoch, k])
-            for chain, mask, before in dropped:
+            for chain, mask, before in self._dropped.pop(model, []):
                 kernel = on_host(peers.weights(k, [chain.kernel])[0])
                 rows = _filters(kernel)
                 kernel[..., mask] = (
@@ -130,7 +169,6 @@ class RePr(Mixer):
                     vector[mask] = fresh.get(index, 0.0)
                     peers.replace(k, index, vector)
         peers.commit()
-        self._dropped = []
 
 
 def overlap(filters: np.ndarray) -> np.ndarray:
@@ -209,9 +247,34 @@ def orthogonal_filters(
     return rows * np.linalg.norm(kept, axis=1).mean()
 
 
-def _prunable(model: keras.Model) -> list[Chain]:
-    """What may lose filters: all but the first of the model."""
-    return [chain for chain in chains(model)[1:] if not chain.depthwise]
+def _prunable(model: keras.Model, plan: GraftPlan) -> list[Chain]:
+    """What may lose filters: all but the first of the model, where they train."""
+    return [
+        chain
+        for chain in chains(model)[1:]
+        if not chain.depthwise and not {chain.kernel, *chain.vectors} & plan.frozen
+    ]
+
+
+def _still_silent(model: keras.Model, plan: GraftPlan, known: _Dropped) -> _Dropped:
+    """Filters whose kernel, scale, shift and bias are exactly 0, with what is known of them."""
+    before = {chain.kernel: (mask, rows) for chain, mask, rows in known}
+    found: _Dropped = []
+    for chain in _prunable(model, plan):
+        kernel, *vectors = (on_host(model.weights[index].value) for index in _held(chain))
+        filters = _filters(kernel)
+        silent = ~filters.any(axis=1) & np.all([vector == 0 for vector in vectors], axis=0)
+        if silent.any():
+            mask, rows = before.get(chain.kernel, (silent, filters[silent]))
+            same = np.array_equal(mask, silent)
+            found.append((chain, silent, rows if same else filters[silent]))
+    return found
+
+
+def _held(chain: Chain) -> list[int]:
+    """Indices of the weights in which a dropped filter is 0, the kernel first."""
+    indices = (chain.kernel, chain.scale, chain.bias, chain.shift)
+    return [index for index in indices if index is not None]
 
 
 def _filters(kernel: Any) -> np.ndarray:
@@ -222,7 +285,6 @@ def _filters(kernel: Any) -> np.ndarray:
 def _silence(model: keras.Model, chain: Chain, mask: np.ndarray) -> None:
     weights = model.weights
     stays = keras.ops.convert_to_tensor(~mask)
-    for index in (chain.kernel, chain.scale, chain.bias, chain.shift):
-        if index is not None:
-            value = keras.ops.convert_to_tensor(weights[index].value)
-            weights[index].assign(keras.ops.where(stays, value, keras.ops.zeros_like(value)))
+    for index in _held(chain):
+        value = keras.ops.convert_to_tensor(weights[index].value)
+        weights[index].assign(keras.ops.where(stays, value, keras.ops.zeros_like(value)))

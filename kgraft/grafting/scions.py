@@ -8,11 +8,11 @@ import keras
 import numpy as np
 
 from kgraft import equations
-from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.plan import GraftPlan, Group
 from kgraft.grafting.population import population
 from kgraft.grafting.ring import GraftRecord
+from kgraft.grafting.settings import check_count, check_positive, check_share
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Noise(Mixer):
     Raises:
         UserError: an argument is out of range.
 
-    Source: arXiv 2004.12311, eq. 1.
+    Source: arXiv 2004.12311, eq. 1; a and gamma, which it does not name, are the authors' code's.
     """
 
-    decay: float = 0.5
+    decay: float = 0.975
     threshold: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.decay < 1:
-            raise UserError(f"Noise(decay={self.decay}): expected a number between 0 and 1.")
-        _check_threshold("Noise", self.threshold)
+        check_share(self, "decay", ends=False)
+        check_positive(self, "threshold")
+        check_count(self, "seed", least=0)
 
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
@@ -76,7 +76,7 @@ class Internal(Mixer):
         threshold: gamma; a filter with a smaller l1 norm is invalid.
 
     Raises:
-        UserError: `threshold` is not positive.
+        UserError: `threshold` is not a positive, finite number.
 
     Source: arXiv 2004.12311, internal scion (theorem 1).
     """
@@ -84,7 +84,7 @@ class Internal(Mixer):
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_threshold("Internal", self.threshold)
+        check_positive(self, "threshold")
 
     def apply(
         self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
@@ -111,8 +111,3 @@ def _each_kernel(
         for group, kernel in zip(plan.groups, peers.weights(k, plan.kernels), strict=True):
             peers.replace(k, group.kernel, grown(keras.ops.convert_to_tensor(kernel), group, k))
     peers.commit()
-
-
-def _check_threshold(name: str, threshold: float) -> None:
-    if not threshold > 0:
-        raise UserError(f"{name}(threshold={threshold}): gamma must be positive.")

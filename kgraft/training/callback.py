@@ -128,6 +128,7 @@ class GraftCallback(keras.callbacks.Callback):
         self.class_weight = class_weight
         self.train_peers = train_peers
         self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
+        self.graft.check_schedule(every, epochs_grafted, evaluate)
         self.backup_dir = None if backup_dir is None else Path(backup_dir)
         if (
             self.backup_dir is not None

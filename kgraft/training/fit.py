@@ -37,6 +37,7 @@ from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
 from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import Mutual, MutualEngine
+from kgraft.training.preflight import preflight
 from kgraft.training.teaching import TaughtEngine, Teaching
 from kgraft.training.watchers import (
     Callbacks,
@@ -123,6 +124,7 @@ class GraftingFit:
         self.teachers = checked_teachers(teachers)
         mixer = checked_mixer(graft)
         schedule = GraftSchedule(every, epochs_grafted, evaluate)
+        mixer.check_schedule(every, epochs_grafted, evaluate)
         self.seed = checked_count("seed", seed)
         check_optimizers(self.peers)
         mutual = checked_mutual(mutual, self.teachers)
@@ -232,6 +234,7 @@ class GraftingFit:
             UserError: data that does not fit, see `feed_of`; an argument of the wrong kind;
                 backups of some of the peers only.
         """
+        check_optimizers(self.peers)  # they may have been compiled anew
         begin = 0 if initial_epoch is None else checked_count("initial_epoch", initial_epoch)
         told = range(begin, checked_count("epochs", epochs))
         check_steps(steps_per_epoch=steps_per_epoch, validation_steps=validation_steps)
@@ -269,6 +272,7 @@ class GraftingFit:
         if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
         self._loop.prepare(feeds[0])
+        preflight(self.peers)
         _log.info("engine: %s", self._engine.describe())
         if initial_epoch is not None:
             self._loop.epochs_done = begin

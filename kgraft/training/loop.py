@@ -101,7 +101,7 @@ class PeerLoop:
         """
         for peer in self.peers:
             peer.stop_training, peer._initial_epoch = False, None
-        plan = self._plan = self._plan or self.mixer.check(self.peers)
+        plan = self._plan = self.mixer.check(self.peers)  # what is frozen may have changed
         logs: list[Logs] = [{} for _ in self.peers]
         self.mixer.begin(self.peers)
         try:

@@ -138,9 +138,119 @@ def test_no_mixing_moves_nothing():
         (lambda: FixedGraft(1.5), "alpha=1.5"),
         (lambda: Papa(rate=-1.0), "rate=-1.0"),
         (lambda: Papa(every_steps=0), "every_steps=0"),
+        (lambda: Papa(lr_scaling="lineer"), "Did you mean 'linear'"),
         (lambda: Wash(share=2.0), "share=2.0"),
     ],
 )
 def test_what_is_out_of_range_is_refused(make, text):
     with pytest.raises(kgraft.UserError, match=text):
         make()
+
+
+class Programme(keras.optimizers.schedules.LearningRateSchedule):
+    """Rates by hand, one a step."""
+
+    def __init__(self, *rates):
+        self.rates = rates
+
+    def __call__(self, step):
+        return keras.ops.take(
+            keras.ops.convert_to_tensor(np.float32(self.rates)), keras.ops.cast(step, "int32")
+        )
+
+    def get_config(self):
+        return {"rates": self.rates}
+
+
+def learning(*rates):
+    """Peers that have each a learning rate or a schedule."""
+    models = peers(len(rates))
+    for model, rate in zip(models, rates, strict=True):
+        model.compile(keras.optimizers.SGD(rate), loss="mse")
+    return models
+
+
+def kept(mixer, models):
+    """Share of its distance to the mean that every peer keeps in one step of a mixer."""
+    before = [model.get_weights()[0].astype(np.float64) for model in models]
+    mixer.step(models, mixer.check(models), 0)
+    after = [model.get_weights()[0].astype(np.float64) for model in models]
+    mean = np.mean(before, axis=0)
+    return [
+        float(np.vdot(new - mean, old - mean) / np.vdot(old - mean, old - mean))
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def test_papas_pull_shrinks_with_the_learning_rate():
+    """Their code: 1 - alpha is multiplied by lr / lr_0."""
+    models, mixer = learning(0.4, 0.4, 0.4), Papa(rate=0.8)
+    mixer.begin(models)
+    for rate, share in ((0.4, 0.8), (0.1, 0.95), (0.0, 1.0), (0.2, 0.9)):
+        for model in models:
+            model.optimizer.learning_rate = rate
+        assert kept(mixer, models) == pytest.approx([share] * 3, abs=1e-5)
+
+
+def test_papas_pull_can_stand_still():
+    models, mixer = learning(0.4, 0.4), Papa(rate=0.8, lr_scaling="none")
+    mixer.begin(models)
+    for model in models:
+        model.optimizer.learning_rate = 0.1
+    assert kept(mixer, models) == pytest.approx([0.8, 0.8], abs=1e-5)
+
+
+def test_each_peer_is_pulled_by_its_own_learning_rate():
+    models, mixer = learning(0.4, 0.1), Papa(rate=0.8)
+    mixer.begin(models)
+    assert kept(mixer, models) == pytest.approx([0.8, 0.8], abs=1e-5)
+    models[1].optimizer.learning_rate = 0.05
+    assert kept(mixer, models) == pytest.approx([0.8, 0.9], abs=1e-5)
+
+
+def test_papas_pull_follows_a_schedule_up_and_down():
+    models, mixer = learning(*[Programme(0.1, 0.4, 0.2, 0.1)] * 2), Papa(rate=0.8, every_steps=1)
+    mixer.begin(models)
+    shares = []
+    for step in range(4):
+        for model in models:
+            model.optimizer.iterations.assign(step)
+        shares.append(kept(mixer, models)[0])
+    assert shares == pytest.approx([0.8, 0.8, 0.9, 0.95], abs=1e-5)
+
+
+def test_papa_goes_on_from_a_checkpoint_as_if_nothing_had_been():
+    models, mixer = learning(*[Programme(0.1, 0.4, 0.2, 0.1)] * 2), Papa(rate=0.8, every_steps=1)
+    for model in models:
+        model.optimizer.iterations.assign(3)
+    mixer.begin(models)
+    assert kept(mixer, models)[0] == pytest.approx(0.95, abs=1e-5)
+
+
+def test_a_new_training_measures_learning_rates_anew():
+    models, mixer = learning(0.4, 0.4), Papa(rate=0.8)
+    mixer.begin(models)
+    for model in models:
+        model.optimizer.learning_rate = 0.1
+    mixer.begin(models)
+    assert kept(mixer, models) == pytest.approx([0.8, 0.8], abs=1e-5)
+
+
+def test_papa_reads_the_rate_behind_a_scaled_loss():
+    models, mixer = learning(0.4, 0.4), Papa(rate=0.8)
+    for model in models:
+        inner = keras.optimizers.SGD(Programme(0.4, 0.1))
+        model.compile(keras.optimizers.LossScaleOptimizer(inner), loss="mse")
+    mixer.begin(models)
+    for model in models:
+        model.optimizer.inner_optimizer.iterations.assign(1)
+    assert kept(mixer, models) == pytest.approx([0.95, 0.95], abs=1e-5)
+
+
+def test_peers_that_are_not_compiled_take_after_one_that_is():
+    models, mixer = learning(0.4, 0.4), Papa(rate=0.8)
+    models.append(peers(1)[0])
+    mixer.begin(models)
+    for model in models[:2]:
+        model.optimizer.learning_rate = 0.1
+    assert mixer._lr_ratios(models) == pytest.approx([0.25] * 3)

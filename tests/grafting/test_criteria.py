@@ -90,3 +90,31 @@ def test_entropy_options_are_checked():
     with pytest.raises(UserError, match="closed"):
         Entropy(binning="close")
     assert equations.entropy([0, 0], 0 + 1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("measure", "what"),
+    [
+        (lambda kernel: np.abs(kernel).sum(axis=(0, 1)), r"an array of shape \(2, 4\)"),
+        (lambda kernel: kernel[:1, 0, 0, 0], r"an array of shape \(1,\)"),
+        (lambda kernel: None, "a NoneType"),
+        (lambda kernel: "much", "a str"),
+        (lambda kernel: [1.0, 2.0], "a list"),
+    ],
+)
+def test_a_criterion_that_gives_no_single_number_is_refused(kernels, measure, what):
+    with pytest.raises(UserError, match=f"gave {what} for a kernel of shape .3, 3, 2, 4."):
+        criteria.get(measure).information(tensors(kernels), AXES)
+
+
+def test_a_criterion_may_give_a_scalar_of_any_library(kernels):
+    for measure in (np.max, lambda k: np.array(k.max()), lambda k: keras.ops.max(k)):
+        information = criteria.get(measure).information(tensors(kernels), AXES)
+        np.testing.assert_allclose(information, [kernel.max() for kernel in kernels])
+
+
+@pytest.mark.parametrize("bins", [np.inf, np.nan, 2.5, True])
+def test_bins_are_a_whole_number(bins):
+    for criterion in (Entropy, FilterEntropy):
+        with pytest.raises(UserError, match="bins="):
+            criterion(bins=bins)

@@ -82,3 +82,64 @@ def test_a_model_without_batch_normalisation_is_refused():
     model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
     with pytest.raises(kgraft.UserError, match="no convolution followed by batch norm"):
         FilterGraft().check([model])
+
+
+def conv_with(*, multiplier=2, seed=0, shared=False):
+    """depthwise (3 x multiplier) - norm - activation - conv - norm - activation."""
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    relu = layers.ReLU(name="relu")
+    x = h = keras.Input((6, 6, 3))
+    h = layers.DepthwiseConv2D(3, depth_multiplier=multiplier, name="deep")(h)
+    h = layers.BatchNormalization(name="nd")(h)
+    h = relu(h)
+    h = layers.Conv2D(4, 1, name="b")(h)
+    h = layers.BatchNormalization(name="nb")(h)
+    h = relu(h) if shared else layers.ReLU()(h)
+    h = layers.GlobalAveragePooling2D()(h)
+    model = keras.Model(x, layers.Dense(2, name="head")(h))
+    random = np.random.default_rng(seed)
+    model.set_weights([random.normal(size=w.shape).astype("float32") for w in model.weights])
+    return model
+
+
+def by_name(model):
+    names = ["/".join(weight.path.split("/")[-2:]) for weight in model.weights]
+    return dict(zip(names, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_filter_of_a_depth_multiplier_has_its_own_share(shared):
+    """The scales run over [channel, multiplier], the order in which the filters put out."""
+    models = [conv_with(seed=k, shared=shared) for k in range(2)]
+    own, donor = map(by_name, models)
+    FilterGraft().apply(models)
+    after = by_name(models[0])
+    alpha, beta = (abs(own[n]) / (abs(own[n]) + abs(donor[n])) for n in ("nd/gamma", "nb/gamma"))
+    for c in range(3):
+        for m in range(2):
+            share = alpha[2 * c + m]
+            expected = share * own["deep/kernel"][..., c, m]
+            expected = expected + (1 - share) * donor["deep/kernel"][..., c, m]
+            np.testing.assert_allclose(after["deep/kernel"][..., c, m], expected, atol=1e-6)
+    shares = alpha[:, None] * beta
+    expected = shares * own["b/kernel"] + (1 - shares) * donor["b/kernel"]
+    np.testing.assert_allclose(after["b/kernel"], expected, atol=1e-6)
+
+
+def test_a_norm_that_two_convolutions_share_scales_neither_alone():
+    layers = keras.layers
+    norm = layers.BatchNormalization()
+    x = keras.Input((6, 6, 2))
+    h = norm(layers.Conv2D(2, 3)(norm(layers.Conv2D(2, 3)(x))))
+    with pytest.raises(kgraft.UserError, match="no convolution followed by batch norm"):
+        FilterGraft().check([keras.Model(x, h)])
+
+
+def test_biases_can_be_left_as_in_the_authors_script():
+    models = [chain(k) for k in range(2)]
+    before = by_name(models[0])
+    FilterGraft(biases=False).apply(models)
+    after = by_name(models[0])
+    assert np.array_equal(before["a/bias"], after["a/bias"])
+    assert not np.array_equal(before["na/beta"], after["na/beta"])

@@ -105,3 +105,102 @@ def test_what_is_out_of_range_is_refused():
         RePr(share=1.0)
     with pytest.raises(kgraft.UserError, match="cycles=0"):
         RePr(cycles=0)
+
+
+def silent_filters(model):
+    """For each convolution but the first, which filters say nothing."""
+    weights = model.get_weights()
+    return [weights[chain.scale] == 0 for chain in chains(model)[1:]]
+
+
+def count(masks):
+    return sum(int(mask.sum()) for mask in masks)
+
+
+def dropped(mixer=None):
+    """A model, and a RePr that has just dropped its filters."""
+    model, mixer = network(), mixer or RePr(full_epochs=1, pruned_epochs=2, cycles=1)
+    plan = mixer.check([model])
+    mixer.begin([model])
+    mixer.apply([model], plan, 0)
+    assert count(silent_filters(model)) > 0
+    return model, mixer, plan
+
+
+def test_a_training_that_ends_without_them_brings_filters_back():
+    model, mixer, plan = dropped()
+    mixer.end([model], plan)
+    assert count(silent_filters(model)) == 0
+    back = model.get_weights()
+    mixer.step([model], plan, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(back, model.get_weights(), strict=True))
+
+
+def test_what_one_training_drops_is_not_held_in_another():
+    model, mixer, plan = dropped()
+    other = network(1)
+    before = other.get_weights()
+    mixer.begin([other])
+    mixer.step([other], plan, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, other.get_weights(), strict=True))
+    model.set_weights([w + np.float32(0.1) for w in model.get_weights()])
+    mixer.step([model], plan, 0)
+    assert count(silent_filters(model)) > 0
+
+
+def test_a_training_on_new_weights_forgets_what_was_dropped():
+    model, mixer, plan = dropped()
+    model.set_weights(network(1).get_weights())
+    before = model.get_weights()
+    mixer.begin([model])
+    mixer.step([model], plan, 0)
+    mixer.apply([model], plan, 2)
+    mixer.end([model], plan)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_one_that_goes_on_in_another_process_holds_and_brings_back_what_is_silent(caplog):
+    model, _, plan = dropped()
+    again = RePr(full_epochs=1, pruned_epochs=2, cycles=1)
+    masks = silent_filters(model)
+    with caplog.at_level("WARNING", "kgraft"):
+        again.begin([model])
+    assert f"{count(masks)} filters of" in caplog.text
+    model.set_weights([w + np.float32(0.1) for w in model.get_weights()])
+    again.step([model], plan, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(masks, silent_filters(model), strict=True))
+    again.apply([model], plan, 1)
+    assert count(silent_filters(model)) == count(masks)
+    again.apply([model], plan, 2)
+    assert count(silent_filters(model)) == 0
+
+
+def test_within_a_process_it_goes_on_with_what_it_knows():
+    model, mixer, plan = dropped()
+    straight, other, _ = dropped()
+    mixer.begin([model])
+    for one, repr_ in ((model, mixer), (straight, other)):
+        repr_.apply([one], plan, 2)
+    for a, b in zip(model.get_weights(), straight.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "schedule", "text"),
+    [
+        (RePr(1, 1, 1), (2, None, "after"), "every=2"),
+        (RePr(2, 3, 1), (2, None, "after"), "every=2"),
+        (RePr(2, 1, 2), (1, 5, "before"), "epochs_grafted=5.*need 6"),
+    ],
+)
+def test_schedules_under_which_it_would_not_drop_or_not_come_back_are_refused(
+    mixer, schedule, text
+):
+    with pytest.raises(kgraft.UserError, match=text):
+        mixer.check_schedule(*schedule)
+
+
+def test_schedules_that_meet_its_epochs_are_fine():
+    RePr(2, 4, 1).check_schedule(2, None, "after")
+    RePr(2, 1, 2).check_schedule(1, 6, "before")
+    kgraft.Graft().check_schedule(7, 1, "before")

@@ -75,3 +75,7 @@ def test_weights_that_are_not_finite_are_left():
 def test_what_is_out_of_range_is_refused(make):
     with pytest.raises(kgraft.UserError, match=r"decay=1\.0|threshold=0\.0"):
         make()
+
+
+def test_noise_is_the_authors_by_default():
+    assert (Noise().decay, Noise().threshold) == (0.975, 0.1)

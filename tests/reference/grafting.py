@@ -45,3 +45,25 @@ def graft(peers, groups, measure=entropy):
                 own, theirs = peers[k][m].astype(np.float64), peers[donor][m].astype(np.float64)
                 after[k][m] = share * own + (1 - share) * theirs
     return after, alphas
+
+
+def authors_groups(keys):
+    """Their state-dict loop: a key with "conv" in it is measured, later ones reuse its share."""
+    groups, owner = {}, None
+    for key in keys:
+        owner = key if "conv" in key else owner
+        groups.setdefault(owner, []).append(key)
+    return groups
+
+
+def authors_vgg_groups(modules):
+    """Their VGG script's loop over (kind, name): kernels of convolutions, whole norms."""
+    groups, owner = {}, None
+    for kind, name in modules:
+        if kind == "convolution":
+            owner = f"{name}.weight"
+            groups[owner] = [owner]
+        elif kind == "norm":
+            parts = ("weight", "bias", "running_mean", "running_var")
+            groups[owner] += [f"{name}.{part}" for part in parts]
+    return groups
