@@ -16,8 +16,9 @@ from kgraft.errors import UserError
 from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
-from kgraft.training.arguments import check_data, checked_mixer, checked_peers
+from kgraft.training.callback_arguments import check_data, checked_peers
 from kgraft.training.callback_run import CallbackRun, Carried
+from kgraft.training.fit_arguments import checked_mixer
 from kgraft.training.graft_schedule import GraftSchedule
 
 _log = logging.getLogger("kgraft")

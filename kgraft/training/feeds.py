@@ -246,6 +246,17 @@ def parts_of(data: Any) -> Batch:
     return parts
 
 
+def innermost(feed: Feed) -> Feed:
+    """The feed that a limited or weighted one is made of.
+
+    Args:
+        feed: any feed.
+    """
+    while isinstance(feed, Limited | Weighted):
+        feed = feed.feed
+    return feed
+
+
 def in_one_order(feed: Feed) -> bool:
     """Whether `for_peer` is known to give every peer one order of batches.
 
@@ -255,8 +266,7 @@ def in_one_order(feed: Feed) -> bool:
     Returns:
         False where peers have orders of their own, and where nobody knows.
     """
-    if isinstance(feed, Limited | Weighted):
-        return in_one_order(feed.feed)
+    feed = innermost(feed)
     if isinstance(feed, ArrayFeed | PyDatasetFeed | BatchStream):
         return feed.shuffle is not True
     return isinstance(feed, AdapterFeed) and feed.in_one_order

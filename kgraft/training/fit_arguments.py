@@ -60,7 +60,7 @@ def checked_mixer(graft: Any) -> Mixer:
         raise UserError(f"graft is the class {graft.__name__}: pass {graft.__name__}(...).")
     if not isinstance(graft, Mixer):
         raise UserError(
-            f"graft is {_told(graft)}: expected a mixer of kgraft.grafting, e.g. "
+            f"graft is {told(graft)}: expected a mixer of kgraft.grafting, e.g. "
             "Graft(criterion='entropy'), or Mixer() for no grafting."
         )
     return graft
@@ -77,7 +77,7 @@ def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | N
         UserError: it is no `Mutual`, or there are teachers too.
     """
     if mutual is not None and not isinstance(mutual, Mutual):
-        raise UserError(f"mutual is {_told(mutual)}: expected kgraft.Mutual() or None.")
+        raise UserError(f"mutual is {told(mutual)}: expected kgraft.Mutual() or None.")
     if mutual is not None and teachers:
         raise UserError("mutual= and teachers= exclude each other: peers learn from either.")
     return mutual
@@ -190,7 +190,7 @@ def _models(given: Any, name: str, one: str) -> list[keras.Model]:
     if isinstance(given, keras.Model):
         raise UserError(f"{name} is the model {given.name!r}: expected a list, [{one}, ...].")
     if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
-        raise UserError(f"{name} is {_told(given)}: expected a list of Keras models.")
+        raise UserError(f"{name} is {told(given)}: expected a list of Keras models.")
     found = list(given)
     for k, model in enumerate(found, start=1):
         if isinstance(model, keras.Model):
@@ -201,16 +201,17 @@ def _models(given: Any, name: str, one: str) -> list[keras.Model]:
             todo = "call it, and pass the model that it makes"
         else:
             todo = "expected a Keras model"
-        raise UserError(f"{one} {k} is {_told(model)}: {todo}.")
+        raise UserError(f"{one} {k} is {told(model)}: {todo}.")
     return found
 
 
-def _told(value: Any) -> str:
-    """What a user has given, in a few words."""
+def told(value: Any) -> str:
+    """What a user has given, in a few words for an error."""
     if inspect.isclass(value):
         return f"the class {value.__name__}"
     if inspect.isroutine(value):
         return f"the function {value.__name__!r}"
     if isinstance(value, str | bytes | int | float | None):
         return repr(value)
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"

@@ -10,7 +10,7 @@ import keras
 
 from kgraft.engines.choose import stepper_for
 from kgraft.errors import UserError
-from kgraft.training.feeds import AdapterFeed, ArrayFeed, Batch, Feed, feed_of
+from kgraft.training.feeds import AdapterFeed, ArrayFeed, Batch, Feed, feed_of, innermost
 from kgraft.training.preflight import optimizers_of
 from kgraft.training.teaching import Classrooms
 
@@ -123,7 +123,7 @@ class Learner:
         steps = feed.steps or 0
         if self.read is None:
             self.read = self.first_pass * steps
-        if not steps or isinstance(feed, AdapterFeed):
+        if not steps or isinstance(innermost(feed), AdapterFeed):
             return self.first_pass, 0
         return divmod(self.read, steps)
 
@@ -149,10 +149,9 @@ def sources(data: Any, places: Sequence[int], class_weight: Any = None) -> list[
         return [_source(data, first.for_peer(place)) for place in places]
     if len(data) != len(places):
         raise UserError(f"data holds {len(data)} data sets for {len(places)} peers: one for each.")
-    feeds = [_feed_of(own, class_weight, f"data[{k}]") for k, own in enumerate(data)]
     return [
-        _source(own, feed.for_peer(place) if isinstance(feed, ArrayFeed) else feed)
-        for own, feed, place in zip(data, feeds, places, strict=True)
+        _source(own, _feed_of(own, class_weight, f"data[{k}]", place))
+        for k, (own, place) in enumerate(zip(data, places, strict=True))
     ]
 
 
@@ -175,10 +174,10 @@ def check_optimizers(ring: Sequence[keras.Model]) -> None:
                 )
 
 
-def _feed_of(data: Any, class_weight: Any, name: str) -> Feed:
+def _feed_of(data: Any, class_weight: Any, name: str, peer: int = 0) -> Feed:
     parts = data if isinstance(data, tuple) else (data,)
     try:
-        return feed_of(*parts, class_weight=class_weight)
+        return feed_of(*parts, class_weight=class_weight, peer=peer)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 

@@ -286,7 +286,7 @@ def test_settings_are_json():
         (lambda: network, {}, "peers is a function"),
         (lambda: "net", {}, "peers is a str"),
         (lambda: [compiled(2)], {"graft": "entropy"}, r"Graft\(criterion='entropy'\)"),
-        (lambda: [compiled(2)], {"graft": Graft}, r"call it, graft=Graft\(\)"),
+        (lambda: [compiled(2)], {"graft": Graft}, r"class Graft: pass Graft\("),
         (lambda: [compiled(2)], {"graft": Entropy()}, "graft is an Entropy: expected a mixer"),
         (lambda: [compiled(2)], {"data": arrays()[0]}, "data is an array without targets"),
         (lambda: [compiled(2)], {"data": [*arrays()]}, r"data\[0\] is an array without"),

@@ -1,4 +1,4 @@
-"""What a user hands over as peers, mixer and data, or one line that says what is wrong with it."""
+"""What the arguments of GraftCallback must be: each mistake is one line."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,28 +6,8 @@ from typing import Any
 import keras
 
 from kgraft.errors import UserError
-from kgraft.grafting.graft import Graft
-from kgraft.grafting.mixer import Mixer
 from kgraft.training.feeds import is_arrays
-
-
-def checked_mixer(graft: Any) -> Mixer:
-    """What is done to the peers' weights.
-
-    Args:
-        graft: a mixer, None for `Graft()`.
-
-    Raises:
-        UserError: it is a name, a class or anything else.
-    """
-    if graft is None:
-        return Graft()
-    if isinstance(graft, Mixer):
-        return graft
-    if isinstance(graft, type) and issubclass(graft, Mixer):
-        raise UserError(f"graft={graft.__name__} is a class: call it, graft={graft.__name__}().")
-    hint = f"Graft(criterion={graft!r})" if isinstance(graft, str) else "Graft()"
-    raise UserError(f"graft is {_article(graft)}: expected a mixer, e.g. graft={hint}.")
+from kgraft.training.fit_arguments import told
 
 
 def checked_peers(peers: Any) -> list[keras.Model]:
@@ -42,13 +22,13 @@ def checked_peers(peers: Any) -> list[keras.Model]:
     if isinstance(peers, keras.Model):
         raise UserError(f"peers is a model: pass a list, GraftCallback([{peers.name}]).")
     if not isinstance(peers, Iterable) or isinstance(peers, str | bytes | type):
-        raise UserError(f"peers is {_article(peers)}: expected a list of models.")
+        raise UserError(f"peers is {told(peers)}: expected a list of models.")
     found = list(peers)
     if not found:
         raise UserError("no peers: GraftCallback needs at least one model besides fit's.")
     for k, peer in enumerate(found):
         if not isinstance(peer, keras.Model):
-            raise UserError(f"peers[{k}] is {_article(peer)}: expected a keras.Model.")
+            raise UserError(f"peers[{k}] is {told(peer)}: expected a keras.Model.")
         if any(peer is earlier for earlier in found[:k]):
             raise UserError(f"peers holds {peer.name!r} twice: every peer must be its own model.")
     return found
@@ -84,8 +64,3 @@ def check_data(data: Any, class_weight: Any) -> None:
             raise UserError(f"{name} is an array without targets: expected a tuple (x, y).")
         elif named and own is None:
             raise UserError(f"{name} is None: a list holds one data set for every peer.")
-
-
-def _article(thing: Any) -> str:
-    name = type(thing).__name__
-    return f"an {name}" if name[:1].lower() in "aeiou" else f"a {name}"
