@@ -254,3 +254,26 @@ def test_peers_that_are_not_compiled_take_after_one_that_is():
     for model in models[:2]:
         model.optimizer.learning_rate = 0.1
     assert mixer._lr_ratios(models) == pytest.approx([0.25] * 3)
+
+
+def test_papa_sees_the_rate_of_every_step_of_a_fit(monkeypatch):
+    models = []
+    for k in range(2):
+        keras.utils.set_random_seed(k)
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+        rate = keras.optimizers.schedules.PolynomialDecay(0.4, 8, end_learning_rate=0.0)
+        model.compile(keras.optimizers.SGD(rate), loss="mse")
+        models.append(model)
+    seen = []
+    ratios = Papa._lr_ratios
+
+    def watched(mixer, peers):
+        seen.append(ratios(mixer, peers))
+        return seen[-1]
+
+    monkeypatch.setattr(Papa, "_lr_ratios", watched)
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    run = kgraft.GraftingFit(models, graft=Papa(rate=0.9, every_steps=2))
+    run.fit(x, x[:, :2], batch_size=2, epochs=2, verbose=0)
+    acted = [pair for pair in seen if pair != [1.0, 1.0]]
+    assert acted == [pytest.approx([1 - taken / 8] * 2) for taken in (2, 4, 6, 8)]

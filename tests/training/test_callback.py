@@ -251,6 +251,7 @@ def test_settings_are_json():
             "sharpness": 500.0,
             "grouping": "authors",
             "decimals": 2,
+            "blend_frozen": False,
         },
         "data": ["tuple", "tuple"],
         "class_weight": None,
