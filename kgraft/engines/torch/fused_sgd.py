@@ -1,4 +1,7 @@
-"""SGD's update of all variables at once, where torch has one kernel for a list of tensors."""
+"""SGD's update of all variables at once, where torch has one kernel for a list of tensors.
+
+The last thing in a step, native, traced or Keras' own: `kgraft.SGD` asks for it.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +16,17 @@ _DEVICES = ("cpu", "cuda", "mps")  # torch's own optimizers use the kernel there
 def updates_lists(variables: Sequence[Any]) -> bool:
     """Whether torch's kernel can move these variables in place.
 
+    Not where `torch.compile` reads the step (`compile(jit_compile=True)`), which knows nothing of
+    the kernel and fuses the single operations itself.
+
     Args:
         variables: Keras variables, one or more, on one device.
     """
-    return (
-        keras.config.backend() == "torch"
-        and not in_stateless_scope()
-        and variables[0].value.device.type in _DEVICES
-    )
+    if keras.config.backend() != "torch" or in_stateless_scope():
+        return False
+    import torch
+
+    return not torch.compiler.is_compiling() and variables[0].value.device.type in _DEVICES
 
 
 def sgd(

@@ -1,7 +1,9 @@
-"""One training step as the list of what it does to tensors, without the Python around it.
+"""A trace: one native training step as the list of what it does to tensors, without Python.
 
-`make_fx` writes down every operation of a real step, backward pass and optimizer included, and with
-it the variables that it reads and changes in place. Playing the list back is the next step.
+Stands between `traced_steps`, which makes, checks and plays it, and `cuda_graph`, which makes one
+launch of it. `make_fx` writes down every operation of a real step, backward pass and optimizer
+included, and with it the variables that it reads and changes in place. Playing the list back is the
+next step.
 """
 
 import itertools
@@ -23,11 +25,8 @@ _FACTORIES = ("aten.scalar_tensor", "aten.full", "aten.zeros", "aten.ones", "ate
 class Trace:
     """A step for batches of one form, as it was when it was traced.
 
-    Attributes:
-        first: what the traced step, which was a real one, answered.
-
     Args:
-        step: takes a batch, answers with metrics.
+        step: takes a batch, answers with metrics; is taken once.
         batch: nested tensors and Nones.
 
     Raises:
@@ -36,24 +35,23 @@ class Trace:
 
     def __init__(self, step: Callable[[Any], Logs], batch: Any) -> None:
         answers: list[Logs] = []
-        questions = _NoQuestions()
+        watch = _Watch()
 
         def flat_step(*tensors: torch.Tensor) -> list[torch.Tensor]:
             given = iter(tensors)
             parts = tree.map_structure(lambda part: None if part is None else next(given), batch)
-            with questions:
+            with watch:
                 answers.append(step(parts))
             return list(answers[0].values())
 
         try:
             program = make_fx(flat_step)(*tensors_of(batch))
         except Exception as error:
-            if questions.asked:  # Keras wraps what it is told in its own words
+            if watch.asked:  # Keras wraps what it is told in its own words
                 raise RuntimeError(_ASKED) from error
             raise
         self._program = without_constants(program)
         self._names = list(answers[0])
-        self.first = {name: value.detach().clone() for name, value in answers[0].items()}
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> Logs:
         """Take the next step.
@@ -65,8 +63,14 @@ class Trace:
             return dict(zip(self._names, self._program(*tensors), strict=True))
 
 
-class _NoQuestions(TorchDispatchMode):
-    """Refuses to tell Python the value of a tensor: a trace would repeat the answer for ever."""
+class _Watch(TorchDispatchMode):
+    """Keeps two things from a trace that would make it another step.
+
+    Python is not told the value of a tensor: the trace would repeat the answer for ever. And
+    tensors made of Python numbers are handed out as copies, not as what `make_fx` takes for
+    constants: what it meets with constants and variables only, e.g. decoupled weight decay, it
+    takes for constant too, and computes a second time, in place.
+    """
 
     asked = False
 
@@ -76,6 +80,8 @@ class _NoQuestions(TorchDispatchMode):
         if operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
             self.asked = True
             raise RuntimeError(_ASKED)
+        if operation is torch.ops.aten.lift_fresh.default:
+            return torch.ops.aten.clone.default(args[0])
         return operation(*args, **(kwargs or {}))
 
 
