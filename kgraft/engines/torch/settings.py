@@ -103,12 +103,12 @@ class Numbers:
         for root in roots:
             _gather(root, found)
         for part, own in found.values():
-            names = [name for name, value in own.items() if isinstance(value, _PLAIN)]
-            if len(names) > 1:  # one name alone gives no tuple
-                read = operator.itemgetter(*names)
-                self._reads.append((vars(part), read, read(vars(part))))
-            elif names:
-                self._reads.append((vars(part), operator.itemgetter(*names), own[names[0]]))
+            tables = [entry for entry in own.values() if isinstance(entry, dict)]
+            for table, entries in [(vars(part), own), *((entry, entry) for entry in tables)]:
+                names = [name for name, value in entries.items() if isinstance(value, _PLAIN)]
+                if names:
+                    read = operator.itemgetter(*names)
+                    self._reads.append((table, read, read(table)))
             if isinstance(part, _Optimizer):
                 self._rates.append((part, part._learning_rate))
 
@@ -121,6 +121,18 @@ class Numbers:
             and all(part._learning_rate is rate for part, rate in self._rates)
             and all(read(own) == seen for own, read, seen in self._reads)
         )
+
+
+def variables_of(model: Any) -> list[Any]:
+    """Everything that a step may change; some Keras optimizers keep variables to themselves.
+
+    Args:
+        model: a built, compiled model.
+    """
+    found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    for _, own in _parts(model):
+        found += [value for value in _flat(own) if isinstance(value, keras.Variable)]
+    return list({id(variable): variable for variable in found}.values())
 
 
 def optimizers_of(model: Any) -> list[Any]:
@@ -176,7 +188,8 @@ def _flat(value: Any) -> Iterator[Any]:
 
 def _has_settings(part: Any) -> bool:
     """Whether an attribute's value is an object to look into: a layer is one of its own."""
-    return _is_looked_into(type(part)) and not isinstance(part, type)
+    kind: Any = type(part)
+    return _is_looked_into(kind) and not isinstance(part, type)
 
 
 @functools.cache

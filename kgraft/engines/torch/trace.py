@@ -14,6 +14,7 @@ import torch
 from keras import tree
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kgraft.engines.eager import Logs
@@ -40,7 +41,7 @@ class Trace:
         def flat_step(*tensors: torch.Tensor) -> list[torch.Tensor]:
             given = iter(tensors)
             parts = tree.map_structure(lambda part: None if part is None else next(given), batch)
-            with watch:
+            with watch, watch.questions:
                 answers.append(step(parts))
             return list(answers[0].values())
 
@@ -72,17 +73,41 @@ class _Watch(TorchDispatchMode):
     takes for constant too, and computes a second time, in place.
     """
 
-    asked = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = _Questions()
+
+    @property
+    def asked(self) -> bool:
+        """Whether Python has asked for a value."""
+        return self.questions.asked
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
-            self.asked = True
-            raise RuntimeError(_ASKED)
+            self.questions.refuse()
         if operation is torch.ops.aten.lift_fresh.default:
             return torch.ops.aten.clone.default(args[0])
         return operation(*args, **(kwargs or {}))
+
+
+class _Questions(TorchFunctionMode):
+    """Refuses to hand out tensors as arrays and lists, which is no operation on tensors."""
+
+    asked = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist):
+            self.refuse()
+        return function(*args, **(kwargs or {}))
+
+    def refuse(self) -> None:
+        """Remember that somebody asked, and end the step."""
+        self.asked = True
+        raise RuntimeError(_ASKED)
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:

@@ -18,7 +18,13 @@ import torch
 from kgraft.engines.eager import Logs, on_device
 from kgraft.engines.torch.cuda_graph import captured, farthest, line_of, restore
 from kgraft.engines.torch.native_steps import NativeSteps
-from kgraft.engines.torch.settings import Numbers, foreign_parts, optimizers_of, settings_of
+from kgraft.engines.torch.settings import (
+    Numbers,
+    foreign_parts,
+    optimizers_of,
+    settings_of,
+    variables_of,
+)
 from kgraft.engines.torch.trace import Trace, tensors_of
 
 _log = logging.getLogger("kgraft")
@@ -78,7 +84,7 @@ class TracedSteps(NativeSteps):
         """One native step, which a trace of it is held against before it is played."""
         if settings_of(self._model) != self._settings:
             self._forget()  # what was traced in this epoch saw other settings
-        variables = _variables(self._model)
+        variables = [variable.value.data for variable in variables_of(self._model)]
         before = [value.clone() for value in variables]
         logs = super().train(data)
         after = [value.clone() for value in variables]
@@ -100,12 +106,14 @@ class TracedSteps(NativeSteps):
         before: list[torch.Tensor],
         logs: list[torch.Tensor],
     ) -> Play:
-        """A trace that has taken the native step once more, to the same numbers."""
+        """A trace of the next step that has taken this one once more, to the same numbers.
+
+        A number that it holds for constant, and that changes from step to step, shows that way.
+        """
         objection = why_not(self._model)  # settings may have changed since the model was sent here
         if objection:
             raise ValueError(objection)
         expected = [value.clone() for value in [*variables, *logs]]
-        restore(variables, before)
         trace = Trace(super().train, data)
         restore(variables, before)
         play: Play = trace
@@ -137,9 +145,3 @@ def why_not(model: Any) -> str | None:
         if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
             return f"optimizer {optimizer.name!r} looks at every gradient whether it is finite"
     return None
-
-
-def _variables(model: Any) -> list[torch.Tensor]:
-    """Everything that a step may change."""
-    state = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    return list({id(variable): variable.value.data for variable in state}.values())
