@@ -236,7 +236,7 @@ ASKING = ("Adadelta", "Nadam", "SGD")
 @pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"use_ema": True, "clipnorm": 0.1}])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_step_that_is_traced_is_taken_once_and_so_is_every_other(name, options, after):
-    """SGD and Adadelta ask for the rate; Nadam keeps a variable to itself, and reads it as NumPy."""
+    """SGD and Adadelta ask for the rate; Nadam keeps a variable to itself, read as NumPy."""
 
     def make():
         keras.utils.set_random_seed(0)

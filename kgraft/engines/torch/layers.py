@@ -96,6 +96,7 @@ def _convolution(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLa
         else:
             kernel = layer.kernel.value.permute(3, 2, 0, 1)
         bias = layer.bias.value if layer.use_bias else None
+        x = x.contiguous(memory_format=torch.channels_last)  # a copy only behind a Keras layer
         x, pad = _same(x, size, stride, dilation) if same else (x, padding)
         groups = x.shape[1] // kernel.shape[1]
         y = functional.conv2d(x, kernel, bias, stride, pad, dilation, groups)
