@@ -1,8 +1,8 @@
 """The compiled engine on torch, in the order in which a step meets it.
 
-`traced_steps` takes a model's steps; its first ones, and all of a model that is not traced, are
-those of `native_steps`: Keras' own step around networks that are lists of native calls
-(`network`), one a layer (`layers`), as long as nobody sets anything otherwise (`settings`). `trace`
-writes such a step down operation by operation, to be played back; `cuda_graph` makes one launch of
-a trace. `fused_sgd` moves all variables at once, in any of them.
+`native_steps` take Keras' own steps around native networks: functional models as lists of calls
+(`network`), of native layers where there are some (`layers`). `traced_steps` begin as native steps;
+after a while a native step is traced, i.e. written down operation by operation (`trace`), and the
+trace played, on a GPU as one CUDA graph (`cuda_graph`). Both compare what they have taken for
+granted with what is (`settings`). `fused_sgd` moves all variables at once, in any of them.
 """

@@ -1,9 +1,11 @@
-"""A trace as one CUDA graph: the whole step is one launch.
+"""The last of a step's ways: a trace as one CUDA graph, the whole step as one launch.
 
-Stands behind `trace` in the way of a step, on a GPU only; `traced_steps` asks for it.
+`traced_steps` asks for it on a GPU, once it has a `trace`.
 """
 
 import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,8 +34,8 @@ def captured(trace: Trace, tensors: list[torch.Tensor], variables: list[torch.Te
         graph = CudaGraph(trace, tensors)
         restore(variables, start)
         graph(tensors)
-        off = max(map(_distance, variables, expected), default=0.0)
-        if off > 1e-3:
+        off = farthest(variables, expected)
+        if not off <= 1e-3:
             raise ArithmeticError(f"the graph's step is off by {off:.1e} of a variable's largest")
     except Exception as error:
         _log.info("no CUDA graph of the steps: %s", line_of(error))
@@ -54,6 +56,7 @@ class CudaGraph:
     _pool: Any = None
 
     def __init__(self, trace: Trace, tensors: list[torch.Tensor]) -> None:
+        self._trace = trace  # owns the constants that the graph reads
         self._inputs = [tensor.clone() for tensor in tensors]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -79,9 +82,26 @@ def restore(variables: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         variable.copy_(value)
 
 
+def farthest(values: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """How far some tensors are from others, relative to each one's largest value.
+
+    Args:
+        values: tensors.
+        expected: one a tensor, of its shape.
+
+    Returns:
+        The largest of their distances; infinity where a number is none, or infinite.
+    """
+    return max(map(_distance, values, expected), default=0.0)
+
+
 def _distance(own: torch.Tensor, other: torch.Tensor) -> float:
-    largest = other.double().abs().max().clamp(min=1e-12)
-    return float((own.double() - other.double()).abs().max() / largest)
+    if not own.numel():
+        return 0.0
+    own, other = own.double(), other.double()
+    if not (own.isfinite().all() and other.isfinite().all()):
+        return math.inf
+    return float((own - other).abs().max() / other.abs().max().clamp(min=1e-12))
 
 
 def line_of(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """SGD's update of all variables at once, where torch has one kernel for a list of tensors.
 
-Stands at the end of every step of a model that `kgraft.SGD` trains, Keras' own steps included.
+The last thing in a step, native, traced or Keras' own: `kgraft.SGD` asks for it.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,9 @@ _DEVICES = ("cpu", "cuda", "mps")  # torch's own optimizers use the kernel there
 def updates_lists(variables: Sequence[Any]) -> bool:
     """Whether torch's kernel can move these variables in place.
 
+    Not where `torch.compile` reads the step (`compile(jit_compile=True)`), which knows nothing of
+    the kernel and fuses the single operations itself.
+
     Args:
         variables: Keras variables, one or more, on one device.
     """
@@ -23,7 +26,6 @@ def updates_lists(variables: Sequence[Any]) -> bool:
         return False
     import torch
 
-    # torch.compile (jit_compile=True) has no such kernel, and fuses Keras' operations by itself
     return not torch.compiler.is_compiling() and variables[0].value.device.type in _DEVICES
 
 

@@ -1,10 +1,10 @@
-"""Keras layers as native torch operations on channels-first views of channels-last memory.
+"""Native layers: Keras layers as torch operations on channels-first views of channels-last memory.
 
-Stands inside a `network`, which asks it for the native computation of every layer.
-
-A native layer computes what the Keras layer computes, to rounding: fused batch normalisation
-instead of a dozen operations, convolutions without the copies around them. What is not in the table
-(or not exactly in it: subclasses, masks, mixed precision, LoRA, quantisation) stays a Keras layer.
+What a `network` is made of, one a layer. A native layer computes what the Keras layer computes, to
+rounding: fused batch normalisation instead of a dozen operations, convolutions without the copies
+around them. What is not in the table (or not exactly in it: subclasses, masks, mixed precision,
+LoRA, quantisation) stays a Keras layer. Settings are read when the layer runs; `native_steps`
+compares those that decide whether it is native and what may be overwritten.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,11 @@ Layout = Literal["first", "last", "any"]
 Pair = tuple[int, int]
 Shape = tuple[int | None, ...]
 Inputs = Sequence[torch.Tensor]
+TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)  # permutations of the axes of images
 
 
 @dataclass(frozen=True)
-class Native:
+class NativeLayer:
     """A layer's native computation.
 
     Attributes:
@@ -42,7 +43,7 @@ class Native:
     pads: bool = False
 
 
-def native(layer: Any, shapes: Sequence[Shape], padding: Pair = (0, 0)) -> Native | None:
+def native_layer(layer: Any, shapes: Sequence[Shape], padding: Pair = (0, 0)) -> NativeLayer | None:
     """The native computation of a layer, None where it has none.
 
     Args:
@@ -79,11 +80,8 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _convolution(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
+def _convolution(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | None:
     if layer.data_format != "channels_last" or layer.padding not in ("valid", "same"):
-        return None
-    activation = _activation(layer.activation)
-    if activation is None:  # over the last axis, which here is not the channels'
         return None
     same = layer.padding == "same"
     if same and padding != (0, 0):
@@ -98,11 +96,13 @@ def _convolution(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native |
         else:
             kernel = layer.kernel.value.permute(3, 2, 0, 1)
         bias = layer.bias.value if layer.use_bias else None
+        x = x.contiguous(memory_format=torch.channels_last)  # a copy only behind a Keras layer
         x, pad = _same(x, size, stride, dilation) if same else (x, padding)
         groups = x.shape[1] // kernel.shape[1]
-        return activation(functional.conv2d(x, kernel, bias, stride, pad, dilation, groups))
+        y = functional.conv2d(x, kernel, bias, stride, pad, dilation, groups)
+        return _activated(layer.activation, y)
 
-    return Native(run, "first", fresh=activation is _identity, pads=not same)
+    return NativeLayer(run, "first", fresh=_is_identity(layer.activation), pads=not same)
 
 
 def _same(x: torch.Tensor, size: Any, stride: Any, dilation: Any) -> tuple[torch.Tensor, Pair]:
@@ -118,21 +118,20 @@ def _same(x: torch.Tensor, size: Any, stride: Any, dilation: Any) -> tuple[torch
     return functional.pad(x, sides), (0, 0)
 
 
-def _batch_norm(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
+def _batch_norm(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | None:
     if layer.renorm or layer.synchronized or not isinstance(layer.axis, int):
         return None
     rank = len(shapes[0])
     if layer.axis not in (-1, rank - 1) or rank not in (2, 4):
         return None
     unbiased = type(layer) is BatchNormalization
-    kept = layer.momentum
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         (x,) = inputs
         mean, variance = layer.moving_mean.value, layer.moving_variance.value
         scale = layer.gamma.value if layer.scale else None
         offset = layer.beta.value if layer.center else None
-        training = training and layer.trainable
+        training, kept = training and layer.trainable, layer.momentum
         count = x.numel() // x.shape[1]
         if training and (count < 2 or not unbiased):
             # torch gives the batch's unbiased variance, and none for a single value
@@ -150,32 +149,37 @@ def _batch_norm(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | 
             x, scale, offset, mean, variance, training, 1 - kept, layer.epsilon, True
         )
 
-    return Native(run, "first", fresh=True)
+    return NativeLayer(run, "first", fresh=True)
 
 
-def _relu(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
-    if type(layer) is keras.layers.Activation:
-        if layer.activation is not keras.activations.relu:
-            return None
-        slope = 0.0
-    elif type(layer) is keras.layers.LeakyReLU:
-        slope = float(layer.negative_slope)
-    elif layer.max_value is None and layer.threshold == 0:
-        slope = float(layer.negative_slope)
-    else:
+def _relu(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | None:
+    if not _is_plain_relu(layer):
         return None
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         (x,) = inputs
+        slope = _slope(layer)
         if slope:
             return functional.leaky_relu(x, slope, in_place)
         return torch.relu_(x) if in_place else torch.relu(x)
 
     # in place, the backward pass reads the sign from the output: not with a negative slope
-    return Native(run, "any") if slope >= 0 else None
+    return NativeLayer(run, "any") if _slope(layer) >= 0 else None
 
 
-def _add(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
+def _is_plain_relu(layer: Any) -> bool:
+    if type(layer) is keras.layers.Activation:
+        return layer.activation is keras.activations.relu
+    return type(layer) is keras.layers.LeakyReLU or (
+        layer.max_value is None and layer.threshold == 0
+    )
+
+
+def _slope(layer: Any) -> float:
+    return 0.0 if type(layer) is keras.layers.Activation else float(layer.negative_slope)
+
+
+def _add(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | None:
     if any(shape != shapes[0] for shape in shapes):
         return None
 
@@ -188,20 +192,20 @@ def _add(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
             total = total + term
         return total
 
-    return Native(run, "any", fresh=True)
+    return NativeLayer(run, "any", fresh=True)
 
 
-def _average_everywhere(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
+def _average_everywhere(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | None:
     if layer.data_format != "channels_last":
         return None
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         return inputs[0].mean((2, 3), layer.keepdims)
 
-    return Native(run, "first")
+    return NativeLayer(run, "first")
 
 
-def _pool(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
+def _pool(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | None:
     if layer.data_format != "channels_last" or not _fits(layer, shapes[0]):
         return None
     largest = type(layer) is keras.layers.MaxPooling2D
@@ -210,7 +214,7 @@ def _pool(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         return pool(inputs[0], layer.pool_size, layer.strides)
 
-    return Native(run, "first")
+    return NativeLayer(run, "first")
 
 
 def _fits(layer: Any, shape: Shape) -> bool:
@@ -221,43 +225,66 @@ def _fits(layer: Any, shape: Shape) -> bool:
     return all(side is not None and side % s == 0 and k == s for side, k, s in sides)
 
 
-def _dense(layer: Any, shapes: Sequence[Shape], padding: Pair) -> Native | None:
-    activation = _activation(layer.activation)
-    if len(shapes[0]) != 2 or activation is None:
+def _dense(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | None:
+    if len(shapes[0]) != 2:
         return None
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         (x,) = inputs
         bias = None if layer.bias is None else layer.bias.value
-        return activation(functional.linear(x, layer.kernel.value.t(), bias))
+        return _activated(layer.activation, functional.linear(x, layer.kernel.value.t(), bias))
 
-    return Native(run, "last", fresh=activation is _identity)
-
-
-def _identity(x: torch.Tensor) -> torch.Tensor:
-    return x
+    return NativeLayer(run, "last", fresh=_is_identity(layer.activation))
 
 
-def _activation(function: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """An activation that works element by element, None for any that may not."""
-    if function is None or function is keras.activations.linear:
-        return _identity
-    if function is keras.activations.relu:
-        return torch.relu
-    return function if function in _ELEMENTWISE else None
-
-
-_ELEMENTWISE = frozenset(
-    getattr(keras.activations, name)
-    for name in (
-        "celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu "
-        "log_sigmoid mish relu6 selu sigmoid silu soft_shrink softplus softsign sparse_plus "
-        "sparse_sigmoid squareplus tanh tanh_shrink"
-    ).split()
+_ELEMENTWISE = (
+    keras.activations.celu,
+    keras.activations.elu,
+    keras.activations.exponential,
+    keras.activations.gelu,
+    keras.activations.hard_shrink,
+    keras.activations.hard_sigmoid,
+    keras.activations.hard_silu,
+    keras.activations.hard_tanh,
+    keras.activations.leaky_relu,
+    keras.activations.log_sigmoid,
+    keras.activations.mish,
+    keras.activations.relu6,
+    keras.activations.selu,
+    keras.activations.sigmoid,
+    keras.activations.silu,
+    keras.activations.soft_shrink,
+    keras.activations.softplus,
+    keras.activations.softsign,
+    keras.activations.sparse_plus,
+    keras.activations.sparse_sigmoid,
+    keras.activations.squareplus,
+    keras.activations.tanh,
+    keras.activations.tanh_shrink,
+    keras.activations.threshold,
 )
 
 
-_TABLE: dict[type, Callable[[Any, Sequence[Shape], Pair], Native | None]] = {
+def _is_identity(function: Any) -> bool:
+    return function is None or function is keras.activations.linear
+
+
+def _activated(function: Any, x: torch.Tensor) -> torch.Tensor:
+    """An activation of a layer's output; channels-first where it has four axes.
+
+    What is not known to work element by element, e.g. a softmax, finds the channels where Keras has
+    them.
+    """
+    if _is_identity(function):
+        return x
+    if function is keras.activations.relu:
+        return torch.relu(x)
+    if x.ndim != 4 or any(function is known for known in _ELEMENTWISE):
+        return function(x)
+    return function(x.permute(TO_LAST)).permute(TO_FIRST)
+
+
+_TABLE: dict[type, Callable[[Any, Sequence[Shape], Pair], NativeLayer | None]] = {
     keras.layers.Conv2D: _convolution,
     keras.layers.DepthwiseConv2D: _convolution,
     keras.layers.BatchNormalization: _batch_norm,

@@ -1,8 +1,7 @@
-"""The compiled engine on torch: Keras' own train step around native networks.
+"""Native steps: Keras' own train, test and predict steps around native networks.
 
-The steps of every model that is not traced, and the first ones of those that are.
-
-Only what happens inside functional models is replaced, for the time of a step: `train_step`, loss,
+The first on the way of a step; `traced_steps` goes on from here. Only what happens inside
+functional models is replaced, for the time of a step, by their `network`: `train_step`, loss,
 metrics, optimizer, regularisers and everything that is not a known layer stay Keras'. So custom
 train steps and Distillers (students and teachers) run as they are, on faster networks.
 """
@@ -23,7 +22,10 @@ from kgraft.keras_private import Functional, get_keras_mask, unpack_singleton
 
 
 class NativeSteps(TorchSteps):
-    """Train, test and predict steps of one model whose networks are native.
+    """Train, test and predict steps of one model whose functional models are native networks.
+
+    A layer's settings may change between epochs, evaluations and predictions: the networks are made
+    anew then.
 
     Args:
         model: a compiled model.
@@ -32,20 +34,14 @@ class NativeSteps(TorchSteps):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._calls: dict[Any, Callable[..., Any]] | None = None
-        self._settings: tuple[Any, ...] | None = None
+        self._settings: tuple[Any, ...] = ()
+        self._in_doubt = False
         keep_freed_memory()
 
     def training(self, on: bool) -> None:
-        """See `Steps`; of a model that was set otherwise everything is built anew."""
+        """See `Steps`; what has been changed by the next step is taken into account."""
         super().training(on)
-        settings = settings_of(self._model)
-        if settings != self._settings:
-            self._settings = settings
-            self.forget()
-
-    def forget(self) -> None:
-        """Build networks anew at the next step: what they took for granted has changed."""
-        self._calls = None
+        self._in_doubt = True
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
@@ -64,7 +60,9 @@ class NativeSteps(TorchSteps):
 
     @contextlib.contextmanager
     def _native(self) -> Iterator[None]:
+        self._compare()
         if self._calls is None:
+            self._settings = settings_of(self._model)
             self._calls = {part: _call_of(part) for part in functional_models(self._model)}
         try:
             for part, call in self._calls.items():
@@ -73,6 +71,19 @@ class NativeSteps(TorchSteps):
         finally:
             for part in self._calls:
                 vars(part).pop("call", None)
+
+    def _compare(self) -> None:
+        """Forget what was made for other settings, where somebody may have changed some."""
+        if (
+            self._in_doubt
+            and self._calls is not None
+            and settings_of(self._model) != self._settings
+        ):
+            self._forget()
+        self._in_doubt = False
+
+    def _forget(self) -> None:
+        self._calls = None
 
 
 def functional_models(model: Any) -> list[Any]:
@@ -106,14 +117,14 @@ def why_not(model: Any) -> str | None:
 
 
 def _call_of(model: Any) -> Callable[..., Any]:
-    graph = NativeNetwork(model)
+    network = NativeNetwork(model)
 
     def call(inputs: Any, training: Any = None, mask: Any = None, **options: Any) -> Any:
         flat = model._standardize_inputs(inputs)
         masked = any(x is None or get_keras_mask(x) is not None for x in flat)
         if mask is not None or options or masked:
             return Functional.call(model, inputs, training=training, mask=mask, **options)
-        return unpack_singleton(graph(flat, training))
+        return unpack_singleton(network(flat, training))
 
     return call
 

@@ -1,6 +1,7 @@
-"""A functional model's graph as a list of native torch calls.
+"""A native network: a functional model as a list of calls, of native layers where there are some.
 
-Stands inside a step of `native_steps`, in place of the model's own `call`.
+What `native_steps` puts in the place of a functional model's `call` for the time of a step; its
+native layers are those of `layers`.
 """
 
 from collections import Counter
@@ -10,10 +11,9 @@ from typing import Any
 
 import keras
 
-from kgraft.engines.torch.layers import Native, native, padding_of
+from kgraft.engines.torch.layers import TO_FIRST, TO_LAST, NativeLayer, native_layer, padding_of
 from kgraft.keras_private import operation_fn
 
-_TO_FIRST, _TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 _Values = dict[int, Any]
 
 
@@ -87,12 +87,14 @@ class NativeNetwork:
             self.keras_layers.append(node.operation.name)
             return self._keras_call(node), [id(t) for t in node.input_tensors]
         self.native_layers += 1
-        kernel, tensors = found
-        if kernel is None:
+        layer, tensors = found
+        if layer is None:
             return None, []
-        return self._native_call(node, kernel, tensors), [id(t) for t in tensors]
+        return self._native_call(node, layer, tensors), [id(t) for t in tensors]
 
-    def _native(self, node: Any, nodes: Sequence[Any]) -> tuple[Native | None, list[Any]] | None:
+    def _native(
+        self, node: Any, nodes: Sequence[Any]
+    ) -> tuple[NativeLayer | None, list[Any]] | None:
         layer, tensors = node.operation, list(node.input_tensors)
         if not isinstance(layer, keras.Layer) or not _is_simple(node):
             return None
@@ -106,27 +108,27 @@ class NativeNetwork:
                 return None, tensors
             return None
         source, padding = self._padded.get(id(tensors[0]), (None, (0, 0)))
-        kernel = native(layer, [t.shape for t in tensors], padding)
-        if kernel is None:
+        found = native_layer(layer, [t.shape for t in tensors], padding)
+        if found is None:
             return None
-        if kernel.layout == "first" and len(tensors[0].shape) not in (2, 4):
+        if found.layout == "first" and len(tensors[0].shape) not in (2, 4):
             return None
-        return kernel, [source] if source is not None else tensors
+        return found, [source] if source is not None else tensors
 
-    def _native_call(self, node: Any, kernel: Native, tensors: Sequence[Any]) -> Any:
+    def _native_call(self, node: Any, layer: NativeLayer, tensors: Sequence[Any]) -> Any:
         output = id(node.outputs[0])
         keys = [id(t) for t in tensors]
         images = len(tensors[0].shape) == 4
         first = images and (
-            kernel.layout == "first"
-            or (kernel.layout == "any" and all(key in self._channels_first for key in keys))
+            layer.layout == "first"
+            or (layer.layout == "any" and all(key in self._channels_first for key in keys))
         )
         if first and len(node.outputs[0].shape) == 4:
             self._channels_first.add(output)
-        if kernel.fresh:
+        if layer.fresh:
             self._fresh.add(output)
         in_place = keys[0] in self._fresh and self._readers[keys[0]] == 1
-        run, read = kernel.run, self._read
+        run, read = layer.run, self._read
 
         def call(values: _Values, training: bool | None) -> None:
             inputs = [read(values, key, first) for key in keys]
@@ -151,7 +153,7 @@ class NativeNetwork:
         value = values[key]
         if first == (key in self._channels_first) or value.ndim != 4:
             return value
-        return value.permute(_TO_FIRST if first else _TO_LAST)
+        return value.permute(TO_FIRST if first else TO_LAST)
 
 
 def _is_simple(node: Any) -> bool:
@@ -172,6 +174,6 @@ def _reader(tensor: int, nodes: Sequence[Any]) -> bool:
         if any(id(t) == tensor for t in node.input_tensors):
             shapes = [t.shape for t in node.input_tensors]
             layer = node.operation
-            kernel = native(layer, shapes) if isinstance(layer, keras.Layer) else None
-            return kernel is not None and kernel.pads and _is_simple(node)
+            found = native_layer(layer, shapes) if isinstance(layer, keras.Layer) else None
+            return found is not None and found.pads and _is_simple(node)
     return False

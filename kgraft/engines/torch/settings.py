@@ -1,123 +1,228 @@
-"""What native networks and traces take for granted: the plain settings of everything in a step.
+"""What native and traced steps have taken for granted: the settings of all that takes part in them.
 
-Stands beside the way of a step: `native_steps` compares a model's settings whenever it turns to
-training or to inference, `traced_steps` those of its optimizers at every step. What has changed is
-built or traced anew, so that a callback may set a layer's `momentum` or a loss' `label_smoothing`
-as it may in `fit`.
+Stands beside the way of a step. `native_steps` compares all settings before every epoch, evaluation
+and prediction, and makes its networks anew where one has changed; `traced_steps` drops its traces
+then, and looks at the model's, the losses' and the optimizers' own numbers before every step that
+it plays.
 """
 
+import functools
+import operator
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
+import torch
 
-_PLAIN = (bool, int, float, str, type(None))
-_PRIVATE = ("_trainable", "_fn_kwargs")
-_STATE = frozenset(  # of a running `fit`, and of a torch module
-    "built compiled stop_evaluating stop_predicting stop_training training "
-    "train_function test_function predict_function".split()
+_Optimizer = keras.optimizers.Optimizer
+_PLAIN = (bool, int, float, complex, str, bytes, types.NoneType)
+# What Keras writes down while it builds and runs, and says nothing about what a step does.
+_BOOKS = frozenset(
+    {
+        *("_auto_config", "_build_shapes_dict", "_called", "_compile_config", "_input_spec"),
+        *("_call_context_args", "_call_has_context_arg", "_call_signature"),
+        *("_compiled_trainable_state", "_eval_epoch_iterator", "_exclude_from_weight_decay_cache"),
+        *("_inbound_nodes", "_initial_epoch", "_inputs", "_layers", "_lock", "_loss_ids"),
+        *("_losses", "_losses_override", "_metrics", "_nodes", "_nodes_by_depth"),
+        *("_non_trainable_variables", "_operations", "_operations_by_depth", "_outbound_nodes"),
+        *("_outputs", "_parent_path", "_path", "_tracker", "_trainable_variables"),
+        *("_trainable_variables_indices", "_variables", "built", "call_signature_parameters"),
+        *("history", "predict_function", "stop_training", "test_function", "train_function"),
+    }
 )
-_PARTS = (
-    keras.constraints.Constraint,
-    keras.losses.Loss,
-    keras.optimizers.schedules.LearningRateSchedule,
-    keras.regularizers.Regularizer,
-    keras.DTypePolicy,
+_HOOKS = frozenset(
+    {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 )
+_SKIPPED = _BOOKS | frozenset(vars(torch.nn.Module())) - _HOOKS
+# How a model inside of another was compiled has no part in the other's step.
+_COMPILED = frozenset(
+    {"_compile_loss", "_compile_metrics", "_loss_tracker", "compiled", "loss", "optimizer"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Same:
+    """Stands for an object among settings: equal to the same object alone, which it keeps alive."""
+
+    thing: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
 
 
 def settings_of(model: Any) -> tuple[Any, ...]:
-    """Settings of a model's layers, and if it is compiled of its loss, metrics and optimizers.
+    """All settings that a step of a model may depend on, to be compared with later ones.
+
+    Numbers, names and functions of the model, its layers, losses, metrics, optimizers, schedules,
+    regularizers and constraints; for variables whether they train; which objects all these are.
 
     Args:
-        model: a built model.
-
-    Returns:
-        What is equal as long as nothing was set.
+        model: a built model, compiled or not.
     """
-    found: list[Any] = [_of(layer) for layer in model._flatten_layers()]
-    found.append([variable.trainable for variable in model.variables])
-    if model.compiled:
-        found += [model._compile_loss, *map(_of, keras.tree.flatten(model.loss))]
-        found += [_of(part) for metric in model.metrics for part in metrics_of(metric)]
-        found += [_of(optimizer) for optimizer in optimizers_of(model)]
-        found.append(optimizer_settings(model))
-    return tuple(found)
+    described = [(Same(part), _described(own)) for part, own in _parts(model)]
+    variables = [
+        (Same(v), Same(v._value), v.trainable, Same(v.regularizer), Same(v.constraint))
+        for v in model.variables
+    ]
+    return (*described, *variables)
 
 
-def optimizer_settings(model: Any) -> list[Any]:
-    """Plain settings of a compiled model's optimizers, cheap enough for every step.
+def foreign_parts(model: Any) -> Iterator[Any]:
+    """What takes part in a model's step and can be called, but is neither Keras' nor kgraft's.
+
+    Args:
+        model: a built, compiled model.
+    """
+    for part, own in _parts(model):
+        if not _is_ours(part):
+            yield part
+        for value in _flat(list(own.values())):
+            if _acts(value) and not _is_ours(value):
+                yield value
+
+
+class Numbers:
+    """The plain settings of a model, its losses and its optimizers, to be compared at every step.
 
     Args:
         model: a compiled model.
     """
-    return [
-        value
-        for optimizer in optimizers_of(model)
-        for value in (
-            optimizer._learning_rate,
-            *(own for own in vars(optimizer).values() if type(own) in _PLAIN),
+
+    def __init__(self, model: Any) -> None:
+        roots = [model.optimizer, model._compile_loss, model._compile_metrics]
+        self._model, self._roots = model, roots
+        self._reads: list[tuple[Any, Any, Any]] = []
+        self._rates: list[tuple[Any, Any]] = []
+        found: dict[int, tuple[Any, dict[str, Any]]] = {id(model): (model, _own(model))}
+        for root in roots:
+            _gather(root, found)
+        for part, own in found.values():
+            tables = [entry for entry in own.values() if isinstance(entry, dict)]
+            for table, entries in [(vars(part), own), *((entry, entry) for entry in tables)]:
+                names = [name for name, value in entries.items() if isinstance(value, _PLAIN)]
+                if names:
+                    read = operator.itemgetter(*names)
+                    self._reads.append((table, read, read(table)))
+            if isinstance(part, _Optimizer):
+                self._rates.append((part, part._learning_rate))
+
+    def hold(self) -> bool:
+        """Whether they are what they were."""
+        model = self._model
+        now = (model.optimizer, model._compile_loss, model._compile_metrics)
+        return (
+            all(map(operator.is_, now, self._roots))
+            and all(part._learning_rate is rate for part, rate in self._rates)
+            and all(read(own) == seen for own, read, seen in self._reads)
         )
-    ]
+
+
+def variables_of(model: Any) -> list[Any]:
+    """Everything that a step may change; some Keras optimizers keep variables to themselves.
+
+    Args:
+        model: a built, compiled model.
+    """
+    found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    for _, own in _parts(model):
+        found += [value for value in _flat(own) if isinstance(value, keras.Variable)]
+    return list({id(variable): variable for variable in found}.values())
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """Every optimizer of a compiled model that moves variables by itself."""
-    return [optimizer for optimizer in all_optimizers(model) if not _inside(optimizer)]
+    """A compiled model's optimizer and those inside of it."""
+    found: dict[int, tuple[Any, dict[str, Any]]] = {}
+    _gather(model.optimizer, found)
+    return [part for part, _ in found.values() if isinstance(part, _Optimizer)]
 
 
-def all_optimizers(model: Any) -> list[Any]:
-    """Every optimizer of a compiled model, those that wrap others included."""
-    found = [model.optimizer]
-    for optimizer in found:  # grows
-        found.extend(_inside(optimizer))
-    return found
+def _parts(model: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """Every object with settings that takes part in a model's step, and its attributes."""
+    found: dict[int, tuple[Any, dict[str, Any]]] = {}
+    for layer in model._flatten_layers():
+        own = _own(layer)
+        if layer is not model:
+            own = {name: value for name, value in own.items() if name not in _COMPILED}
+        found[id(layer)] = (layer, own)
+    for _, own in list(found.values()):
+        _gather(list(own.values()), found)
+    for variable in model.variables:
+        _gather([variable.regularizer, variable.constraint], found)
+    return list(found.values())
 
 
-def metrics_of(metric: Any) -> Iterator[Any]:
-    """A metric, and what a metric of compiled metrics consists of."""
-    yield metric
-    yield from getattr(metric, "metrics", ())
+def _gather(value: Any, found: dict[int, tuple[Any, dict[str, Any]]]) -> None:
+    """Add the objects with settings in a value, and in their attributes, to those found so far."""
+    for part in _flat(value):
+        if id(part) not in found and _has_settings(part):
+            own = _own(part)
+            found[id(part)] = (part, own)
+            _gather(list(own.values()), found)
 
 
-def _inside(optimizer: Any) -> list[Any]:
-    """The optimizers that one passes gradients on to: Keras' wrappers, and kgraft's of peers."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return [optimizer.inner_optimizer]
-    return list(vars(optimizer).get("optimizers", ()))
+def _own(part: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if name not in _SKIPPED and not name.endswith("_initializer")
+    }
 
 
-def _of(part: Any) -> Any:
-    """Settings of one thing: a name's plain value, whose parts that hold settings are asked too."""
-    if isinstance(part, (*_PLAIN, types.FunctionType, types.BuiltinFunctionType, type)):
-        return part
+def _flat(value: Any) -> Iterator[Any]:
+    """What a value holds that is no container."""
+    if isinstance(value, dict):
+        for entry in value.values():
+            yield from _flat(entry)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for entry in value:
+            yield from _flat(entry)
+    else:
+        yield value
+
+
+def _has_settings(part: Any) -> bool:
+    """Whether an attribute's value is an object to look into: a layer is one of its own."""
+    kind: Any = type(part)
+    return _is_looked_into(kind) and not isinstance(part, type)
+
+
+@functools.cache
+def _is_looked_into(kind: type) -> bool:
     return (
-        part,
-        [
-            (name, known)
-            for name, value in vars(part).items()
-            if name not in _STATE and (known := _known(name, value)) is not _NOTHING
-        ],
+        kind.__module__.split(".")[0] in ("keras", "kgraft")
+        and kind.__dictoffset__ != 0
+        and not issubclass(kind, keras.Layer | keras.Variable | keras.KerasTensor)
     )
 
 
-_NOTHING = object()
+def _acts(value: Any) -> bool:
+    """Whether it does something in a step, other than an object that only says what it is."""
+    return (callable(value) and not isinstance(value, type)) or isinstance(value, _Optimizer)
 
 
-def _known(name: str, value: Any) -> Any:
-    """What is compared of an attribute, `_NOTHING` of what is no setting."""
-    if isinstance(value, _PARTS):
-        return _of(value)
-    if name.startswith("_") and name not in _PRIVATE:
-        return _NOTHING
-    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type):
+def _described(value: Any) -> Any:
+    """A value as something that equals its like."""
+    if isinstance(value, _PLAIN):
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, tuple | list):
-        return tuple(_known("", own) for own in value)
     if isinstance(value, dict):
-        return tuple((key, _known("", own)) for key, own in value.items())
-    return value if type(value) in _PLAIN else _NOTHING
+        return tuple((_described(key), _described(entry)) for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_described, value))
+    if isinstance(value, set | frozenset):
+        return frozenset(map(_described, value))
+    return Same(value)
+
+
+def _is_ours(part: Any) -> bool:
+    """Whether something is Keras' or kgraft's own."""
+    part = part.__func__ if isinstance(part, types.MethodType) else part
+    kind = part if isinstance(part, types.FunctionType) else type(part)
+    return kind.__module__.split(".")[0] in ("keras", "kgraft")

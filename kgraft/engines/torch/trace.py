@@ -1,9 +1,9 @@
-"""One training step as the list of what it does to tensors, without the Python around it.
+"""A trace: one native training step as the list of what it does to tensors, without Python.
 
-Stands between a step of `native_steps`, which it writes down, and its playing by `traced_steps`.
-
-`make_fx` writes down every operation of a real step, backward pass and optimizer included, and with
-it the variables that it reads and changes in place. Playing the list back is the next step.
+Stands between `traced_steps`, which makes, checks and plays it, and `cuda_graph`, which makes one
+launch of it. `make_fx` writes down every operation of a real step, backward pass and optimizer
+included, and with it the variables that it reads and changes in place. Playing the list back is the
+next step.
 """
 
 import itertools
@@ -14,24 +14,20 @@ import torch
 from keras import tree
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kgraft.engines.eager import Logs
 
 _ASKED = "what the step does depends on the value of a tensor"
-_ROUNDING = {True: 1e-5, False: 1e-3}  # on a CPU; a GPU adds gradients in any order
 _FACTORIES = ("aten.scalar_tensor", "aten.full", "aten.zeros", "aten.ones", "aten.arange")
 
 
 class Trace:
     """A step for batches of one form, as it was when it was traced.
 
-    Tracing takes the step, but not as it should: `make_fx` runs an in-place list operation without
-    a result, such as decoupled weight decay, a second time to see whether it is a constant. Whoever
-    traces puts the state back.
-
     Args:
-        step: takes a batch, answers with metrics.
+        step: takes a batch, answers with metrics; is taken once.
         batch: nested tensors and Nones.
 
     Raises:
@@ -40,19 +36,19 @@ class Trace:
 
     def __init__(self, step: Callable[[Any], Logs], batch: Any) -> None:
         answers: list[Logs] = []
-        questions = _NoQuestions()
+        watch = _Watch()
 
         def flat_step(*tensors: torch.Tensor) -> list[torch.Tensor]:
             given = iter(tensors)
             parts = tree.map_structure(lambda part: None if part is None else next(given), batch)
-            with questions:
+            with watch, watch.questions:
                 answers.append(step(parts))
             return list(answers[0].values())
 
         try:
             program = make_fx(flat_step)(*tensors_of(batch))
         except Exception as error:
-            if questions.asked:  # Keras wraps what it is told in its own words
+            if watch.asked:  # Keras wraps what it is told in its own words
                 raise RuntimeError(_ASKED) from error
             raise
         self._program = without_constants(program)
@@ -68,53 +64,50 @@ class Trace:
             return dict(zip(self._names, self._program(*tensors), strict=True))
 
 
-class _NoQuestions(TorchDispatchMode):
-    """Refuses to tell Python the value of a tensor: a trace would repeat the answer for ever."""
+class _Watch(TorchDispatchMode):
+    """Keeps two things from a trace that would make it another step.
 
-    asked = False
+    Python is not told the value of a tensor: the trace would repeat the answer for ever. And
+    tensors made of Python numbers are handed out as copies, not as what `make_fx` takes for
+    constants: what it meets with constants and variables only, e.g. decoupled weight decay, it
+    takes for constant too, and computes a second time, in place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions = _Questions()
+
+    @property
+    def asked(self) -> bool:
+        """Whether Python has asked for a value."""
+        return self.questions.asked
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if operation in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
-            self.asked = True
-            raise RuntimeError(_ASKED)
+            self.questions.refuse()
+        if operation is torch.ops.aten.lift_fresh.default:
+            return torch.ops.aten.clone.default(args[0])
         return operation(*args, **(kwargs or {}))
 
 
-def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What some tensors hold now."""
-    return [tensor.detach().clone() for tensor in tensors]
+class _Questions(TorchFunctionMode):
+    """Refuses to hand out tensors as arrays and lists, which is no operation on tensors."""
 
+    asked = False
 
-def agree(
-    found: Sequence[torch.Tensor],
-    expected: Sequence[torch.Tensor],
-    before: Sequence[torch.Tensor] | None,
-) -> bool:
-    """Whether two ways to take a step came to the same numbers, but for rounding.
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in (torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist):
+            self.refuse()
+        return function(*args, **(kwargs or {}))
 
-    Args:
-        found: one tensor a variable, after the one.
-        expected: after the other.
-        before: before either, for what is floating point; None for the size of `expected`.
-
-    Returns:
-        False also where a number is not finite.
-    """
-    for own, other, old in zip(found, expected, before or expected, strict=True):
-        if own.shape != other.shape:
-            return False
-        if not other.is_floating_point():
-            if not torch.equal(own, other):
-                return False
-            continue
-        change = other.double() - (0 if old is other else old.double())
-        rounding = 2 * torch.finfo(other.dtype).eps * other.double().norm()
-        limit = _ROUNDING[other.device.type == "cpu"] * change.norm() + rounding
-        if not bool((own.double() - other.double()).norm() <= limit):  # NaN is never
-            return False
-    return True
+    def refuse(self) -> None:
+        """Remember that somebody asked, and end the step."""
+        self.asked = True
+        raise RuntimeError(_ASKED)
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:

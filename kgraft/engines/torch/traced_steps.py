@@ -1,36 +1,39 @@
-"""Native steps that leave Python out: traced where that pays, on CUDA captured as one graph.
+"""Traced steps: native steps that leave Python out, on CUDA captured as one graph.
 
-The first place that a step comes to. Keras' train step costs milliseconds of Python whatever it
-computes. A step that is repeated with batches of one form is traced (`trace`), and from then on the
-trace is played: operation by operation on the CPU, as one launch on a GPU (`cuda_graph`). Before it
-is used, each trace is held once against an untraced step from the same state. Only models, losses,
-metrics and optimizers that are Keras' or kgraft's are traced: they keep all their state in
-variables.
+Where the engine sends a model whose parts all keep their state in variables, i.e. are Keras' or
+kgraft's. Keras' train step costs milliseconds of Python whatever it computes. A native step that is
+repeated with batches of one form is traced (`trace`), and from then on the trace is played:
+operation by operation on the CPU, as one CUDA graph (`cuda_graph`) on a GPU. No trace is played
+that has not come to the numbers of a native step, or whose settings (`settings`) have changed.
 """
 
 import logging
 import time
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import torch
 
 from kgraft.engines.eager import Logs, on_device
-from kgraft.engines.torch.cuda_graph import captured, line_of, restore
+from kgraft.engines.torch.cuda_graph import captured, farthest, line_of, restore
 from kgraft.engines.torch.native_steps import NativeSteps
 from kgraft.engines.torch.settings import (
-    all_optimizers,
-    metrics_of,
-    optimizer_settings,
+    Numbers,
+    foreign_parts,
     optimizers_of,
+    settings_of,
+    variables_of,
 )
-from kgraft.engines.torch.trace import Trace, agree, copies, tensors_of
+from kgraft.engines.torch.trace import Trace, tensors_of
 
 _log = logging.getLogger("kgraft")
 _AFTER = 40  # steps of one form before a trace: a fit that is shorter is not worth one
 _SHORT = 0.06  # seconds: in longer steps on a CPU, Python is lost among the convolutions
+# How far a played step may be from a native one, relative to a variable's largest value. On a CPU
+# both do the same operations in the same order; some of CUDA's add up in any order.
+_EXACT = {"cpu": 0.0}
+_CLOSE = 1e-3
 
 Play = Callable[[list[torch.Tensor]], Logs]
 
@@ -46,26 +49,19 @@ class TracedSteps(NativeSteps):
         super().__init__(model)
         self._plays: dict[Any, Play | None] = {}
         self._counts: dict[Any, int] = {}
-        self._optimizers: list[Any] = []
-
-    def forget(self) -> None:
-        """See `NativeSteps`; traces go as well."""
-        super().forget()
-        self._plays.clear()
-        self._counts.clear()
+        self._numbers: Numbers | None = None
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         """See `Steps`."""
-        optimizers = optimizer_settings(self._model)
-        if optimizers != self._optimizers:
-            self._optimizers = optimizers
-            self.forget()
+        self._compare()
         data = on_device(data)
         tensors = tensors_of(data)
         form = tuple(
             None if part is None else (part.shape, part.dtype, part.device)
             for part in keras.tree.flatten(data)
         )
+        if self._numbers is not None and not self._numbers.hold():
+            self._forget()
         play = self._plays.get(form)
         if play is not None:
             return play(tensors)
@@ -78,35 +74,56 @@ class TracedSteps(NativeSteps):
             self._counts[form] = 0
         return logs
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._plays.clear()
+        self._counts.clear()
+        self._numbers = None
+
     def _trace(self, form: Any, data: tuple[Any, ...], tensors: list[torch.Tensor]) -> Logs:
-        """One step, untraced, and a trace of it that has come to the same numbers."""
-        self._plays[form] = None
-        variables = _variables(self._model)
-        before = copies(variables)
-        try:
-            trace = Trace(super().train, data)
-        except Exception as error:
-            restore(variables, before)
-            self._say(line_of(error))
-            return super().train(data)
-        restore(variables, before)
+        """One native step, which a trace of it is held against before it is played."""
+        if settings_of(self._model) != self._settings:
+            self._forget()  # what was traced in this epoch saw other settings
+        variables = [variable.value.data for variable in variables_of(self._model)]
+        before = [value.clone() for value in variables]
         logs = super().train(data)
-        after = copies(variables)
-        restore(variables, before)
-        played = trace(tensors)
-        found = copies(variables)
-        restore(variables, after)
-        if not agree(found, after, before) or not agree(
-            list(played.values()), list(logs.values()), None
-        ):
-            self._say("the trace comes to other numbers than the step")
-        else:
-            on_gpu = tensors[0].is_cuda
-            self._plays[form] = (on_gpu and captured(trace, tensors, variables)) or trace
+        after = [value.clone() for value in variables]
+        self._plays[form] = None
+        self._numbers = Numbers(self._model)
+        try:
+            self._plays[form] = self._checked(data, tensors, variables, before, [*logs.values()])
+        except Exception as error:
+            _log.info("a step of %s is not traced: %s", self._model.name, line_of(error))
+        finally:
+            restore(variables, after)
         return logs
 
-    def _say(self, reason: str) -> None:
-        _log.info("steps of %s are not traced: %s", self._model.name, reason)
+    def _checked(
+        self,
+        data: tuple[Any, ...],
+        tensors: list[torch.Tensor],
+        variables: list[torch.Tensor],
+        before: list[torch.Tensor],
+        logs: list[torch.Tensor],
+    ) -> Play:
+        """A trace of the next step that has taken this one once more, to the same numbers.
+
+        A number that it holds for constant, and that changes from step to step, shows that way.
+        """
+        objection = why_not(self._model)  # settings may have changed since the model was sent here
+        if objection:
+            raise ValueError(objection)
+        expected = [value.clone() for value in [*variables, *logs]]
+        trace = Trace(super().train, data)
+        restore(variables, before)
+        play: Play = trace
+        if tensors[0].is_cuda:
+            play = captured(trace, tensors, variables) or trace
+        played = list(play(tensors).values())
+        off = farthest([*variables, *played], expected)
+        if not off <= _EXACT.get(tensors[0].device.type, _CLOSE):
+            raise ArithmeticError(f"a played step is off by {off:.1e} of a variable's largest")
+        return play
 
 
 def why_not(model: Any) -> str | None:
@@ -115,45 +132,16 @@ def why_not(model: Any) -> str | None:
         return "it is not compiled"
     if model.run_eagerly:
         return "it is compiled with run_eagerly=True"
-    if any(isinstance(o, keras.optimizers.LossScaleOptimizer) for o in all_optimizers(model)):
-        return "its LossScaleOptimizer looks at the gradients in every step"
     for layer in model._flatten_layers():
-        if not _is_ours(layer) or isinstance(layer, keras.layers.Lambda):
+        if isinstance(layer, keras.layers.Lambda):
             return f"layer {layer.name!r} is not Keras'"
         if layer._seed_generators:
             return f"layer {layer.name!r} draws random numbers"
-    for part in _parts(model):
-        if not _is_ours(part):
-            return f"{part!r} is not Keras'"
-    return None
-
-
-def _variables(model: Any) -> list[torch.Tensor]:
-    """Everything that a step may change."""
-    state = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    return list({id(variable): variable.value.data for variable in state}.values())
-
-
-def _parts(model: Any) -> Iterator[Any]:
-    """What takes part in a model's step beside its layers."""
+    for part in foreign_parts(model):
+        if isinstance(part, keras.Layer):
+            return f"layer {part.name!r} is not Keras'"
+        return f"{part!r} is not Keras'"
     for optimizer in optimizers_of(model):
-        yield optimizer
-        yield optimizer._learning_rate
-    for metric in model.metrics:
-        for part in metrics_of(metric):
-            yield part
-            yield getattr(part, "_fn", None)
-    yield from keras.tree.flatten(model.loss)
-    for variable in model.trainable_variables:
-        yield variable.regularizer
-        yield variable.constraint
-    for layer in model._flatten_layers():
-        yield getattr(layer, "activation", None)
-
-
-def _is_ours(part: Any) -> bool:
-    """Whether something is Keras' or kgraft's own, or a plain value."""
-    if part is None or isinstance(part, str):
-        return True
-    kind = part if isinstance(part, type | types.FunctionType) else type(part)
-    return kind.__module__.split(".")[0] in ("keras", "kgraft")
+        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            return "its LossScaleOptimizer looks at the gradients in every step"
+    return None
