@@ -14,6 +14,7 @@ from kgraft.keras_private import (
     EpochIterator,
     Functional,
     GeneratorDataAdapter,
+    TorchDataLoaderAdapter,
     can_convert_arrays,
     class_weight_to_sample_weights,
     get_keras_mask,
@@ -254,6 +255,13 @@ def test_a_generator_has_an_adapter_of_its_own_and_no_length():
     assert not isinstance(EpochIterator(Counted()).data_adapter, GeneratorDataAdapter)
     assert iterator.num_batches is None
     assert firsts(iterator.enumerate_epoch()) == [0.0, 4.0]
+
+
+def test_a_torch_loader_has_an_adapter_of_its_own():
+    data = pytest.importorskip("torch.utils.data")
+    loader = data.DataLoader(list(zip(X, Y, strict=True)), batch_size=2)
+    assert isinstance(EpochIterator(loader).data_adapter, TorchDataLoaderAdapter)
+    assert not isinstance(EpochIterator(Counted()).data_adapter, TorchDataLoaderAdapter)
 
 
 def test_layers_lie_flat_with_the_model_before_its_layers():

@@ -142,7 +142,7 @@ def _layer(rng, x):
 
 def _activation(rng):
     """None, a rectifier or any other activation there is, or one that Keras does not know."""
-    own = [_over_channels, layers.PReLU(shared_axes=[1, 2])]
+    own = [_over_channels, layers.LeakyReLU(0.2)]
     names = [None, None, "relu", "relu", str(rng.choice(ACTIVATIONS)), str(rng.choice(ACTIVATIONS))]
     return own[rng.integers(2)] if rng.random() < 0.05 else names[rng.integers(len(names))]
 
