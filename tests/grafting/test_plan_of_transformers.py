@@ -208,6 +208,25 @@ def test_a_custom_layers_matrix_owns_where_it_multiplies_what_comes_in():
     assert [name.split("/")[-1] for name in owners(model)] == ["matrix", "kernel"]
 
 
+def test_a_recurrent_convolution_over_time_owns():
+    x = keras.Input((4, 6, 3))
+    h = layers.Flatten()(layers.ConvLSTM1D(5, 2)(x))
+    assert owners(keras.Model(x, layers.Dense(2)(h)))[0].endswith("kernel")
+    assert len(owners(keras.Model(x, layers.Dense(2, name="head")(h)))) == 1  # the head rides
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="torch's modules need torch")
+def test_matrices_of_a_torch_module_own_and_its_filters_come_first():
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.ReLU(), torch.nn.Linear(7, 5))
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.TorchModuleWrapper(module), layers.Dense(2)]
+    )
+    model(keras.ops.zeros((1, 4)))  # builds the head, which cannot know the module's output before
+    assert [group.filters for group in GraftPlan.of(model).groups] == [7, 5, 2]
+
+
 def test_where_all_layers_are_unknown_every_matrix_owns():
     class Table(layers.Layer):
         def __init__(self):
