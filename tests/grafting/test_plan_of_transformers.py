@@ -6,8 +6,6 @@ from keras import layers
 
 from kgraft.grafting import GraftPlan
 
-pytestmark = pytest.mark.core
-
 
 def owners(model, **options):
     """The kernels that own a coefficient, by the last two parts of their paths."""
@@ -55,6 +53,7 @@ def expected(blocks=2):
     return ["patches/kernel", *kernels, "head/kernel"]
 
 
+@pytest.mark.core
 def test_a_vit_with_a_convolutional_stem_has_a_group_for_each_kernel():
     assert owners(vit()) == expected()
 
@@ -153,6 +152,7 @@ class SubclassedViT(keras.Model):
         return self.head(keras.ops.mean(x, axis=1))
 
 
+@pytest.mark.core
 def test_a_subclassed_vit_has_a_group_for_each_kernel():
     model = SubclassedViT()
     model(keras.ops.zeros((1, 8, 8, 3)))
@@ -160,6 +160,7 @@ def test_a_subclassed_vit_has_a_group_for_each_kernel():
     assert owners(model) == [f"{name}/kernel" for name in ("patches", *inner, "head")]
 
 
+@pytest.mark.core
 def test_embeddings_and_wide_biases_ride_in_a_model_of_words():
     words = keras.Input((5,), dtype="int32")
     x = layers.Embedding(11, 6, name="words")(words)
@@ -252,6 +253,7 @@ def with_activations(shared):
     return keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(h)))
 
 
+@pytest.mark.core
 def test_one_activation_for_all_layers_changes_no_plan():
     own, theirs = (GraftPlan.of(with_activations(shared)) for shared in (False, True))
     assert [g.members for g in own.groups] == [g.members for g in theirs.groups]
