@@ -38,6 +38,11 @@ _DENSE = (  # attention and recurrent layers are built of these
     keras.layers.LSTMCell,
     keras.layers.GRUCell,
 )
+_FOREIGN = (
+    keras.layers.TorchModuleWrapper,
+    keras.layers.FlaxLayer,
+    keras.layers.JaxLayer,
+)
 _LAYER_NORMS = (keras.layers.LayerNormalization, keras.layers.RMSNormalization)
 _RIDERS = (  # whatever the rank of their weights
     keras.layers.Embedding,
@@ -51,8 +56,10 @@ _RIDERS = (  # whatever the rank of their weights
 def kind_of(layer: keras.Layer, weight: Any, created_trainable: bool) -> Kind | None:
     """What kind of kernel a layer's weight is, None for one that rides with a kernel.
 
-    A custom layer's trainable weight of rank 4 or 5 is a convolution's; one of rank 2 is a dense
-    kernel where its first axis is as long as the last of what the layer was built for.
+    A custom layer's trainable weight of rank 4 or 5 is a convolution's. One of rank 2 is a dense
+    kernel, and one of rank 3 a convolution's, where its second last axis is as long as the last of
+    what the layer was built for: an embedding of positions has another length there. What another
+    library's module holds says nothing of its use: every matrix counts as a dense kernel.
 
     Args:
         layer: the layer that holds the weight.
@@ -68,7 +75,11 @@ def kind_of(layer: keras.Layer, weight: Any, created_trainable: bool) -> Kind | 
         return None if weight is layer.bias else "dense"
     if rank in (4, 5):
         return "convolution"
-    return "dense" if rank == 2 and weight.shape[0] == _features(layer) else None
+    if isinstance(layer, _FOREIGN):
+        return "dense"
+    if weight.shape[-2] != _features(layer):
+        return None
+    return "dense" if rank == 2 else "convolution"
 
 
 def filter_axes(layer: keras.Layer, weight: Any) -> tuple[int, ...]:
@@ -79,6 +90,8 @@ def filter_axes(layer: keras.Layer, weight: Any) -> tuple[int, ...]:
         weight: the kernel.
     """
     rank = len(weight.shape)
+    if isinstance(layer, keras.layers.TorchModuleWrapper):
+        return (0,)
     if isinstance(layer, _TRANSPOSED):
         return (rank - 2,)
     if isinstance(layer, _DEPTHWISE):

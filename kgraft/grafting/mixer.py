@@ -14,7 +14,8 @@ class Mixer:
     """Leaves all peers as they are: K independent networks, whose predictions can be averaged.
 
     The base of all mixers. One overrides `apply`, for what happens at the end of an epoch, or
-    `step` and `every_steps`, for what happens between steps.
+    `step` and `every_steps`, for what happens between steps. Frozen weights (`trainable=False`)
+    belong to no group of the plan: what is in no group is left alone.
 
     Attributes:
         every_steps: `step` is called after every n-th training step; None for never.

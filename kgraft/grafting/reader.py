@@ -134,7 +134,7 @@ class Reader:
             latest = self._visit(layer, before, around)
             met_at.update(dict.fromkeys(range(first, len(self._owners)), place))
             if self._shortcuts is not None and id(node) in self._shortcuts.leading:
-                latest = self._last_of[id(self._shortcuts.leading[id(node)])]
+                latest = self._last_of.get(id(self._shortcuts.leading[id(node)]), latest)
             for tensor in node.output_tensors:
                 latest_of[id(tensor)] = latest
         return _latest([latest_of.get(id(tensor)) for tensor in graph._outputs] + [incoming])

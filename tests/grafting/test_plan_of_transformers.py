@@ -6,8 +6,6 @@ from keras import layers
 
 from kgraft.grafting import GraftPlan
 
-pytestmark = pytest.mark.core
-
 
 def owners(model, **options):
     """The kernels that own a coefficient, by the last two parts of their paths."""
@@ -55,6 +53,7 @@ def expected(blocks=2):
     return ["patches/kernel", *kernels, "head/kernel"]
 
 
+@pytest.mark.core
 def test_a_vit_with_a_convolutional_stem_has_a_group_for_each_kernel():
     assert owners(vit()) == expected()
 
@@ -153,6 +152,7 @@ class SubclassedViT(keras.Model):
         return self.head(keras.ops.mean(x, axis=1))
 
 
+@pytest.mark.core
 def test_a_subclassed_vit_has_a_group_for_each_kernel():
     model = SubclassedViT()
     model(keras.ops.zeros((1, 8, 8, 3)))
@@ -160,6 +160,7 @@ def test_a_subclassed_vit_has_a_group_for_each_kernel():
     assert owners(model) == [f"{name}/kernel" for name in ("patches", *inner, "head")]
 
 
+@pytest.mark.core
 def test_embeddings_and_wide_biases_ride_in_a_model_of_words():
     words = keras.Input((5,), dtype="int32")
     x = layers.Embedding(11, 6, name="words")(words)
@@ -208,6 +209,25 @@ def test_a_custom_layers_matrix_owns_where_it_multiplies_what_comes_in():
     assert [name.split("/")[-1] for name in owners(model)] == ["matrix", "kernel"]
 
 
+def test_a_recurrent_convolution_over_time_owns():
+    x = keras.Input((4, 6, 3))
+    h = layers.Flatten()(layers.ConvLSTM1D(5, 2)(x))
+    assert owners(keras.Model(x, layers.Dense(2)(h)))[0].endswith("kernel")
+    assert len(owners(keras.Model(x, layers.Dense(2, name="head")(h)))) == 1  # the head rides
+
+
+@pytest.mark.skipif(keras.config.backend() != "torch", reason="torch's modules need torch")
+def test_matrices_of_a_torch_module_own_and_its_filters_come_first():
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(4, 7), torch.nn.ReLU(), torch.nn.Linear(7, 5))
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.TorchModuleWrapper(module), layers.Dense(2)]
+    )
+    model(keras.ops.zeros((1, 4)))  # builds the head, which cannot know the module's output before
+    assert [group.filters for group in GraftPlan.of(model).groups] == [7, 5, 2]
+
+
 def test_where_all_layers_are_unknown_every_matrix_owns():
     class Table(layers.Layer):
         def __init__(self):
@@ -233,6 +253,7 @@ def with_activations(shared):
     return keras.Model(x, layers.Dense(2, name="head")(layers.Flatten()(h)))
 
 
+@pytest.mark.core
 def test_one_activation_for_all_layers_changes_no_plan():
     own, theirs = (GraftPlan.of(with_activations(shared)) for shared in (False, True))
     assert [g.members for g in own.groups] == [g.members for g in theirs.groups]
