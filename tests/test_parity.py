@@ -40,7 +40,7 @@ def test_in_float64_nesterov_is_pytorchs():
 @pytest.mark.core
 @pytest.mark.parametrize("name", NAMES)
 def test_in_float32_losses_stay_pytorchs(name):
-    found = compare(name, batch=batch_of(name), grafts=0, rate=4e-6 if name in KINKED else 2e-4)
+    found = compare(name, grafts=0, rate=4e-6 if name in KINKED else 2e-4)
     print(name, found)
     assert found.logits < 1e-5
     assert found.loss < 1e-3

@@ -65,13 +65,14 @@ class Method:
 
 
 def _graft_reads(config: "Config") -> tuple[str, ...]:
-    return (*_TIMES, "graft.level", *(() if config.graft.level == "filter" else _LAYERS))
+    filters = config.graft.level == "filter"
+    return (*_TIMES, "graft.level", *(("graft.grouping",) if filters else _LAYERS))
 
 
 def _graft(config: "Config") -> Mixer:
     wanted = config.graft
     if wanted.level == "filter":
-        return grafting.FilterGraft()
+        return grafting.FilterGraft(biases=wanted.grouping != "authors")
     criterion: Entropy | FilterEntropy | L1Norm
     if wanted.criterion == "entropy":
         criterion = Entropy(wanted.bins, wanted.binning)  # type: ignore[arg-type]

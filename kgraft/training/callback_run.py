@@ -240,7 +240,8 @@ class CallbackRun:
             )
 
     def _is_built(self) -> bool:
-        return all(student.weights for student in self.students)
+        # a model that has run already may hold layers that have not: it has some of its weights
+        return all(student.built and student.weights for student in self.students)
 
     def _shares_variables(self) -> bool:
         own = {id(variable) for variable in self.ring[self.place].variables}

@@ -234,7 +234,9 @@ def test_settings_reach_the_mixer():
     assert mixer_of(of("papa", papa__lr_scaling="none")) == Papa(lr_scaling="none")
     assert mixer_of(of("graft", graft__frozen=True)).blend_frozen and not Graft().blend_frozen
     assert mixer_of(of("noise")) == Noise(decay=0.975)
-    assert isinstance(mixer_of(of("graft", graft__level="filter")), FilterGraft)
+    assert mixer_of(of("graft", graft__level="filter")) == FilterGraft()
+    theirs = of("graft", graft__level="filter", graft__grouping="authors")
+    assert mixer_of(theirs) == FilterGraft(biases=False)
     assert mixer_of(of("graft", graft__sharpness=3.0)) == Graft(
         criterion=mixer_of(of("graft")).criterion, sharpness=3.0
     )
