@@ -240,8 +240,15 @@ class CallbackRun:
             )
 
     def _is_built(self) -> bool:
-        # a model that has run already may hold layers that have not: it has some of its weights
-        return all(student.built and student.weights for student in self.students)
+        """Whether every student has all its weights: a built backbone may have an unbuilt head.
+
+        A layer that is never called is never built, so that the first batch settles it too.
+        """
+        return all(
+            student.weights
+            and (self._prepared or all(layer.built for layer in student._flatten_layers()))
+            for student in self.students
+        )
 
     def _shares_variables(self) -> bool:
         own = {id(variable) for variable in self.ring[self.place].variables}

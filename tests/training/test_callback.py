@@ -356,27 +356,3 @@ def test_a_mistake_found_when_fit_begins_gets_one_line(peers, options, message):
     with pytest.raises(UserError, match=message) as error:
         fit(model, [GraftCallback(peers(model), **options)])
     assert "\n" not in str(error.value)
-
-
-class Headed(keras.Model):
-    """A network whose backbone is built and whose head is not."""
-
-    def __init__(self):
-        super().__init__()
-        self.backbone = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
-        self.head = keras.Sequential(
-            [keras.layers.Conv2D(3, 3), keras.layers.Flatten(), keras.layers.Dense(2)]
-        )
-
-    def call(self, x):
-        return self.head(self.backbone(x))
-
-
-def test_a_head_that_is_built_by_the_first_batch_is_grafted():
-    x = np.random.default_rng(0).normal(size=(8, 6, 6, 1)).astype("float32")
-    model, peer = Headed(), Headed()
-    model.compile("sgd", "mse")
-    grafting = GraftCallback([peer])
-    model.fit(x, np.zeros((8, 2), "float32"), batch_size=4, verbose=0, callbacks=[grafting])
-    ((_, record),) = grafting.records
-    assert len(record.groups) == 2

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -472,7 +474,8 @@ def test_models_that_do_not_fit_are_refused_in_one_line(make, message):
     arguments = make()
     with pytest.raises(UserError) as caught:
         Distiller(*arguments)
-    assert str(caught.value) == message
+    counted = re.sub(r"(softmax)_\d+", r"\1", str(caught.value))  # Keras counts what has no name
+    assert counted == message
     if len(arguments[1:2]) and isinstance(arguments[1], list):
         assert all(teacher.trainable for teacher in arguments[1])
 
