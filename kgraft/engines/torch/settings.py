@@ -124,14 +124,12 @@ class Numbers:
 
 
 def variables_of(model: Any) -> list[Any]:
-    """Everything that a step may change; some Keras optimizers keep variables to themselves.
+    """Everything that a step may change.
 
     Args:
         model: a built, compiled model.
     """
     found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    for _, own in _parts(model):
-        found += [value for value in _flat(own) if isinstance(value, keras.Variable)]
     return list({id(variable): variable for variable in found}.values())
 
 
