@@ -100,8 +100,7 @@ class Numbers:
         self._reads: list[tuple[Any, Any, Any]] = []
         self._rates: list[tuple[Any, Any]] = []
         found: dict[int, tuple[Any, dict[str, Any]]] = {id(model): (model, _own(model))}
-        for root in roots:
-            _gather(root, found)
+        _gather(list(_own(model).values()), found)
         for part, own in found.values():
             tables = [entry for entry in own.values() if isinstance(entry, dict)]
             for table, entries in [(vars(part), own), *((entry, entry) for entry in tables)]:
