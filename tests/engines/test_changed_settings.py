@@ -7,6 +7,7 @@ from keras import layers
 
 import kgraft
 from kgraft.engines.choose import Engine
+from kgraft.training.distiller import distil
 
 if keras.config.backend() != "torch":
     pytest.skip("native networks and traces are torch's", allow_module_level=True)
@@ -172,3 +173,33 @@ def test_a_change_that_is_taken_back_before_the_next_epoch_leaves_no_trace_of_it
 
     for own, other in zip(weights("compiled"), weights("eager"), strict=True):
         np.testing.assert_allclose(own, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set(lambda m: m, "weight", 9.0),
+        _set(lambda m: m, "temperature", 9.0),
+        _set(lambda m: m._distillation, "temperature", 9.0),
+    ],
+    ids=["weight", "temperature of the teachers", "temperature of the loss"],
+)
+def test_a_setting_of_a_distiller_that_changes_in_mid_epoch_counts_as_in_keras(change):
+    x = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype("float32")
+    y = np.eye(5, dtype="float32")[np.arange(6) % 5]
+
+    def weights(wanted, change):
+        teacher, student = _changing(), _changing()
+        teacher.set_weights([3 * weight for weight in teacher.get_weights()])
+        distiller = distil(student, [teacher])
+        engine = Engine([distiller], wanted)
+        engine.begin_epoch()
+        for step in range(5):
+            if step == 3:
+                change(distiller)
+            engine.step([(x, y)])
+        return student.get_weights()
+
+    expected, unchanged = weights("eager", change), weights("eager", lambda model: None)
+    found = weights("compiled", change)
+    assert _distance(found, expected) < 1e-4 < 1e-3 < _distance(unchanged, expected)

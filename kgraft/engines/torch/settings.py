@@ -100,8 +100,7 @@ class Numbers:
         self._reads: list[tuple[Any, Any, Any]] = []
         self._rates: list[tuple[Any, Any]] = []
         found: dict[int, tuple[Any, dict[str, Any]]] = {id(model): (model, _own(model))}
-        for root in roots:
-            _gather(root, found)
+        _gather(list(_own(model).values()), found)
         for part, own in found.values():
             tables = [entry for entry in own.values() if isinstance(entry, dict)]
             for table, entries in [(vars(part), own), *((entry, entry) for entry in tables)]:
@@ -124,14 +123,12 @@ class Numbers:
 
 
 def variables_of(model: Any) -> list[Any]:
-    """Everything that a step may change; some Keras optimizers keep variables to themselves.
+    """Everything that a step may change.
 
     Args:
         model: a built, compiled model.
     """
     found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
-    for _, own in _parts(model):
-        found += [value for value in _flat(own) if isinstance(value, keras.Variable)]
     return list({id(variable): variable for variable in found}.values())
 
 
