@@ -42,6 +42,16 @@ class Taught(NamedTuple):
     probabilities: Any
 
 
+def untaught(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A batch with plain targets, whether its teachers have been asked or not.
+
+    Args:
+        batch: `(x, y)` or `(x, y, sample_weight)`.
+    """
+    x, y, *weights = batch
+    return (x, y.targets if isinstance(y, Taught) else y, *weights)
+
+
 @keras.saving.register_keras_serializable("kgraft")
 class Distiller(keras.Model):
     """A student in training under M teachers: loss = CE + w KD (eq. 8-12, where w = 1).
@@ -215,8 +225,7 @@ class Distiller(keras.Model):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The student's metrics, on the targets alone."""
-        y = y.targets if isinstance(y, Taught) else y
-        return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return super().compute_metrics(*untaught((x, y)), y_pred, sample_weight=sample_weight)
 
     def test_step(self, *args: Any) -> Any:
         """Evaluate one batch: Keras' step without the two metrics that only training has.

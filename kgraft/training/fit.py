@@ -11,10 +11,8 @@ from kgraft.engines.choose import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
-from kgraft.training.distiller import distil
 from kgraft.training.feeds import (
     Batch,
-    Feed,
     Shuffle,
     feeds_of,
     in_one_order,
@@ -35,10 +33,11 @@ from kgraft.training.fit_arguments import (
 )
 from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
+from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
-from kgraft.training.mutual import Mutual, MutualEngine
+from kgraft.training.mutual import FromEachOther, Mutual
 from kgraft.training.preflight import preflight
-from kgraft.training.teaching import TaughtEngine, Teaching
+from kgraft.training.teaching import FromTeachers
 from kgraft.training.watchers import (
     Callbacks,
     check_backups,
@@ -129,26 +128,16 @@ class GraftingFit:
         check_optimizers(self.peers)
         mutual = checked_mutual(mutual, self.teachers)
         students = Engine(self.peers, engine)
-        self._students = trainees = students.steppers
-        self._engine: Engine | MutualEngine = students
-        self._shared = mutual is not None
-        self._teaching = (
-            Teaching(self.teachers, temperature, engine)
-            if self.teachers and not feature_losses
-            else None
-        )
         if mutual is not None:
-            self._engine = MutualEngine(self.peers, mutual, engine)
+            learning: Learning = FromEachOther(students, mutual)
         elif self.teachers:
-            taught = [
-                distil(peer, self.teachers, temperature, distillation_weight, tuple(feature_losses))
-                for peer in self.peers
-            ]
-            self._engine = TaughtEngine(taught, engine)
-            trainees = self._engine.steppers
-        self._loop = PeerLoop(
-            self._students, self._engine, trainees, self._teaching, mixer, schedule
-        )
+            learning = FromTeachers(
+                students, self.teachers, temperature, distillation_weight, feature_losses
+            )
+        else:
+            learning = Learning(students)
+        self._learning = learning
+        self._loop = PeerLoop(learning, mixer, schedule)
 
     @property
     def graft(self) -> Mixer:
@@ -239,20 +228,19 @@ class GraftingFit:
         told = range(begin, checked_count("epochs", epochs))
         check_steps(steps_per_epoch=steps_per_epoch, validation_steps=validation_steps)
         validated = validated_epochs(validation_freq)
-        check_optimizers(self.peers)  # a peer may have been compiled since
         listed = is_listed(x, y, sample_weight)
         if not listed:
             check_targets(self.peers, x, y, sample_weight, name="x")
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
-        shared = shared_batches or self._shared
+        shared = shared_batches or self._learning.shared
         feeds = feeds_of(
             len(self.peers),
             x,
             y,
             sample_weight,
             shared=shared,
-            prepare=self._taught,
+            prepare=self._learning.feed,
             batch_size=batch_size,
             class_weight=class_weight,
             seed=self.seed,
@@ -271,9 +259,9 @@ class GraftingFit:
         check_backups(watchers)
         if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
-        self._loop.prepare(feeds[0])
+        engine = self._loop.prepare(feeds[0])
         preflight(self.peers)
-        _log.info("engine: %s", self._engine.describe())
+        _log.info("engine: %s for %d peers", engine.describe(), len(self.peers))
         if initial_epoch is not None:
             self._loop.epochs_done = begin
         self._loop.run(feeds, watchers, told, validation=validation, validated=validated)
@@ -316,7 +304,7 @@ class GraftingFit:
         )
         found = [
             evaluate(student, feed, watcher)
-            for student, watcher in zip(self._students, watchers, strict=True)
+            for student, watcher in zip(self._learning.students.steppers, watchers, strict=True)
         ]
         if return_dict:
             return found
@@ -349,12 +337,8 @@ class GraftingFit:
         if callbacks is not None:
             raise UserError("predict takes no callbacks: call predict of each of run.peers.")
         feed = validation_feed((x,), batch_size, steps)
-        outputs = [student.predict(feed.epoch(0)) for student in self._students]
+        outputs = [student.predict(feed.epoch(0)) for student in self._learning.students.steppers]
         return keras.tree.map_structure(lambda *parts: np.stack(parts), *outputs)
-
-    def _taught(self, feed: Feed) -> Feed:
-        """The feed with the teachers' predictions, where they can be had once and for all."""
-        return (self._teaching.feed(feed) if self._teaching else None) or feed
 
 
 def _trimmed(x: Any, y: Any, sample_weight: Any) -> Batch:

@@ -12,12 +12,11 @@ from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
-from kgraft.training.batches import Batch, Feed, first_batch, side_by_side
-from kgraft.training.distiller import Taught
+from kgraft.training.batches import Feed, first_batch, side_by_side
+from kgraft.training.distiller import untaught
 from kgraft.training.fit_arguments import check_targets
 from kgraft.training.graft_schedule import GraftSchedule
-from kgraft.training.mutual import MutualEngine
-from kgraft.training.teaching import Teaching
+from kgraft.training.learning import Learning
 from kgraft.training.watchers import ends_epochs, evaluate, restored_epoch
 
 _log = logging.getLogger("kgraft")
@@ -29,10 +28,7 @@ class PeerLoop:
     """Trains K peers epoch by epoch and grafts them, over one call of `fit` or several.
 
     Args:
-        students: the peers, one stepper each, by which they are validated.
-        engine: takes the steps of the peers, or of the models that train them.
-        trainees: its steppers, in the peers' order; the students where it has none of its own.
-        teaching: puts teachers' predictions beside each batch; None for plain targets.
+        learning: how they learn, and their own engine, by which they are validated.
         graft: what is done to the peers' weights.
         schedule: when.
 
@@ -46,18 +42,14 @@ class PeerLoop:
 
     def __init__(
         self,
-        students: Sequence[Stepper],
-        engine: Engine | MutualEngine,
-        trainees: Sequence[Stepper],
-        teaching: Teaching | None,
+        learning: Learning,
         graft: Mixer,
         schedule: GraftSchedule,
     ) -> None:
-        self.peers = [student.model for student in students]
+        self.peers = learning.peers
         self.records: list[tuple[int, GraftRecord]] = []
         self.epochs_done = 0
-        self._students, self._engine, self._trainees = students, engine, trainees
-        self._teaching = teaching
+        self._students, self._learning = learning.students.steppers, learning
         self.mixer, self.schedule = graft, schedule
         built = all(peer.built for peer in self.peers)
         self._plan: GraftPlan | None = graft.check(self.peers) if built else None
@@ -66,17 +58,20 @@ class PeerLoop:
         self._sick: set[int] = set()
         self._steps_taken = 0
 
-    def prepare(self, feed: Feed) -> None:
-        """Build what is not built, from a batch of a feed, and settle how steps are taken."""
-        pairs = list(zip(self._trainees, self._students, strict=True))
-        models = [own.model for pair in pairs for own in pair]
-        if not all(model.built and model.optimizer.built for model in models):
+    def prepare(self, feed: Feed) -> Engine:
+        """Build what is not built, from a batch of a feed, and settle what takes the steps."""
+        learning = self._learning
+        if not (_built(self._students) and _built(learning.engine().steppers)):
             batch = first_batch(feed)
-            check_targets(self.peers, *_without_teachers(batch)[:2], name="x")
-            for trainee, student in pairs:
-                student.build(_without_teachers(batch))
-                trainee.build(self._with_teachers(batch))
-        self._engine.choose()
+            check_targets(self.peers, *untaught(batch)[:2], name="x")
+            for student in self._students:
+                student.build(untaught(batch))
+            steppers = learning.engine().steppers
+            for stepper, own in zip(steppers, learning.given([batch] * len(steppers)), strict=True):
+                stepper.build(own)
+        engine = learning.engine()
+        engine.choose()
+        return engine
 
     def run(
         self,
@@ -143,8 +138,7 @@ class PeerLoop:
             self._pending = None
         for watcher in watchers:
             watcher.on_epoch_begin(epoch)
-        self._train_epoch(feeds, watchers, number)
-        logs = self._engine.logs()
+        logs = self._train_epoch(feeds, watchers, number)
         if self.schedule.due(number):
             if self.schedule.evaluate == "after":
                 self._graft(number)
@@ -158,26 +152,23 @@ class PeerLoop:
             results = evaluate(student, validation, watcher)
             own.update((f"val_{name}", value) for name, value in results.items())
 
-    def _train_epoch(self, feeds: Sequence[Feed], watchers: Watchers, number: int) -> None:
-        self._engine.begin_epoch()
+    def _train_epoch(self, feeds: Sequence[Feed], watchers: Watchers, number: int) -> list[Logs]:
+        learning, engine = self._learning, self._learning.engine()
+        engine.begin_epoch()
         try:
             with contextlib.closing(side_by_side(feeds, number)) as drawn:
                 for step, batches in enumerate(drawn):
                     for watcher in watchers:
                         watcher.on_train_batch_begin(step)
-                    logs_of_all = self._engine.step([self._with_teachers(own) for own in batches])
+                    logs_of_all = learning.of_each(engine.step(learning.given(batches)))
                     self._mix(number, step, feeds[0].steps)
                     for watcher, logs in zip(watchers, logs_of_all, strict=True):
                         watcher.on_train_batch_end(step, logs)
                     if any(peer.stop_training for peer in self.peers):
                         break
         finally:
-            self._engine.end_epoch()
-
-    def _with_teachers(self, batch: Batch) -> Batch:
-        if self._teaching is None or isinstance(batch[1], Taught):
-            return batch
-        return self._teaching.of(batch)
+            engine.end_epoch()
+        return learning.of_each(engine.logs())
 
     def _mix(self, epoch: int, step: int, steps: int | None) -> None:
         """What the mixer does between steps."""
@@ -195,9 +186,8 @@ class PeerLoop:
             self._alphas = record.mean_coefficients.tolist()
 
 
-def _without_teachers(batch: Batch) -> Batch:
-    x, y, *weights = batch
-    return (x, y.targets if isinstance(y, Taught) else y, *weights)
+def _built(steppers: Sequence[Stepper]) -> bool:
+    return all(own.model.built and own.model.optimizer.built for own in steppers)
 
 
 def _share(logs: list[Logs]) -> None:

@@ -129,7 +129,7 @@ def test_what_compile_says_of_speed_is_honoured_or_named(engine):
     model.compile("sgd", cross_entropy(), jit_compile=backend == "torch", steps_per_execution=3)
     run = kgraft.GraftingFit([model], engine=engine)
     fit(run)
-    said = run._engine.describe()
+    said = run._learning.engine().describe()
     assert "steps_per_execution of" in said and "every step is a call of its own" in said
     if backend == "torch":
         assert "jit_compile=True of" in said
