@@ -10,8 +10,8 @@ import keras
 
 from kgraft.engines.lockstep import Lockstep
 from kgraft.errors import UserError
-from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.plan import GraftPlan
+from kgraft.grafting.mixer import Mixer, State
+from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.compile_copy import compile_as, must_compile
 from kgraft.training.distiller import student_of
@@ -31,11 +31,13 @@ class Carried:
         ring: ids of its models, in order.
         read: batches of its own data that each peer has read, by the id of its model.
         due: epoch whose grafting is put off to the next epoch's beginning.
+        state: what its mixer knows.
     """
 
     ring: tuple[int, ...] = ()
     read: dict[int, int] = field(default_factory=dict)
     due: int | None = None
+    state: State | None = None
 
 
 class CallbackRun:
@@ -44,7 +46,7 @@ class CallbackRun:
     Args:
         model: what `fit` trains.
         peers: as given to the callback.
-        graft: what a grafting does.
+        mixer: what a grafting does.
         data: the peers' own, see `sources`.
         class_weight: of `data`.
         train_peers: whether peers learn here.
@@ -57,7 +59,7 @@ class CallbackRun:
         place: the model's place in it.
         students: the models that are grafted.
         learners: the peers that learn here.
-        plan: what all have in common, as soon as all are built.
+        mixed: the students with their plan, as soon as all are built.
         epoch: the one that is trained, None before the first.
         grafted: whether this epoch has been grafted.
         due: epoch whose grafting is put off.
@@ -73,7 +75,7 @@ class CallbackRun:
         model: keras.Model,
         peers: list[keras.Model],
         *,
-        graft: Mixer,
+        mixer: Mixer,
         data: Any,
         class_weight: Any,
         train_peers: bool,
@@ -84,7 +86,7 @@ class CallbackRun:
         self.ring = peers if any(peer is model for peer in peers) else [model, *peers]
         self.place = next(k for k, peer in enumerate(self.ring) if peer is model)
         self.students = [student_of(peer) for peer in self.ring]
-        self.plan: GraftPlan | None = None
+        self.mixed: Peers | None = None
         self.learners: list[Learner] = []
         self.lockstep = Lockstep(model)
         self.thread = threading.current_thread()
@@ -93,13 +95,14 @@ class CallbackRun:
         self.due: int | None = None
         self.alpha = 1.0
         self.backup: PeerBackup | None = None
-        self._graft, self._backup_dir, self._own_data = graft, backup_dir, data is not None
+        self._mixer, self._backup_dir, self._own_data = mixer, backup_dir, data is not None
+        self._state: State | None = None
         self._begun = self._prepared = False
         others = [k for k in range(len(self.ring)) if k != self.place]
         if not others:
             raise UserError("peers holds only the model that fit trains: add at least one other.")
         if self._is_built():
-            self.plan = graft.check(self.students)
+            self.mixed = Peers(self.students, mixer.plan(self.students))
         if train_peers:
             for k in others:
                 if must_compile(self.ring[k], model):
@@ -114,7 +117,7 @@ class CallbackRun:
         self._teaching = Classrooms(engine)
         self._share = self._shares_variables()
         if carried.ring == tuple(map(id, self.ring)):
-            self.due = carried.due
+            self.due, self._state = carried.due, carried.state
             for learner in self.learners:
                 learner.read = carried.read.get(id(learner.model))
 
@@ -123,16 +126,16 @@ class CallbackRun:
         if self._begun or not self._is_built():
             return
         self._begun = True
-        self.plan = self.plan or self._graft.check(self.students)
-        self._graft.begin(self.students)
+        self.mixed = self.mixed or Peers(self.students, self._mixer.plan(self.students))
+        self._state = self._mixer.init(self.mixed, self._state)
         preflight(self.ring)
 
     def end(self) -> None:
         """Leave the peers as `fit` leaves its model: finished, averaged, ready for use."""
         for learner in self.learners:
             learner.finalize()
-        if self._begun and self.plan is not None:
-            self._graft.end(self.students, self.plan)
+        if self.mixed is not None and self._state is not None:
+            self._state = self._mixer.finish(self.mixed, self._state)
 
     def close(self) -> Carried:
         """Let go of the model and of the peers' data.
@@ -144,7 +147,7 @@ class CallbackRun:
         for learner in self.learners:
             learner.close()
         read = {id(own.model): own.read for own in self.learners if own.read is not None}
-        return Carried(tuple(map(id, self.ring)), read, self.due)
+        return Carried(tuple(map(id, self.ring)), read, self.due, self._state)
 
     def graft(self, epoch: int) -> GraftRecord | None:
         """Graft what belongs to the end of an epoch.
@@ -156,8 +159,8 @@ class CallbackRun:
             What was done.
         """
         self.begin()
-        self.plan = self.plan or self._graft.check(self.students)
-        record = self._graft.apply(self.students, self.plan, epoch)
+        assert self.mixed is not None and self._state is not None
+        self._state, record = self._mixer.apply(self.mixed, self._state, Moment(epoch))
         self.grafted = self.grafted or epoch == self.epoch
         if record is not None:
             self.alpha = float(record.mean_coefficients[self.place])

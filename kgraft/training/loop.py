@@ -9,13 +9,12 @@ import keras
 from kgraft.engines.choose import Engine
 from kgraft.engines.eager import Logs, Stepper
 from kgraft.grafting.graft import warn_of_sick_peers
-from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.plan import GraftPlan
+from kgraft.grafting.mixer import Mixer, State
+from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.batches import Feed, first_batch, side_by_side
 from kgraft.training.distiller import untaught
 from kgraft.training.fit_arguments import check_targets
-from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learning import Learning
 from kgraft.training.watchers import ends_epochs, evaluate, restored_epoch
 
@@ -29,30 +28,25 @@ class PeerLoop:
 
     Args:
         learning: how they learn, and their own engine, by which they are validated.
-        graft: what is done to the peers' weights.
-        schedule: when.
+        mixer: what is done to the peers' weights, and when.
 
     Attributes:
         peers: the K models.
-        mixer: what is done to their weights.
-        schedule: when.
+        mixer: what is done to their weights, and when.
         records: what each grafting measured and did, as `(epoch, GraftRecord)`.
         epochs_done: whole epochs so far; the next one of the run has this number.
     """
 
-    def __init__(
-        self,
-        learning: Learning,
-        graft: Mixer,
-        schedule: GraftSchedule,
-    ) -> None:
+    def __init__(self, learning: Learning, mixer: Mixer) -> None:
         self.peers = learning.peers
         self.records: list[tuple[int, GraftRecord]] = []
         self.epochs_done = 0
         self._students, self._learning = learning.students.steppers, learning
-        self.mixer, self.schedule = graft, schedule
-        built = all(peer.built for peer in self.peers)
-        self._plan: GraftPlan | None = graft.check(self.peers) if built else None
+        self.mixer = mixer
+        if all(peer.built for peer in self.peers):
+            mixer.plan(self.peers)
+        self._mixed: Peers | None = None
+        self._state: State | None = None
         self._pending: int | None = None  # the epoch whose grafting is put off to the next one
         self._alphas = [1.0 for _ in self.peers]
         self._sick: set[int] = set()
@@ -96,9 +90,10 @@ class PeerLoop:
         """
         for peer in self.peers:
             peer.stop_training, peer._initial_epoch = False, None
-        plan = self._plan = self.mixer.check(self.peers)  # what is frozen may have changed
+        mixed = Peers(self.peers, self.mixer.plan(self.peers))  # what is frozen may have changed
+        self._mixed = mixed
         logs: list[Logs] = [{} for _ in self.peers]
-        self.mixer.begin(self.peers)
+        self._state = self.mixer.init(mixed, self._state)
         try:
             for watcher in watchers:
                 watcher.on_train_begin()
@@ -118,7 +113,7 @@ class PeerLoop:
                 for peer in self.peers:
                     peer.optimizer.finalize_variable_values(peer.trainable_weights)
         finally:
-            self.mixer.end(self.peers, plan)
+            self._state = self.mixer.finish(mixed, self._state)
         for watcher, own in zip(watchers, logs, strict=True):
             watcher.on_train_end(own)
 
@@ -126,7 +121,7 @@ class PeerLoop:
         """Go on from weights that were saved after so many epochs."""
         _log.info("all peers are restored: the training goes on with epoch %d", epoch + 1)
         self.epochs_done = epoch
-        put_off = self.schedule.evaluate == "before" and self.schedule.due(epoch - 1)
+        put_off = self.mixer.evaluate == "before" and self.mixer.due(Moment(epoch - 1))
         self._pending = epoch - 1 if put_off and ends_epochs(watchers) else None
 
     def _epoch(self, feeds: Sequence[Feed], watchers: Watchers, epoch: int) -> list[Logs]:
@@ -139,8 +134,8 @@ class PeerLoop:
         for watcher in watchers:
             watcher.on_epoch_begin(epoch)
         logs = self._train_epoch(feeds, watchers, number)
-        if self.schedule.due(number):
-            if self.schedule.evaluate == "after":
+        if self.mixer.due(Moment(number)):
+            if self.mixer.evaluate == "after":
                 self._graft(number)
             else:
                 self._pending = number
@@ -174,12 +169,17 @@ class PeerLoop:
         """What the mixer does between steps."""
         number = self._steps_taken if steps is None else epoch * steps + step
         self._steps_taken = number + 1
-        every = self.mixer.every_steps
-        if every is not None and (number + 1) % every == 0 and self._plan is not None:
-            self.mixer.step(self.peers, self._plan, number)
+        moment = Moment(epoch, number, ends_epoch=False)
+        if self.mixer.between_steps and self.mixer.due(moment):
+            self._apply(moment)
+
+    def _apply(self, moment: Moment) -> GraftRecord | None:
+        assert self._mixed is not None and self._state is not None
+        self._state, record = self.mixer.apply(self._mixed, self._state, moment)
+        return record
 
     def _graft(self, epoch: int) -> None:
-        record = self.mixer.apply(self.peers, self._plan, epoch)
+        record = self._apply(Moment(epoch, self._steps_taken - 1))
         if record is not None:
             warn_of_sick_peers(record, self._sick)
             self.records.append((epoch, record))

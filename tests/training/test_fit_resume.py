@@ -62,16 +62,20 @@ def test_callbacks_count_each_fit_anew_and_the_run_counts_all():
             told.append(epoch)
 
     class Spy(Mixer):
-        every_steps = 1
+        between_steps = True
 
-        def apply(self, models, plan=None, epoch=0):
-            numbers.append(epoch)
+        def due(self, moment):
+            return True
 
-        def step(self, models, plan, number):
-            steps.append(number)
+        def apply(self, peers, state, moment):
+            if moment.ends_epoch:
+                numbers.append(moment.epoch)
+            else:
+                steps.append(moment.step)
+            return state, None
 
     steps: list[int] = []
-    run = GraftingFit([network()], graft=Spy())
+    run = GraftingFit([network()], mixer=Spy())
     for given in ({"epochs": 2}, {"epochs": 1}, {"epochs": 6, "initial_epoch": 5}, {"epochs": 1}):
         run.fit(*DATA, batch_size=30, verbose=0, callbacks=Told(), **given)
     assert told == [0, 1, 0, 5, 0]
@@ -106,11 +110,12 @@ def test_an_epoch_that_was_interrupted_is_begun_anew():
                 raise KeyboardInterrupt
 
     class Spy(Mixer):
-        def apply(self, models, plan=None, epoch=0):
-            epochs.append(epoch)
+        def apply(self, peers, state, moment):
+            epochs.append(moment.epoch)
+            return state, None
 
     epochs: list[int] = []
-    run = GraftingFit([network()], graft=Spy())
+    run = GraftingFit([network()], mixer=Spy())
     with pytest.raises(KeyboardInterrupt):
         run.fit(*DATA, batch_size=30, epochs=3, verbose=0, callbacks=Fail())
     run.fit(*DATA, batch_size=30, epochs=1, verbose=0)
