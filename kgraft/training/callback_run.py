@@ -185,6 +185,7 @@ class CallbackRun:
         for batch in batches:
             for learner in self.learners:
                 learner.learn(batch, self._teaching)
+            self.session.end_of_step()
 
     def check_fed(self) -> None:
         """Refuse a training whose batches do not reach the peers.

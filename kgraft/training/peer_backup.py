@@ -38,13 +38,20 @@ class PeerBackup:
 
         Args:
             epoch: number of epochs done, that is, the epoch to resume at.
-            progress: where the training stands then, JSON-able.
+            progress: where the training stands then, JSON-able values and NumPy arrays.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {f"{k:05d}": _array(v) for k, v in enumerate(self._variables())}
+
+        def aside(array: np.ndarray) -> dict[str, str]:
+            name = f"where-{len(arrays)}"
+            arrays[name] = array
+            return {"array": name}
+
+        where = json.dumps(progress, default=aside)
         partial = self._directory / "peers.partial"
         with partial.open("wb") as file:
-            np.savez(file, where=np.array(json.dumps(progress)), **arrays)
+            np.savez(file, where=np.array(where), **arrays)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._path(epoch))
@@ -69,7 +76,7 @@ class PeerBackup:
         path = self._path(epoch)
         variables = self._variables()
         with np.load(path, allow_pickle=False) as file:
-            names = sorted(name for name in file.files if name != "where")
+            names = sorted(name for name in file.files if not name.startswith("where"))
             shapes = [file[name].shape for name in names]
             if shapes != [tuple(variable.shape) for variable in variables]:
                 raise UserError(
@@ -78,7 +85,10 @@ class PeerBackup:
                 )
             for variable, name in zip(variables, names, strict=True):
                 variable.assign(file[name])
-            return json.loads(str(file["where"]))
+            return json.loads(
+                str(file["where"]),
+                object_hook=lambda own: file[own["array"]] if [*own] == ["array"] else own,
+            )
 
     def holds(self, epoch: int) -> bool:
         """Whether the state after `epoch` epochs is there."""
