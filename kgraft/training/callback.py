@@ -12,13 +12,12 @@ import keras
 
 from kgraft.engines.choose import check
 from kgraft.errors import UserError
-from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.peers import Moment
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.callback_arguments import check_data, checked_peers
 from kgraft.training.callback_run import CallbackRun, Carried
 from kgraft.training.fit_arguments import checked_mixer
+from kgraft.training.session import Session
 
 _log = logging.getLogger("kgraft")
 
@@ -145,10 +144,8 @@ class GraftCallback(keras.callbacks.Callback):
                 "data= is for peers that learn here; train_peers=False leaves them out."
             )
         self._run: CallbackRun | None = None
-        self._carried = Carried()
+        self._carried: Carried | None = None
         self._elsewhere = False
-        self._told: set[int] = set()
-        self._warned = False
 
     def get_config(self) -> dict[str, Any]:
         """What was set, JSON-able; models and data by their names only."""
@@ -176,7 +173,7 @@ class GraftCallback(keras.callbacks.Callback):
         self._run = CallbackRun(
             self._model,
             self.peers,
-            mixer=self.mixer,
+            session_of=lambda ring: Session(ring, self.mixer, self.records),
             data=self.data,
             class_weight=self.class_weight,
             train_peers=self.train_peers,
@@ -184,20 +181,15 @@ class GraftCallback(keras.callbacks.Callback):
             engine=self.engine,
             carried=self._carried,
         )
-        if not self._warned:
-            self._warned = self._run.warn_of_twins()
         self._warn_of_order()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Resume the peers in the first epoch; graft what `evaluate="before"` has put off."""
         run = self._running
-        if run.epoch is None:
+        if not run.resumed:
             run.resume(epoch)
             run.begin()
-        run.epoch, run.grafted, run.alpha = epoch, False, 1.0
-        if run.due is not None:
-            self._graft(run, run.due)
-            run.due = None
+        run.session.begin_epoch(epoch)
         for learner in run.learners:
             learner.stepper.begin_epoch()
 
@@ -217,12 +209,9 @@ class GraftCallback(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Graft before the epoch's validation; an `evaluate` of somebody else is none."""
-        run = self._run
-        if self._elsewhere or run is None or run.epoch is None:
-            return
-        run.learn()
-        if self.mixer.evaluate == "after" and self._is_due(run):
-            self._graft(run, run.epoch)
+        if self._run is not None and not self._elsewhere:
+            self._run.learn()
+            self._run.session.end_of_epoch()
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Make the validation safe to interrupt."""
@@ -242,13 +231,9 @@ class GraftCallback(keras.callbacks.Callback):
         run = self._running
         run.learn()
         run.check_fed()
-        if self._is_due(run):
-            if self.mixer.evaluate == "after":
-                self._graft(run, epoch)
-            else:
-                run.due = epoch
+        run.session.end_of_epoch()
         if logs is not None:
-            logs["alpha"] = run.alpha
+            logs["alpha"] = run.session.alphas[run.place]
         for learner in run.learners:
             learner.stepper.end_epoch()
             if logs is not None:
@@ -259,14 +244,8 @@ class GraftCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Finish the peers as `fit` has finished its model, and forget the backup."""
         run = self._running
-        epochs = (self.params or {}).get("epochs") or 0
-        if run.epoch is None:  # killed after its last epoch, and started again
-            run.resume(epochs)
-        if epochs > 0 or run.epoch is not None:
-            run.end()
+        run.end((self.params or {}).get("epochs") or 0)
         self._carried = run.close()
-        if run.backup is not None:
-            run.backup.clear()
         self._run = None
 
     @property
@@ -276,15 +255,6 @@ class GraftCallback(keras.callbacks.Callback):
                 "GraftCallback is called outside of fit: on_train_begin comes first."
             )
         return self._run
-
-    def _is_due(self, run: CallbackRun) -> bool:
-        return run.epoch is not None and not run.grafted and self.mixer.due(Moment(run.epoch))
-
-    def _graft(self, run: CallbackRun, epoch: int) -> None:
-        record = run.graft(epoch)
-        if record is not None:
-            warn_of_sick_peers(record, self._told)
-            self.records.append((epoch, record))
 
     def _warn_of_order(self) -> None:
         """Say so when `BackupAndRestore` acts before this callback, and so saves too early."""

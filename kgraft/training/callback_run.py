@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,10 @@ import keras
 
 from kgraft.engines.lockstep import Lockstep
 from kgraft.errors import UserError
-from kgraft.grafting.mixer import Mixer, State
-from kgraft.grafting.peers import Moment, Peers
-from kgraft.grafting.ring import GraftRecord
 from kgraft.training.compile_copy import compile_as, must_compile
-from kgraft.training.distiller import student_of
 from kgraft.training.learners import Learner, check_optimizers, sources
-from kgraft.training.peer_backup import PeerBackup, Progress
-from kgraft.training.preflight import learning_rates, preflight
+from kgraft.training.peer_backup import PeerBackup
+from kgraft.training.session import Session
 from kgraft.training.teaching import Classrooms
 
 _log = logging.getLogger("kgraft")
@@ -28,16 +25,12 @@ class Carried:
     """What a fit leaves to the next one of the same ring.
 
     Attributes:
-        ring: ids of its models, in order.
+        session: its grafting.
         read: batches of its own data that each peer has read, by the id of its model.
-        due: epoch whose grafting is put off to the next epoch's beginning.
-        state: what its mixer knows.
     """
 
-    ring: tuple[int, ...] = ()
-    read: dict[int, int] = field(default_factory=dict)
-    due: int | None = None
-    state: State | None = None
+    session: Session
+    read: dict[int, int]
 
 
 class CallbackRun:
@@ -46,24 +39,20 @@ class CallbackRun:
     Args:
         model: what `fit` trains.
         peers: as given to the callback.
-        mixer: what a grafting does.
+        session_of: makes the grafting of a ring.
         data: the peers' own, see `sources`.
         class_weight: of `data`.
         train_peers: whether peers learn here.
         backup_dir: where peers are backed up, or None.
         engine: how peers take their steps.
-        carried: what an earlier fit of the callback has left.
+        carried: what an earlier fit of the callback has left, of this ring or another.
 
     Attributes:
         ring: all models, in order.
         place: the model's place in it.
-        students: the models that are grafted.
+        session: their grafting.
         learners: the peers that learn here.
-        mixed: the students with their plan, as soon as all are built.
-        epoch: the one that is trained, None before the first.
-        grafted: whether this epoch has been grafted.
-        due: epoch whose grafting is put off.
-        alpha: the model's mean coefficient in this epoch, 1 without grafting.
+        resumed: whether the peers are where the model is; no epoch has begun before.
         thread: the one that `fit` runs in.
 
     Raises:
@@ -75,34 +64,29 @@ class CallbackRun:
         model: keras.Model,
         peers: list[keras.Model],
         *,
-        mixer: Mixer,
+        session_of: Callable[[list[keras.Model]], Session],
         data: Any,
         class_weight: Any,
         train_peers: bool,
         backup_dir: Path | None,
         engine: str,
-        carried: Carried,
+        carried: Carried | None,
     ) -> None:
         self.ring = peers if any(peer is model for peer in peers) else [model, *peers]
         self.place = next(k for k, peer in enumerate(self.ring) if peer is model)
-        self.students = [student_of(peer) for peer in self.ring]
-        self.mixed: Peers | None = None
+        if carried is None or [*map(id, carried.session.models)] != [*map(id, self.ring)]:
+            carried = Carried(session_of(self.ring), {})
+        self.session = carried.session
         self.learners: list[Learner] = []
         self.lockstep = Lockstep(model)
         self.thread = threading.current_thread()
-        self.epoch: int | None = None
-        self.grafted = False
-        self.due: int | None = None
-        self.alpha = 1.0
+        self.resumed = self._prepared = False
         self.backup: PeerBackup | None = None
-        self._mixer, self._backup_dir, self._own_data = mixer, backup_dir, data is not None
-        self._state: State | None = None
-        self._begun = self._prepared = False
+        self._backup_dir, self._own_data = backup_dir, data is not None
         others = [k for k in range(len(self.ring)) if k != self.place]
         if not others:
             raise UserError("peers holds only the model that fit trains: add at least one other.")
-        if self._is_built():
-            self.mixed = Peers(self.students, mixer.plan(self.students))
+        self._built = self.session.check()
         if train_peers:
             for k in others:
                 if must_compile(self.ring[k], model):
@@ -116,26 +100,28 @@ class CallbackRun:
             self.backup = PeerBackup(backup_dir, [self.ring[k] for k in others], [model])
         self._teaching = Classrooms(engine)
         self._share = self._shares_variables()
-        if carried.ring == tuple(map(id, self.ring)):
-            self.due, self._state = carried.due, carried.state
-            for learner in self.learners:
-                learner.read = carried.read.get(id(learner.model))
+        for learner in self.learners:
+            learner.read = carried.read.get(id(learner.model))
 
     def begin(self) -> None:
-        """Once, when all peers are built: the mixer begins, and the log gets a line a peer."""
-        if self._begun or not self._is_built():
-            return
-        self._begun = True
-        self.mixed = self.mixed or Peers(self.students, self._mixer.plan(self.students))
-        self._state = self._mixer.init(self.mixed, self._state)
-        preflight(self.ring)
+        """Once, as soon as all peers are built: with the first epoch, or with its first batch."""
+        if self._built or self._prepared:
+            self.session.begin(same_batches=bool(self.learners) and not self._own_data)
 
-    def end(self) -> None:
-        """Leave the peers as `fit` leaves its model: finished, averaged, ready for use."""
-        for learner in self.learners:
-            learner.finalize()
-        if self.mixed is not None and self._state is not None:
-            self._state = self._mixer.finish(self.mixed, self._state)
+    def end(self, epochs: int) -> None:
+        """Leave the peers as `fit` leaves its model: finished, averaged, ready for use.
+
+        Args:
+            epochs: what `fit` was called with.
+        """
+        trained = self.resumed or epochs > 0
+        if not self.resumed:  # killed after its last epoch, and started again
+            self.resume(epochs)
+            self.begin()
+        # the model's averages are fit's to place, and others may have restored it since
+        self.session.end([own.model for own in self.learners] if trained else ())
+        if self.backup is not None:
+            self.backup.clear()
 
     def close(self) -> Carried:
         """Let go of the model and of the peers' data.
@@ -147,38 +133,7 @@ class CallbackRun:
         for learner in self.learners:
             learner.close()
         read = {id(own.model): own.read for own in self.learners if own.read is not None}
-        return Carried(tuple(map(id, self.ring)), read, self.due, self._state)
-
-    def graft(self, epoch: int) -> GraftRecord | None:
-        """Graft what belongs to the end of an epoch.
-
-        Args:
-            epoch: that epoch, counted from 0.
-
-        Returns:
-            What was done.
-        """
-        self.begin()
-        assert self.mixed is not None and self._state is not None
-        self._state, record = self._mixer.apply(self.mixed, self._state, Moment(epoch))
-        self.grafted = self.grafted or epoch == self.epoch
-        if record is not None:
-            self.alpha = float(record.mean_coefficients[self.place])
-        return record
-
-    def warn_of_twins(self) -> bool:
-        """Say so when both of two peers see the same batches with the same learning rate."""
-        if len(self.ring) != 2 or not self.learners or self._own_data:
-            return False
-        first, second = learning_rates(self.ring)
-        if first != second:
-            return False
-        _log.warning(
-            "2 peers learn from the same batches with the same learning rate and are equal right "
-            "after each grafting, the weakest setting of the papers: GraftCallback(data=...) gives "
-            "the peer an order of its own."
-        )
-        return True
+        return Carried(self.session, read)
 
     def resume(self, epoch: int) -> None:
         """Bring the peers to where the model is when `fit` begins at a later epoch.
@@ -186,14 +141,15 @@ class CallbackRun:
         Args:
             epoch: the first one, counted from 0.
         """
+        self.resumed = True
         for learner in self.learners:
             learner.first_pass = epoch
         if epoch == 0:
             return
         if self.backup is not None and self.backup.holds(epoch):
-            progress = self.backup.restore(epoch)
-            self.due = progress.due
-            for learner, read in zip(self.learners, progress.read, strict=False):
+            kept = self.backup.restore(epoch)
+            self.session.restore(kept["session"])
+            for learner, read in zip(self.learners, kept["read"], strict=False):
                 learner.read = read
         elif any(_is_untrained(learner.model) for learner in self.learners):
             _log.warning(
@@ -211,8 +167,8 @@ class CallbackRun:
             epoch: number of epochs done.
         """
         if self.backup is not None:
-            read = tuple(learner.read or 0 for learner in self.learners)
-            self.backup.save(epoch, Progress(self.due, read))
+            read = [learner.read or 0 for learner in self.learners]
+            self.backup.save(epoch, {"session": self.session.save(), "read": read})
 
     def learn(self) -> None:
         """Every peer learns the batches that the model has been fed."""
@@ -229,6 +185,7 @@ class CallbackRun:
         for batch in batches:
             for learner in self.learners:
                 learner.learn(batch, self._teaching)
+            self.session.end_of_step()
 
     def check_fed(self) -> None:
         """Refuse a training whose batches do not reach the peers.
@@ -241,17 +198,6 @@ class CallbackRun:
                 "no batch of this training has reached the peers: GraftCallback belongs to "
                 "Model.fit; GraftingFit trains and grafts its peers itself."
             )
-
-    def _is_built(self) -> bool:
-        """Whether every student has all its weights: a built backbone may have an unbuilt head.
-
-        A layer that is never called is never built, so that the first batch settles it too.
-        """
-        return all(
-            student.weights
-            and (self._prepared or all(layer.built for layer in student._flatten_layers()))
-            for student in self.students
-        )
 
     def _shares_variables(self) -> bool:
         own = {id(variable) for variable in self.ring[self.place].variables}

@@ -35,7 +35,7 @@ from kgraft.training.learners import check_optimizers
 from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import FromEachOther, Mutual
-from kgraft.training.preflight import preflight
+from kgraft.training.session import Session
 from kgraft.training.teaching import FromTeachers
 from kgraft.training.watchers import (
     Callbacks,
@@ -123,13 +123,14 @@ class GraftingFit:
     ) -> None:
         self.peers = checked_peers(peers)
         self.teachers = checked_teachers(teachers)
-        mixer = checked_mixer(mixer, graft).scheduled(
+        self.mixer = checked_mixer(mixer, graft).scheduled(
             every=every, epochs=epochs_grafted, evaluate=evaluate
         )
+        self.records: list[tuple[int, GraftRecord]] = []
         self.seed = checked_count("seed", seed)
         check_optimizers(self.peers)
-        if mutual is None and isinstance(mixer, Mutual):
-            mutual = mixer
+        if mutual is None and isinstance(self.mixer, Mutual):
+            mutual = self.mixer
         mutual = checked_mutual(mutual, self.teachers)
         students = Engine(self.peers, engine)
         if mutual is not None:
@@ -141,17 +142,8 @@ class GraftingFit:
         else:
             learning = Learning(students)
         self._learning = learning
-        self._loop = PeerLoop(learning, mixer)
-
-    @property
-    def mixer(self) -> Mixer:
-        """What is done to the peers' weights, and when."""
-        return self._loop.mixer
-
-    @property
-    def records(self) -> list[tuple[int, GraftRecord]]:
-        """What each grafting measured and did, as `(epoch, GraftRecord)`."""
-        return self._loop.records
+        self._session = Session(self.peers, self.mixer, self.records)
+        self._session.check()
 
     def fit(
         self,
@@ -258,12 +250,11 @@ class GraftingFit:
         check_backups(watchers)
         if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
-        engine = self._loop.prepare(feeds[0])
-        preflight(self.peers)
-        _log.info("engine: %s for %d peers", engine.describe(), len(self.peers))
+        loop = PeerLoop(self._learning, self._session, feeds, watchers, validation, validated)
+        _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
         if initial_epoch is not None:
-            self._loop.epochs_done = begin
-        self._loop.run(feeds, watchers, told, validation=validation, validated=validated)
+            self._session.epochs_done = begin
+        loop.run(told, same_batches=shared_batches)
         return [peer.history for peer in self.peers]
 
     def evaluate(

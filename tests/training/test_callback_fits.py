@@ -213,6 +213,52 @@ def test_a_fit_killed_after_its_last_epoch_still_restores_the_peers(tmp_path):
     assert_same(everything(peer), trained)
 
 
+class Sums(Mixer):
+    """Knows the sum of the peers' first weights at the ends of all epochs; grafts nothing."""
+
+    def __init__(self):
+        self.finished = []
+
+    def init(self, peers, last=None):
+        return last or {"sums": [np.zeros(3) for _ in peers.models]}
+
+    def apply(self, peers, state, moment):
+        own = [model.get_weights()[0].sum((0, 1, 2)) for model in peers.models]
+        return {"sums": [a + b for a, b in zip(state["sums"], own, strict=True)]}, None
+
+    def finish(self, peers, state):
+        self.finished.append(state["sums"])
+        return state
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("at", ["on_epoch_begin", "on_train_end"])
+def test_what_a_mixer_knows_survives_a_kill_in_an_epoch_and_after_the_last(tmp_path, at):
+    class Killed(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if at == "on_epoch_begin" and epoch == 2:
+                raise RuntimeError("killed")
+
+        def on_train_end(self, logs=None):
+            if at == "on_train_end":
+                raise RuntimeError("killed")
+
+    def case(name):
+        model, peer, mixer = compile_(network(1, dropout=0)), compiled(2), Sums()
+        grafting = GraftCallback([peer], mixer=mixer, backup_dir=tmp_path / name)
+        return model, mixer, [grafting, keras.callbacks.BackupAndRestore(tmp_path / f"{name}-own")]
+
+    model, whole, callbacks = case("whole")
+    fit(model, callbacks, epochs=3)
+    model, killed, callbacks = case("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(model, [Killed(), *callbacks], epochs=3)
+    model, resumed, callbacks = case("killed")
+    fit(model, callbacks, epochs=3)
+    assert killed.finished == []
+    assert_same(resumed.finished[0], whole.finished[0])
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_callback_behind_backup_and_restore_is_warned_of(tmp_path, caplog, first):
     grafting = GraftCallback([compiled(2)], data=arrays(), backup_dir=tmp_path / "peers")

@@ -265,6 +265,18 @@ def test_one_order_for_all_peers_is_said_once(caplog):
     ]
 
 
+def test_two_peers_of_shared_batches_and_one_learning_rate_are_warned_of_once(caplog):
+    with caplog.at_level(logging.WARNING, "kgraft"):
+        alone = GraftingFit([network(), network()], mixer=Independent())
+        alone.fit(X, Y, verbose=0, shared_batches=True)
+        assert not caplog.records
+        run = GraftingFit([network(), network()])
+        for _ in range(2):
+            run.fit(X, Y, verbose=0, shared_batches=True)
+    (warning,) = [record.message for record in caplog.records if record.name == "kgraft"]
+    assert "2 peers learn from the same batches" in warning and "shared_batches" in warning
+
+
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="torch DataLoader")
 def test_a_loader_says_by_its_sampler_whether_all_peers_see_one_order():
     torch = pytest.importorskip("torch")

@@ -159,6 +159,26 @@ def test_a_killed_run_with_a_backup_of_every_peer_goes_on_where_it_was(tmp_path,
     assert len(run.peers[0].history.epoch) == 1
 
 
+def test_a_mixer_begins_on_what_callbacks_have_restored(tmp_path):
+    class Begins(Mixer):
+        def __init__(self):
+            self.found = []
+
+        def init(self, peers, last=None):
+            self.found += [model.get_weights()[0].copy() for model in peers.models]
+            return {}
+
+    def fit(peer, mixer, *callbacks):
+        callbacks = [BackupAndRestore(tmp_path), *callbacks]
+        GraftingFit([peer], mixer=mixer).fit(*DATA, epochs=2, verbose=0, callbacks=callbacks)
+
+    peer, mixer = network(), Begins()
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(peer, None, Killed(1))
+    fit(network(), mixer)
+    np.testing.assert_array_equal(mixer.found[0], peer.get_weights()[0])
+
+
 def test_a_backup_of_one_peer_is_that_of_the_only_one(tmp_path):
     whole, killed = twins(1)
     GraftingFit(whole).fit(*DATA, epochs=3, verbose=0)
