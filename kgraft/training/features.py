@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines.gradients import without_gradients
+from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 
 
@@ -101,7 +101,7 @@ class FeatureLosses:
         total: Any = 0.0
         logits = []
         for teacher in self._teachers:
-            with without_gradients():
+            with BACKEND.without_gradients():
                 told, theirs = teacher(inputs, training=False)
             logits.append(told)
             for loss, own, other in zip(self._losses, features, theirs, strict=True):

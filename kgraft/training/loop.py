@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import keras
 
 from kgraft.engines.choose import Engine
-from kgraft.engines.eager import Logs, Stepper
+from kgraft.engines.stepper import Stepper
+from kgraft.engines.steps import Logs
 from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.plan import GraftPlan

@@ -9,7 +9,8 @@ import keras
 from keras import ops
 
 from kgraft.engines.choose import Engine, check
-from kgraft.engines.eager import Logs, compilation
+from kgraft.engines.stepper import compilation
+from kgraft.engines.steps import Logs
 from kgraft.equations import widened
 from kgraft.errors import UserError
 from kgraft.training.feeds import Batch

@@ -15,7 +15,8 @@ from typing import Any
 
 import keras
 
-from kgraft.engines.eager import Logs, TorchSteps
+from kgraft.engines.steps import Logs
+from kgraft.engines.torch.eager_steps import TorchSteps
 from kgraft.engines.torch.network import NativeNetwork
 from kgraft.engines.torch.settings import settings_of
 from kgraft.keras_private import Functional, get_keras_mask, unpack_singleton
@@ -44,17 +45,14 @@ class NativeSteps(TorchSteps):
         self._in_doubt = True
 
     def train(self, data: tuple[Any, ...]) -> Logs:
-        """See `Steps`."""
         with self._native():
             return super().train(data)
 
     def test(self, data: tuple[Any, ...]) -> Logs:
-        """See `Steps`."""
         with self._native():
             return super().test(data)
 
     def predict(self, x: Any) -> Any:
-        """See `Steps`."""
         with self._native():
             return super().predict(x)
 

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kgraft.engines.eager import Logs
+from kgraft.engines.steps import Logs
 
 _ASKED = "what the step does depends on the value of a tensor"
 _FACTORIES = ("aten.scalar_tensor", "aten.full", "aten.zeros", "aten.ones", "aten.arange")

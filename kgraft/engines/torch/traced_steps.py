@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import torch
 
-from kgraft.engines.eager import Logs, on_device
+from kgraft.engines.steps import Logs, on_device
 from kgraft.engines.torch.cuda_graph import captured, farthest, line_of, restore
 from kgraft.engines.torch.native_steps import NativeSteps
 from kgraft.engines.torch.settings import (
@@ -52,7 +52,6 @@ class TracedSteps(NativeSteps):
         self._numbers: Numbers | None = None
 
     def train(self, data: tuple[Any, ...]) -> Logs:
-        """See `Steps`."""
         self._compare()
         data = on_device(data)
         tensors = tensors_of(data)
