@@ -13,6 +13,7 @@ from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
+from kgraft.keras_private import flat_layers
 from kgraft.training.compile_copy import compile_as, must_compile
 from kgraft.training.distiller import student_of
 from kgraft.training.learners import Learner, check_optimizers, sources
@@ -246,7 +247,7 @@ class CallbackRun:
         """
         return all(
             student.weights
-            and (self._prepared or all(layer.built for layer in student._flatten_layers()))
+            and (self._prepared or all(layer.built for layer in flat_layers(student)))
             for student in self.students
         )
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
+from kgraft.keras_private import graph_of, nodes_of
 
 
 class Taps:
@@ -23,15 +24,13 @@ class Taps:
     """
 
     def __init__(self, model: Any, layers: Sequence[str | None], name: str) -> None:
-        graph = model._functional if isinstance(model, keras.Sequential) else model
-        try:
-            nodes = [node for level in graph._nodes_by_depth.values() for node in level]
-        except AttributeError:
+        graph = graph_of(model)
+        if graph is None:
             raise UserError(
                 f"{name} is subclassed: features can be taken from functional models only."
-            ) from None
+            )
         # not `layer.output`: a layer that was called elsewhere too says another graph's there
-        known = {node.operation.name: node.outputs[0] for node in nodes}
+        known = {node.operation.name: node.outputs[0] for node in reversed(nodes_of(graph))}
         for layer in layers:
             if layer is not None and layer not in known:
                 raise UserError(f"{name} has no layer {layer!r}; it has {', '.join(known)}.")

@@ -13,13 +13,17 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
-
 from kgraft.engines.steps import Logs
 from kgraft.engines.torch.eager_steps import TorchSteps
 from kgraft.engines.torch.network import NativeNetwork
 from kgraft.engines.torch.settings import settings_of
-from kgraft.keras_private import Functional, get_keras_mask, unpack_singleton
+from kgraft.keras_private import (
+    Functional,
+    flat_layers,
+    get_keras_mask,
+    graph_of,
+    unpack_singleton,
+)
 
 
 class NativeSteps(TorchSteps):
@@ -90,8 +94,8 @@ def functional_models(model: Any) -> list[Any]:
     A model with a `call` of its own, in its class or set on it, is not among them.
     """
     found = []
-    for layer in [model, *model._flatten_layers(include_self=False)]:
-        inner = layer._functional if isinstance(layer, keras.Sequential) else layer
+    for layer in flat_layers(model):
+        inner = graph_of(layer)
         if (
             isinstance(inner, Functional)
             and type(inner).call is Functional.call
