@@ -75,21 +75,6 @@ from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDat
 from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 from keras.src.trainers.epoch_iterator import EpochIterator
 
-__all__ = [
-    "EpochIterator",
-    "Functional",
-    "GeneratorDataAdapter",
-    "TorchDataLoaderAdapter",
-    "can_convert_arrays",
-    "class_weight_to_sample_weights",
-    "get_keras_mask",
-    "in_stateless_scope",
-    "operation_fn",
-    "train_validation_split",
-    "unpack_singleton",
-]
-
-
 # What Keras writes down while it builds and runs, and says nothing about what a step does.
 BOOKS = frozenset(
     {

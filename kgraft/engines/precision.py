@@ -28,11 +28,8 @@ def building_in(precision: str) -> Iterator[None]:
     if precision not in NAMES:
         raise UserError(f"precision={precision!r} is unknown." + suggest(precision, NAMES))
     BACKEND.allow_tf32(precision == "tf32")
-    if precision != "bfloat16":
-        yield
-        return
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else before)
     try:
         yield
     finally:

@@ -16,6 +16,8 @@ Logs = dict[str, Any]
 class Steps(Protocol):
     """How one model trains, is tested and predicts on one batch."""
 
+    def __init__(self, model: Any) -> None: ...
+
     def training(self, on: bool) -> None:
         """Turn to training or to inference mode, where the steps do not say it themselves."""
 

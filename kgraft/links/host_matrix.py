@@ -1,6 +1,5 @@
 """Same process, on the CPU: the weights of K peers as one NumPy matrix, a row a peer."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,7 +28,7 @@ class HostMatrix:
 
     def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
         first = peers[0]
-        self._peers = [list(weights) for weights in peers]
+        self._peers = peers
         self.columns: list[slice | None] = []
         end = 0
         for weight in first:
@@ -52,7 +51,7 @@ class HostMatrix:
         """
         peers = [model.weights for model in models]
         known = _KNOWN.get(models[0])
-        if known is None or not known._is_of(peers):
+        if known is None or _ids(known._peers) != _ids(peers):
             dtypes = {weight.dtype for peer in peers for weight in peer if is_float(weight)}
             on_host = all(BACKEND.is_on_host(weight.value) for peer in peers for weight in peer)
             if not on_host or len(dtypes) != 1 or not dtypes <= set(_FLOATS):
@@ -89,13 +88,6 @@ class HostMatrix:
             for start in range(run.start, run.stop, _BLOCK)
         ]
 
-    def _is_of(self, peers: Sequence[Sequence[Any]]) -> bool:
-        return len(peers) == len(self._peers) and all(
-            a is b
-            for own, theirs in zip(self._peers, peers, strict=True)
-            for a, b in itertools.zip_longest(own, theirs)
-        )
-
 
 _KNOWN: WeakKeyDictionary[keras.Model, HostMatrix] = WeakKeyDictionary()
 
@@ -103,3 +95,7 @@ _KNOWN: WeakKeyDictionary[keras.Model, HostMatrix] = WeakKeyDictionary()
 def is_float(weight: Any) -> bool:
     """Whether a Keras variable's dtype is a floating-point one."""
     return keras.backend.is_float_dtype(weight.dtype)
+
+
+def _ids(peers: Sequence[Sequence[Any]]) -> list[list[int]]:
+    return [[id(weight) for weight in weights] for weights in peers]

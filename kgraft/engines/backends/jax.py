@@ -10,9 +10,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgraft.engines import jax_steps
-from kgraft.engines.backends.base import Backend, Call, Fed, Transfer, pull
+from kgraft.engines.backends.base import Backend, Call, Fed, pull
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.steps import Steps
+
+
+class _Transfer:
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
+        self._peers = peers
+        self._split = _split(tuple(tuple(variable.shape) for variable in peers[0]))
+
+    def read(self, out: NDArray[Any]) -> None:
+        for peer, row in zip(self._peers, out, strict=True):
+            np.concatenate([np.asarray(v.value).reshape(-1) for v in peer], out=row)
+
+    def write(self, rows: NDArray[Any]) -> None:
+        import jax
+
+        arrays = [self._split(row) for row in rows]
+        jax.block_until_ready(arrays)  # jax reads the rows themselves: they may change from now on
+        for peer, parts in zip(self._peers, arrays, strict=True):
+            for variable, part in zip(peer, parts, strict=True):
+                variable._direct_assign(part)  # its shape and dtype are right: no `assign`
+
+
+@functools.lru_cache(maxsize=8)
+def _split(shapes: tuple[tuple[int, ...], ...]) -> Callable[[Any], list[Any]]:
+    """One program that cuts a vector into arrays, instead of a transfer for each."""
+    import jax
+
+    cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1].tolist()
+
+    def split(row: Any) -> list[Any]:
+        parts = jax.numpy.split(row, cuts)
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    return jax.jit(split)
 
 
 class Jax(Backend):
@@ -20,14 +53,13 @@ class Jax(Backend):
 
     how = "one program with donated state for all peers, peers beside each other"
     empties = True
+    eager_steps = jax_steps.JaxSteps
+    transfer = _Transfer
 
     def __init__(self) -> None:
         import jax
 
         self._jax = jax
-
-    def eager_steps(self, model: Any) -> Steps:
-        return jax_steps.JaxSteps(model)
 
     def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
         reason = jax_steps.why_not(model)
@@ -64,9 +96,10 @@ class Jax(Backend):
     def devices(self) -> list[str]:
         return [f"{d.platform}:{d.id} {d.device_kind}" for d in self._jax.devices()]
 
-    def free_memory(self) -> int | None:
-        told = self._jax.devices()[0].memory_stats()
-        return told.get("bytes_limit", 0) - told.get("bytes_in_use", 0) if told else None
+    def fits(self, count: int) -> bool:
+        told = self._jax.devices()[0].memory_stats() or {}
+        free = told.get("bytes_limit", 0) - told.get("bytes_in_use", 0)
+        return not told or count <= free / 2
 
     def allow_tf32(self, allowed: bool) -> None:
         wanted = "tensorfloat32" if allowed else "highest"
@@ -91,36 +124,3 @@ class Jax(Backend):
 
     def view(self, value: Any) -> NDArray[Any]:
         return np.asarray(value)
-
-    def transfer(self, peers: Sequence[Sequence[Any]]) -> Transfer:
-        return _Transfer(peers, self._jax)
-
-
-class _Transfer:
-    def __init__(self, peers: Sequence[Sequence[Any]], jax: Any) -> None:
-        self._peers, self._jax = peers, jax
-        self._split = _split(jax, tuple(tuple(variable.shape) for variable in peers[0]))
-
-    def read(self, out: NDArray[Any]) -> None:
-        for peer, row in zip(self._peers, out, strict=True):
-            np.concatenate([np.asarray(v.value).reshape(-1) for v in peer], out=row)
-
-    def write(self, rows: NDArray[Any]) -> None:
-        arrays = [self._split(row) for row in rows]
-        # jax reads the rows themselves: from here on they may change
-        self._jax.block_until_ready(arrays)
-        for peer, parts in zip(self._peers, arrays, strict=True):
-            for variable, part in zip(peer, parts, strict=True):
-                variable._direct_assign(part)  # its shape and dtype are right: no `assign`
-
-
-@functools.lru_cache(maxsize=8)
-def _split(jax: Any, shapes: tuple[tuple[int, ...], ...]) -> Callable[[Any], list[Any]]:
-    """One program that cuts a vector into arrays, instead of a transfer for each."""
-    cuts = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1].tolist()
-
-    def split(row: Any) -> list[Any]:
-        parts = jax.numpy.split(row, cuts)
-        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-    return jax.jit(split)

@@ -7,48 +7,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from kgraft.engines.backends.base import Backend, Call, Fed, Transfer, pull
+from kgraft.engines.backends.base import Backend, Call, Fed, pull
 from kgraft.engines.steps import Logs, Steps
-
-
-class TensorFlow(Backend):
-    """See `Backend`."""
-
-    how = "one tf.function a peer, peers beside each other"
-
-    def __init__(self) -> None:
-        import tensorflow
-
-        self._tf = tensorflow
-
-    def eager_steps(self, model: Any) -> Steps:
-        return _Steps(model)
-
-    def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
-        if model.run_eagerly:
-            return f"{model.name!r} is compiled with run_eagerly=True"
-        return _Steps(model)
-
-    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
-        (iterator,) = arguments
-        batches = pull(iterator, model.steps_per_execution)
-        return batches, function(iter(batches))
-
-    def devices(self) -> list[str]:
-        listed = self._tf.config.list_physical_devices()
-        return [d.name for d in listed if d.device_type == "GPU"] or ["cpu"]
-
-    def allow_tf32(self, allowed: bool) -> None:
-        self._tf.config.experimental.enable_tensor_float_32_execution(allowed)
-
-    def is_on_host(self, value: Any) -> bool:
-        return "CPU" in value.device
-
-    def view(self, value: Any) -> NDArray[Any]:
-        return value.numpy()
-
-    def transfer(self, peers: Sequence[Sequence[Any]]) -> Transfer:
-        return _Transfer(peers, self._tf)
 
 
 class _Steps:
@@ -74,7 +34,9 @@ class _Steps:
 
 
 class _Transfer:
-    def __init__(self, peers: Sequence[Sequence[Any]], tf: Any) -> None:
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
+        import tensorflow as tf
+
         values = [[variable.value for variable in peer] for peer in peers]
         sizes = [int(np.prod(value.shape)) for value in values[0]]
 
@@ -96,3 +58,39 @@ class _Transfer:
 
     def write(self, rows: NDArray[Any]) -> None:
         self._assign(*(keras.ops.convert_to_tensor(row) for row in rows))
+
+
+class TensorFlow(Backend):
+    """See `Backend`."""
+
+    how = "one tf.function a peer, peers beside each other"
+    eager_steps = _Steps
+    transfer = _Transfer
+
+    def __init__(self) -> None:
+        import tensorflow
+
+        self._tf = tensorflow
+
+    def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
+        if model.run_eagerly:
+            return f"{model.name!r} is compiled with run_eagerly=True"
+        return _Steps(model)
+
+    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+        (iterator,) = arguments
+        batches = pull(iterator, model.steps_per_execution)
+        return batches, function(iter(batches))
+
+    def devices(self) -> list[str]:
+        listed = self._tf.config.list_physical_devices()
+        return [d.name for d in listed if d.device_type == "GPU"] or ["cpu"]
+
+    def allow_tf32(self, allowed: bool) -> None:
+        self._tf.config.experimental.enable_tensor_float_32_execution(allowed)
+
+    def is_on_host(self, value: Any) -> bool:
+        return "CPU" in value.device
+
+    def view(self, value: Any) -> NDArray[Any]:
+        return value.numpy()

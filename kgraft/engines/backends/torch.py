@@ -9,60 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kgraft.engines.backends.base import Backend, Call, Fed, Transfer
+from kgraft.engines.backends.base import Backend, Call, Fed
 from kgraft.engines.steps import Steps
 from kgraft.engines.torch import fused_sgd
 from kgraft.engines.torch.eager_steps import TorchSteps
-
-
-class Torch(Backend):
-    """See `Backend`."""
-
-    how = "fused operations on channels-last memory, traced where that pays"
-    compiles = False
-
-    def eager_steps(self, model: Any) -> Steps:
-        return TorchSteps(model)
-
-    def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
-        from kgraft.engines.torch import native_steps, traced_steps
-
-        if traced_steps.why_not(model) is None:
-            return traced_steps.TracedSteps(model)
-        return native_steps.why_not(model) or native_steps.NativeSteps(model)
-
-    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
-        (data,) = arguments  # all batches of a call, in a list
-        return list(data), function(data)
-
-    def devices(self) -> list[str]:
-        found = range(torch.cuda.device_count())
-        return [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in found] or ["cpu"]
-
-    def free_memory(self) -> int | None:
-        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-
-    def allow_tf32(self, allowed: bool) -> None:
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-        torch.backends.cudnn.allow_tf32 = allowed
-
-    def without_gradients(self) -> AbstractContextManager[object]:
-        return torch.no_grad()
-
-    def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
-        return fused_sgd.sgd if fused_sgd.moves(variables) else None
-
-    def is_on_host(self, value: Any) -> bool:
-        return value.device.type == "cpu"
-
-    def view(self, value: Any) -> NDArray[Any]:
-        value = value.detach()
-        if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
-            value = value.float()
-        return value.numpy()
-
-    def transfer(self, peers: Sequence[Sequence[Any]]) -> Transfer:
-        return _Transfer(peers)
 
 
 class _Transfer:
@@ -83,3 +33,49 @@ class _Transfer:
 
 def _views(peer: Sequence[Any]) -> list[NDArray[Any]]:
     return [variable.value.detach().numpy() for variable in peer]
+
+
+class Torch(Backend):
+    """See `Backend`."""
+
+    how = "fused operations on channels-last memory, traced where that pays"
+    compiles = False
+    eager_steps = TorchSteps
+    transfer = _Transfer
+
+    def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
+        from kgraft.engines.torch import native_steps, traced_steps
+
+        if traced_steps.why_not(model) is None:
+            return traced_steps.TracedSteps(model)
+        return native_steps.why_not(model) or native_steps.NativeSteps(model)
+
+    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+        (data,) = arguments  # all batches of a call, in a list
+        return list(data), function(data)
+
+    def devices(self) -> list[str]:
+        found = range(torch.cuda.device_count())
+        return [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in found] or ["cpu"]
+
+    def fits(self, count: int) -> bool:
+        return not torch.cuda.is_available() or count <= torch.cuda.mem_get_info()[0] / 2
+
+    def allow_tf32(self, allowed: bool) -> None:
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+
+    def without_gradients(self) -> AbstractContextManager[object]:
+        return torch.no_grad()
+
+    def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
+        return fused_sgd.sgd if fused_sgd.moves(variables) else None
+
+    def is_on_host(self, value: Any) -> bool:
+        return value.device.type == "cpu"
+
+    def view(self, value: Any) -> NDArray[Any]:
+        value = value.detach()
+        if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
+            value = value.float()
+        return value.numpy()

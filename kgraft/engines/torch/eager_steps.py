@@ -18,17 +18,17 @@ class TorchSteps:
         self._model.train(on)
 
     def train(self, data: tuple[Any, ...]) -> Logs:
-        return self._alone(self._model.train_step, on_device(data))
+        return self._take(self._model.train_step, on_device(data))
 
     def test(self, data: tuple[Any, ...]) -> Logs:
         with torch.no_grad():
-            return self._alone(self._model.test_step, on_device(data))
+            return self._take(self._model.test_step, on_device(data))
 
     def predict(self, x: Any) -> Any:
         with torch.no_grad():
-            return self._alone(self._model.predict_step, on_device((x,)))
+            return self._take(self._model.predict_step, on_device((x,)))
 
-    def _alone(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
+    def _take(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
         """Run a step with the model's own module, though `evaluate` may have made it a DDP one."""
         wrapped = vars(self._model).get("ddp_model")
         if wrapped is None:

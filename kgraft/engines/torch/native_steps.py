@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kgraft.engines.steps import Logs
 from kgraft.engines.torch.eager_steps import TorchSteps
 from kgraft.engines.torch.network import NativeNetwork
 from kgraft.engines.torch.settings import settings_of
@@ -48,17 +47,9 @@ class NativeSteps(TorchSteps):
         super().training(on)
         self._in_doubt = True
 
-    def train(self, data: tuple[Any, ...]) -> Logs:
+    def _take(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
         with self._native():
-            return super().train(data)
-
-    def test(self, data: tuple[Any, ...]) -> Logs:
-        with self._native():
-            return super().test(data)
-
-    def predict(self, x: Any) -> Any:
-        with self._native():
-            return super().predict(x)
+            return super()._take(step, data)
 
     @contextlib.contextmanager
     def _native(self) -> Iterator[None]:

@@ -36,7 +36,6 @@ class NativeNetwork:
 
     Attributes:
         native_layers: how many layers have a native computation.
-        keras_layers: names of the operations that stay Keras'.
     """
 
     def __init__(self, function: Any) -> None:
@@ -44,7 +43,6 @@ class NativeNetwork:
         self._outputs = [id(tensor) for tensor in function.outputs]
         self._structure = function._outputs_struct
         self.native_layers = 0
-        self.keras_layers: list[str] = []
         nodes = [node for node in nodes_of(function) if node.operation and not node.is_input]
         self._readers = Counter(id(t) for node in nodes for t in node.input_tensors)
         self._readers.update(self._outputs)
@@ -79,7 +77,6 @@ class NativeNetwork:
         """The node's call and the tensors it reads; no call for padding that a reader does."""
         found = self._native(node, nodes)
         if found is None:
-            self.keras_layers.append(node.operation.name)
             return self._keras_call(node), [id(t) for t in node.input_tensors]
         self.native_layers += 1
         layer, tensors = found
