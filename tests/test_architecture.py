@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_imports_go_one_way(path):
 def test_backends_are_named_only_in_engines_and_where_state_dicts_are_read(path):
     if part_of(path) != "engines" and path.name != "state_dict.py":
         assert not BACKENDS & {module.split(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", sources("kgraft"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_one_place_acts_on_the_backends_name(path):
+    """Elsewhere it is said at most."""
+    if "backends" not in path.parts and part_of(path) != "backend":
+        asked = r"match keras\.config\.backend\(\)|backend\(\)\s*(\]|[!=]=|in\b)"
+        assert not re.search(asked, path.read_text())
 
 
 @pytest.mark.parametrize("path", sources("kgraft") + sources("apps"), ids=lambda p: p.name)
