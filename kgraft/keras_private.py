@@ -42,7 +42,6 @@ attributes of public classes where they are needed. `BOOKS` lists those that nob
 | `Layer._seed_generators` | the generators that it draws random numbers from | none |
 | `Layer._trainable_variables` | weights made trainable, whatever `trainable` says now | none |
 | `Layer._non_trainable_variables` | weights made not trainable, likewise | none |
-| `Operation._outbound_nodes` | where an operation's outputs are read | none |
 | `KerasTensor._keras_history` | the operation that made it | none |
 | `BatchNormalization._reduction_axes` | all axes but its own | `axis` |
 | `MeanMetricWrapper._fn`, `_fn_kwargs` | its function and that one's arguments | none |
