@@ -59,7 +59,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
 
     from rich.console import Console
 
-    from kgraft.engines.compile_cache import keep_compiled
+    from kgraft.engines.backends import BACKEND
     from kgraft.errors import UserError
     from kgraft.runs import config as configs
     from kgraft.runs.assembly import assemble
@@ -82,7 +82,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
         raise UserError("--out is empty: expected the directory of the run.")
     path = default_path(config) if out is None else Path(out)
     check_free(path)
-    keep_compiled()
+    BACKEND.keep_compiled()
     assembly = assemble(config)
     console = Console()
     with messages_on(console), progress_on(console) as progress:

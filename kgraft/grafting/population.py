@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from kgraft.links.host_matrix import HostMatrix
+from kgraft.links.host_matrix import HostMatrix, is_float
 
 Mix = Callable[[list[Any]], list[Any]]
 
@@ -89,7 +89,7 @@ class _OnDevice:
         return all(
             bool(keras.ops.all(keras.ops.isfinite(weight.value)))
             for weight in self._weights[k]
-            if _is_float(weight)
+            if is_float(weight)
         )
 
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
@@ -98,7 +98,7 @@ class _OnDevice:
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for index in members:
             variables = [weights[index] for weights in self._weights]
-            if not _is_float(variables[0]):
+            if not is_float(variables[0]):
                 continue
             before = [_value(variable) for variable in variables]
             after = mix(before)
@@ -115,7 +115,3 @@ class _OnDevice:
 
 def _value(variable: Any) -> Any:
     return keras.ops.stop_gradient(keras.ops.convert_to_tensor(variable.value))
-
-
-def _is_float(weight: Any) -> bool:
-    return keras.backend.is_float_dtype(weight.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kgraft import data, models
 from kgraft.data import Augment, BatchStream, Dataset, Split
-from kgraft.engines.devices import fits
+from kgraft.engines.backends import BACKEND
 from kgraft.engines.precision import building_in
 from kgraft.errors import UserError
 from kgraft.runs.config import Config
@@ -152,7 +152,7 @@ def in_training(config: Config, dataset: Dataset) -> BatchStream:
         seed=config.run.seed,
         peer=0,
         augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
-        resident=fits(dataset.train.images.nbytes),
+        resident=BACKEND.fits(dataset.train.images.nbytes),
     )
 
 
@@ -171,7 +171,7 @@ def in_order(dataset: Dataset, split: Split) -> BatchStream:
         peer=0,
         augment=Augment(0, False, dataset.mean, dataset.std),
         shuffle=False,
-        resident=fits(split.images.nbytes),
+        resident=BACKEND.fits(split.images.nbytes),
     )
 
 

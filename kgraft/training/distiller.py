@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from kgraft.engines.eager import compilation
-from kgraft.engines.gradients import without_gradients
+from kgraft.engines.backends import BACKEND
+from kgraft.engines.stepper import compilation
 from kgraft.equations import mean_probabilities
 from kgraft.errors import UserError
 from kgraft.training.distillation_loss import DistillationLoss
@@ -188,7 +188,7 @@ class Distiller(keras.Model):
             features, logits = self._features.of(x)
             taught = mean_probabilities(logits, self.temperature)
         elif taught is None:
-            with without_gradients():
+            with BACKEND.without_gradients():
                 taught = mean_probabilities(
                     [teacher(x, training=False) for teacher in self.teachers], self.temperature
                 )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kgraft.engines.choose import Engine
-from kgraft.engines.eager import Logs
+from kgraft.engines.steps import Logs
 from kgraft.training.batches import Batch, Feed
 
 

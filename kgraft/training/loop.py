@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import keras
 
 from kgraft.engines.choose import Engine
-from kgraft.engines.eager import Logs, Stepper
+from kgraft.engines.stepper import Stepper
+from kgraft.engines.steps import Logs
 from kgraft.training.batches import Feed, first_batch, side_by_side
 from kgraft.training.distiller import untaught
 from kgraft.training.fit_arguments import check_targets

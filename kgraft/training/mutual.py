@@ -8,7 +8,8 @@ import keras
 from keras import ops
 
 from kgraft.engines.choose import Engine
-from kgraft.engines.eager import Logs, compilation
+from kgraft.engines.stepper import compilation
+from kgraft.engines.steps import Logs
 from kgraft.equations import widened
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Independent

@@ -11,6 +11,7 @@ from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Independent, Mixer, State
 from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
+from kgraft.keras_private import flat_layers
 from kgraft.training.distiller import student_of
 from kgraft.training.preflight import learning_rates, preflight
 
@@ -177,7 +178,7 @@ class Session:
 
 def _is_built(model: keras.Model) -> bool:
     """Whether it has all its weights: a built backbone may have an unbuilt head."""
-    return bool(model.weights) and all(layer.built for layer in model._flatten_layers())
+    return bool(model.weights) and all(layer.built for layer in flat_layers(model))
 
 
 def _warn_of_twins(models: Sequence[keras.Model]) -> bool:

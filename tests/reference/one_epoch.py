@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from kgraft import data, models
-from kgraft.engines.eager import Stepper
+from kgraft.engines.stepper import Stepper
 from kgraft.grafting import Graft
 from kgraft.training.optimizers import SGD
 
