@@ -111,7 +111,7 @@ def keys_of(table: type) -> dict[str, type]:
         if _rule(own).get("key", True):
             found[own.name] = table
         for part in _rule(own).get("parts", {}).values():
-            found = {**dict.fromkeys(_fields(part), part), **found}
+            found = {**found, **{key: part for key in _fields(part) if key not in found}}
     return found
 
 

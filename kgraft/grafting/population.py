@@ -19,7 +19,10 @@ class Population(Protocol):
         ...
 
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
-        """Some weights of peer k as arrays, indices as in `model.weights`."""
+        """Some weights of peer k as arrays, indices as in `model.weights`.
+
+        They may be views of what `mix` and `replace` write to: copy what is to be kept.
+        """
         ...
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
@@ -27,8 +30,8 @@ class Population(Protocol):
 
         Args:
             members: ascending indices as in `model.weights`; others than floating-point are left.
-            mix: K arrays, one a peer, of equal shapes -> K new ones, or the same object where a
-                peer keeps what it has. May be called for parts of weights and for several at once.
+            mix: K arrays, one a peer, of equal shapes -> K new ones, or some of the same objects,
+                which may change places. May be called for parts of weights and for several at once.
         """
         ...
 
@@ -68,10 +71,8 @@ class _OnHost:
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for run in self._matrix.runs(members):
             before = list(self._rows[:, run])
-            after = mix(before)
-            for old, new in zip(before, after, strict=True):
-                if new is not old:
-                    old[...] = new
+            for old, new in _changed(before, mix(before), np.copy):
+                old[...] = new
 
     def replace(self, k: int, index: int, value: Any) -> None:
         host = value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
@@ -101,16 +102,27 @@ class _OnDevice:
             if not is_float(variables[0]):
                 continue
             before = [_value(variable) for variable in variables]
-            after = mix(before)
-            for variable, old, new in zip(variables, before, after, strict=True):
-                if new is not old:
-                    variable.assign(new)
+            of = {id(value): variable for value, variable in zip(before, variables, strict=True)}
+            for old, new in _changed(before, mix(before), keras.ops.copy):
+                of[id(old)].assign(new)
 
     def replace(self, k: int, index: int, value: Any) -> None:
         self._weights[k][index].assign(value)
 
     def commit(self) -> None:
         """Everything is in place already."""
+
+
+def _changed(
+    before: list[Any], after: list[Any], copy: Callable[[Any], Any]
+) -> list[tuple[Any, Any]]:
+    """The values that change, each with its new one, which no other's change can reach."""
+    given = {id(value) for value in before}
+    return [
+        (old, copy(new) if id(new) in given else new)
+        for old, new in zip(before, after, strict=True)
+        if new is not old
+    ]
 
 
 def _value(variable: Any) -> Any:

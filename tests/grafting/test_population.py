@@ -76,3 +76,19 @@ def test_large_finite_weights_are_no_reason_to_exclude_a_peer():
     models = peers(1)
     models[0].set_weights([np.full_like(w, 3e38) for w in models[0].get_weights()])
     assert population(models).is_finite(0)
+
+
+def test_values_may_change_places(monkeypatch):
+    """A peer's old value is another's new one, and is written over meanwhile."""
+    for on_device in (False, True):
+        with monkeypatch.context() as patch:
+            if on_device:
+                patch.setattr(populations.HostMatrix, "of", classmethod(lambda cls, models: None))
+            models = peers(2)
+            before = [model.get_weights() for model in models]
+            weights = population(models)
+            weights.mix(range(len(before[0])), lambda values: values[::-1])
+            weights.commit()
+            for model, expected in zip(models, before[::-1], strict=True):
+                for own, other in zip(model.get_weights(), expected, strict=True):
+                    assert np.array_equal(own, other)
