@@ -12,15 +12,24 @@ ROOT = Path(__file__).parents[1]
 
 MAY_IMPORT = {
     "errors": set(),
+    "settings": {"errors"},
     "backend": set(),
     "keras_private": set(),
     "models": {"errors"},
     "links": {"errors"},
     "data": {"errors"},
     "equations": {"errors"},
-    "grafting": {"errors", "equations", "links"},
+    "grafting": {"errors", "equations", "links", "settings"},
     "engines": {"errors", "keras_private", "models"},
-    "training": {"errors", "keras_private", "equations", "grafting", "engines", "data"},
+    "training": {
+        "errors",
+        "keras_private",
+        "equations",
+        "grafting",
+        "engines",
+        "data",
+        "settings",
+    },
     "analysis": {"errors"},
     "runs": {
         "backend",
@@ -32,6 +41,7 @@ MAY_IMPORT = {
         "training",
         "models",
         "data",
+        "settings",
     },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}

@@ -31,7 +31,6 @@ from kgraft.training.fit_arguments import (
     split,
     validated_epochs,
 )
-from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
 from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
@@ -65,13 +64,14 @@ class GraftingFit:
     Args:
         peers: K compiled models of one architecture, in ring order: peer k receives from k - 1.
         teachers: M trained models whose outputs are logits; none for plain grafting.
-        graft: what is done to the peers' weights: the entropy ring by default, any other `Mixer`,
-            `Mixer()` for nothing at all.
+        mixer: what is done to the peers' weights, and when: the entropy ring `Graft()` by default,
+            any other `Mixer`, `Independent()` for nothing at all; `Mutual()` is for nothing, and
+            each peer learns from the others.
         mutual: with `Mutual()` each peer learns from the others' predictions too (deep mutual
             learning); all then see the first peer's batches.
-        every: graft at the end of every n-th epoch.
-        epochs_grafted: graft at the end of the first n epochs only; None for all.
-        evaluate: `"after"` or `"before"` the grafting, see `GraftSchedule`.
+        every: `every` of the mixer, see `EpochMixer`; None for what it has, as below.
+        epochs_grafted: its `epochs`.
+        evaluate: its `evaluate`.
         temperature: tau of the distillation loss.
         distillation_weight: weight of the distillation loss beside the peers' own.
         feature_losses: see `Distiller`; teachers then run for each peer anew.
@@ -79,6 +79,7 @@ class GraftingFit:
         engine: `"auto"` and `"compiled"` for the fastest steps there are on this backend, with
             Keras' own where a model cannot be compiled; `"eager"` for Keras' own. All give the same
             numbers to rounding; the log says which one it was, and why.
+        graft: what `mixer` was called before.
 
     Attributes:
         peers: the K models, ordinary Keras models before, during and after training.
@@ -108,25 +109,28 @@ class GraftingFit:
         peers: Sequence[keras.Model],
         teachers: Sequence[keras.Model] = (),
         *,
-        graft: Mixer | None = None,
+        mixer: Mixer | None = None,
         mutual: Mutual | None = None,
-        every: int = 1,
+        every: int | None = None,
         epochs_grafted: int | None = None,
-        evaluate: Literal["after", "before"] = "after",
+        evaluate: Literal["after", "before"] | None = None,
         temperature: float = 2.0,
         distillation_weight: float = 1.0,
         feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
         seed: int = 0,
         engine: Literal["auto", "eager", "compiled"] = "auto",
+        graft: Mixer | None = None,
     ) -> None:
         self.peers = checked_peers(peers)
         self.teachers = checked_teachers(teachers)
-        self.graft = checked_mixer(graft)
-        self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
-        self.graft.check_schedule(every, epochs_grafted, evaluate)
+        self.mixer = checked_mixer(mixer, graft).scheduled(
+            every=every, epochs=epochs_grafted, evaluate=evaluate
+        )
         self.records: list[tuple[int, GraftRecord]] = []
         self.seed = checked_count("seed", seed)
         check_optimizers(self.peers)
+        if mutual is None and isinstance(self.mixer, Mutual):
+            mutual = self.mixer
         mutual = checked_mutual(mutual, self.teachers)
         students = Engine(self.peers, engine)
         if mutual is not None:
@@ -138,7 +142,7 @@ class GraftingFit:
         else:
             learning = Learning(students)
         self._learning = learning
-        self._session = Session(self.peers, self.graft, self.schedule, self.records)
+        self._session = Session(self.peers, self.mixer, self.records)
         self._session.check()
 
     def fit(

@@ -1,6 +1,5 @@
 """Deep mutual learning: K networks on one batch, each pulled towards the others' predictions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,8 @@ from kgraft.engines.choose import Engine
 from kgraft.engines.eager import Logs, compilation
 from kgraft.equations import widened
 from kgraft.errors import UserError
+from kgraft.grafting.mixer import Independent
+from kgraft.settings import setting
 from kgraft.training.batches import Batch
 from kgraft.training.learning import Learning
 from kgraft.training.peer_optimizers import PeerOptimizers, Step
@@ -19,7 +20,7 @@ from kgraft.training.students import check_logits, check_loss, check_steps, own_
 
 
 @dataclass(frozen=True)
-class Mutual:
+class Mutual(Independent):
     """Deep mutual learning: K networks learn from labels and from each other.
 
     When: to train K networks from scratch that each end better than alone, without a teacher. Cost:
@@ -35,14 +36,11 @@ class Mutual:
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018.
     """
 
-    weight: float = 1.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"Mutual(weight={self.weight}): must be 0 or more.")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"Mutual(temperature={self.temperature}): must be positive.")
+    name = "mutual"
+    peers = 2
+    least = 2
+    weight: float = setting(1.0, low=0.0)
+    temperature: float = setting(1.0, above=0)
 
 
 def mutual_loss(own_logits: Any, other_logits: Sequence[Any], temperature: float = 1.0) -> Any:

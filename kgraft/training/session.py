@@ -2,16 +2,16 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import keras
 
 from kgraft.grafting.graft import warn_of_sick_peers
-from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.plan import GraftPlan
+from kgraft.grafting.mixer import Independent, Mixer, State
+from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.distiller import student_of
-from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.preflight import learning_rates, preflight
 
 _log = logging.getLogger("kgraft")
@@ -29,8 +29,7 @@ class Session:
 
     Args:
         models: what is trained, in ring order; of a Distiller the student is grafted.
-        mixer: what is done to their weights.
-        schedule: when.
+        mixer: what is done to their weights, and when.
         records: gets what each grafting measured and did, as `(epoch, GraftRecord)`.
 
     Attributes:
@@ -42,18 +41,17 @@ class Session:
         self,
         models: Sequence[keras.Model],
         mixer: Mixer,
-        schedule: GraftSchedule,
         records: list[tuple[int, GraftRecord]],
     ) -> None:
         self.models, self.students = list(models), [student_of(model) for model in models]
-        self.mixer, self.schedule, self.records = mixer, schedule, records
+        self.mixer, self.records = mixer, records
         self.alphas = [1.0 for _ in models]
         self.epochs_done = 0
-        self._plan: GraftPlan | None = None
-        self._pending: int | None = None  # the epoch whose grafting is put off to the next one
+        self._peers: Peers | None = None  # as far as they are built
+        self._state: State | None = None
         self._steps = 0
-        self._epoch: int | None = None  # the one that is trained, until its end
-        self._begun = self._warned = False
+        self._put_off: Moment | None = None  # to the beginning of the next epoch
+        self._begun = self._in_epoch = self._warned = False
         self._sick: set[int] = set()
 
     def check(self) -> bool:
@@ -66,7 +64,7 @@ class Session:
             UserError: they do not match.
         """
         self._begun, built = False, all(map(_is_built, self.students))
-        self._plan = self.mixer.check(self.students) if built else None
+        self._peers = self._compared() if built else None
         return built
 
     def begin(self, *, same_batches: bool = False) -> None:
@@ -80,11 +78,11 @@ class Session:
         """
         if self._begun:
             return
-        self._plan = self._plan or self.mixer.check(self.students)
-        self.mixer.begin(self.students)
+        self._peers = self._peers or self._compared()
+        self._state = self.mixer.init(self._peers, self._state)
         self._begun = True
         preflight(self.models)
-        if same_batches and not self._warned:
+        if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
             self._warned = _warn_of_twins(self.models)
 
     def begin_epoch(self, epoch: int, steps: int | None = None) -> None:
@@ -94,29 +92,31 @@ class Session:
             epoch: its number, counted from 0 over all fits.
             steps: how many it has, None where nobody knows.
         """
-        self._epoch, self.alphas = epoch, [1.0 for _ in self.models]
+        self.epochs_done, self._in_epoch = epoch, True
+        self.alphas = [1.0 for _ in self.models]
         self._steps = self._steps if steps is None else epoch * steps
-        if self._pending is not None:
-            self._graft(self._pending)
-            self._pending = None
+        if self._put_off is not None:
+            self._mix(self._put_off)
+            self._put_off = None
 
     def end_of_step(self) -> None:
         """What the mixer does between steps."""
-        number, self._steps = self._steps, self._steps + 1
-        every = self.mixer.every_steps
-        if every is not None and self._steps % every == 0 and self._plan is not None:
-            self.mixer.step(self.students, self._plan, number)
+        moment = Moment(self.epochs_done, self._steps, ends_epoch=False)
+        self._steps += 1
+        if self.mixer.between_steps and self.mixer.due(moment):
+            self._mix(moment)
 
     def end_of_epoch(self) -> None:
         """Graft, or put it off; before the epoch's validation. Said again, nothing happens."""
-        if self._epoch is None:
+        if not self._in_epoch:
             return
-        if self.schedule.due(self._epoch):
-            if self.schedule.evaluate == "after":
-                self._graft(self._epoch)
+        moment = Moment(self.epochs_done, self._steps - 1)
+        if self.mixer.due(moment):
+            if self.mixer.evaluate == "after":
+                self._mix(moment)
             else:
-                self._pending = self._epoch
-        self.epochs_done, self._epoch = self._epoch + 1, None
+                self._put_off = moment
+        self.epochs_done, self._in_epoch = self.epochs_done + 1, False
 
     def end(self, trained: Iterable[keras.Model] = ()) -> None:
         """Leave the models as networks to be used.
@@ -128,8 +128,8 @@ class Session:
         for model in trained:
             if isinstance(model.optimizer, keras.Optimizer) and model.optimizer.built:
                 model.optimizer.finalize_variable_values(model.trainable_weights)
-        if self._begun and self._plan is not None:
-            self.mixer.end(self.students, self._plan)
+        if self._begun and self._peers is not None and self._state is not None:
+            self._state = self.mixer.finish(self._peers, self._state)
         self._begun = False
 
     def resume(self, epoch: int, *, before_grafting: bool) -> None:
@@ -139,25 +139,39 @@ class Session:
             epoch: whole epochs that they have seen.
             before_grafting: whether a grafting that is put off was still to come.
         """
-        self.epochs_done = epoch
-        put_off = before_grafting and self.schedule.evaluate == "before"
-        self._pending = epoch - 1 if put_off and self.schedule.due(epoch - 1) else None
+        self.epochs_done, moment = epoch, Moment(epoch - 1)
+        put_off = before_grafting and self.mixer.evaluate == "before" and self.mixer.due(moment)
+        self._put_off = moment if put_off else None
 
     def save(self) -> dict[str, Any]:
-        """What `restore` needs to go on from the end of an epoch; the models are not in it."""
-        return {"epochs_done": self.epochs_done, "pending": self._pending, "steps": self._steps}
+        """What `restore` needs to go on from the end of an epoch; the models are not in it.
+
+        Returns:
+            JSON-able values and NumPy arrays.
+        """
+        return {
+            "epochs_done": self.epochs_done,
+            "steps": self._steps,
+            "put_off": self._put_off and asdict(self._put_off),
+            "mixer": self._state,
+        }
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from what `save` gave, with the models' weights of that time."""
-        self.epochs_done, self._pending = saved["epochs_done"], saved["pending"]
-        self._steps = saved["steps"]
+        self.epochs_done, self._steps = saved["epochs_done"], saved["steps"]
+        self._put_off = saved["put_off"] and Moment(**saved["put_off"])
+        self._state = saved["mixer"]
 
-    def _graft(self, epoch: int) -> None:
+    def _compared(self) -> Peers:
+        return Peers(self.students, self.mixer.plan(self.students))
+
+    def _mix(self, moment: Moment) -> None:
         self.begin()
-        record = self.mixer.apply(self.students, self._plan, epoch)
+        assert self._peers is not None and self._state is not None
+        self._state, record = self.mixer.apply(self._peers, self._state, moment)
         if record is not None:
             warn_of_sick_peers(record, self._sick)
-            self.records.append((epoch, record))
+            self.records.append((moment.epoch, record))
             self.alphas = record.mean_coefficients.tolist()
 
 

@@ -26,13 +26,13 @@ def clones(models):
 def grafted_on_a_device(models, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(populations.HostMatrix, "of", classmethod(lambda cls, models: None))
-        return kgraft.Graft().apply(models)
+        return kgraft.Graft().mix(models)
 
 
 def test_host_and_device_graft_alike(monkeypatch):
     models = peers()
     copies = clones(models)
-    record = kgraft.Graft().apply(models)
+    record = kgraft.Graft().mix(models)
     other = grafted_on_a_device(copies, monkeypatch)
     assert np.array_equal(record.coefficients, other.coefficients)
     for own, theirs in zip(models, copies, strict=True):
@@ -42,10 +42,10 @@ def test_host_and_device_graft_alike(monkeypatch):
 
 def test_weights_changed_by_others_are_read_anew():
     models = peers(2)
-    kgraft.Graft().apply(models)
+    kgraft.Graft().mix(models)
     for model, value in zip(models, (1.0, 3.0), strict=True):
         model.set_weights([np.full_like(weight, value) for weight in model.get_weights()])
-    kgraft.Graft().apply(models)
+    kgraft.Graft().mix(models)
     for model in models:
         assert all((weight == 2.0).all() for weight in model.get_weights())
 

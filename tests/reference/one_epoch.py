@@ -40,7 +40,7 @@ def main(weights_file: Path, out: Path) -> None:
         )
 
     before = [peer.get_weights() for peer in peers]
-    record = Graft().apply(peers)
+    record = Graft().mix(peers)
     results = {
         f"blended_{k}_{i}": w for k, p in enumerate(peers) for i, w in enumerate(p.get_weights())
     }
