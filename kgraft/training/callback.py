@@ -15,7 +15,7 @@ from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.callback_arguments import check_data, checked_peers
-from kgraft.training.callback_run import CallbackRun, Carried
+from kgraft.training.callback_run import CallbackRun
 from kgraft.training.fit_arguments import checked_mixer
 from kgraft.training.session import Session
 
@@ -144,7 +144,8 @@ class GraftCallback(keras.callbacks.Callback):
                 "data= is for peers that learn here; train_peers=False leaves them out."
             )
         self._run: CallbackRun | None = None
-        self._carried: Carried | None = None
+        self._session: Session | None = None
+        self._read: dict[int, int] = {}
         self._elsewhere = False
 
     def get_config(self) -> dict[str, Any]:
@@ -169,17 +170,22 @@ class GraftCallback(keras.callbacks.Callback):
         """Compile and compare the peers."""
         self._elsewhere = False
         if self._run is not None:
-            self._carried = self._run.close()
+            self._read = self._run.close()
+        model, peers = self._model, self.peers
+        ring = peers if any(peer is model for peer in peers) else [model, *peers]
+        session = self._session
+        if session is None or not session.is_of(ring, self.mixer):
+            session, self._read = Session(ring, self.mixer, self.records), {}
+            self._session = session
         self._run = CallbackRun(
-            self._model,
-            self.peers,
-            session_of=lambda ring: Session(ring, self.mixer, self.records),
+            model,
+            session,
             data=self.data,
             class_weight=self.class_weight,
             train_peers=self.train_peers,
             backup_dir=self.backup_dir,
             engine=self.engine,
-            carried=self._carried,
+            read=self._read,
         )
         self._warn_of_order()
 
@@ -245,7 +251,7 @@ class GraftCallback(keras.callbacks.Callback):
         """Finish the peers as `fit` has finished its model, and forget the backup."""
         run = self._running
         run.end((self.params or {}).get("epochs") or 0)
-        self._carried = run.close()
+        self._read = run.close()
         self._run = None
 
     @property

@@ -1,9 +1,7 @@
-"""One `fit` of a GraftCallback: the ring, its learners, and what stays between two fits."""
+"""One `fit` of a GraftCallback: the ring's learners, their batches and their backup."""
 
 import logging
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +18,22 @@ from kgraft.training.teaching import Classrooms
 _log = logging.getLogger("kgraft")
 
 
-@dataclass(frozen=True)
-class Carried:
-    """What a fit leaves to the next one of the same ring.
-
-    Attributes:
-        session: its grafting.
-        read: batches of its own data that each peer has read, by the id of its model.
-    """
-
-    session: Session
-    read: dict[int, int]
-
-
 class CallbackRun:
     """One `fit` of a GraftCallback, from its beginning to its end or interruption.
 
     Args:
         model: what `fit` trains.
-        peers: as given to the callback.
-        session_of: makes the grafting of a ring.
+        session: the grafting of the ring.
         data: the peers' own, see `sources`.
         class_weight: of `data`.
         train_peers: whether peers learn here.
         backup_dir: where peers are backed up, or None.
         engine: how peers take their steps.
-        carried: what an earlier fit of the callback has left, of this ring or another.
+        read: batches of its own data that each peer has read in earlier fits, by its model's id.
 
     Attributes:
-        ring: all models, in order.
-        place: the model's place in it.
-        session: their grafting.
+        session: the grafting of the ring.
+        place: the model's place in the ring.
         learners: the peers that learn here.
         resumed: whether the peers are where the model is; no epoch has begun before.
         thread: the one that `fit` runs in.
@@ -62,46 +45,42 @@ class CallbackRun:
     def __init__(
         self,
         model: keras.Model,
-        peers: list[keras.Model],
+        session: Session,
         *,
-        session_of: Callable[[list[keras.Model]], Session],
         data: Any,
         class_weight: Any,
         train_peers: bool,
         backup_dir: Path | None,
         engine: str,
-        carried: Carried | None,
+        read: dict[int, int],
     ) -> None:
-        self.ring = peers if any(peer is model for peer in peers) else [model, *peers]
-        self.place = next(k for k, peer in enumerate(self.ring) if peer is model)
-        if carried is None or [*map(id, carried.session.models)] != [*map(id, self.ring)]:
-            carried = Carried(session_of(self.ring), {})
-        self.session = carried.session
+        self.session, ring = session, session.models
+        self.place = next(k for k, peer in enumerate(ring) if peer is model)
         self.learners: list[Learner] = []
         self.lockstep = Lockstep(model)
         self.thread = threading.current_thread()
         self.resumed = self._prepared = False
         self.backup: PeerBackup | None = None
         self._backup_dir, self._own_data = backup_dir, data is not None
-        others = [k for k in range(len(self.ring)) if k != self.place]
+        others = [k for k in range(len(ring)) if k != self.place]
         if not others:
             raise UserError("peers holds only the model that fit trains: add at least one other.")
-        self._built = self.session.check()
+        self._built = session.check()
         if train_peers:
             for k in others:
-                if must_compile(self.ring[k], model):
-                    compile_as(self.ring[k], model, f"peer {k + 1}")
-            check_optimizers(self.ring)
+                if must_compile(ring[k], model):
+                    compile_as(ring[k], model, f"peer {k + 1}")
+            check_optimizers(ring)
             self.learners = [
-                Learner(k, self.ring[k], source, engine)
+                Learner(k, ring[k], source, engine)
                 for k, source in zip(others, sources(data, others, class_weight), strict=True)
             ]
         if backup_dir is not None:
-            self.backup = PeerBackup(backup_dir, [self.ring[k] for k in others], [model])
+            self.backup = PeerBackup(backup_dir, [ring[k] for k in others], [model])
         self._teaching = Classrooms(engine)
         self._share = self._shares_variables()
         for learner in self.learners:
-            learner.read = carried.read.get(id(learner.model))
+            learner.read = read.get(id(learner.model))
 
     def begin(self) -> None:
         """Once, as soon as all peers are built: with the first epoch, or with its first batch."""
@@ -123,17 +102,16 @@ class CallbackRun:
         if self.backup is not None:
             self.backup.clear()
 
-    def close(self) -> Carried:
+    def close(self) -> dict[int, int]:
         """Let go of the model and of the peers' data.
 
         Returns:
-            What the next fit goes on from.
+            `read` for the next fit of the ring.
         """
         self.lockstep.disarm()
         for learner in self.learners:
             learner.close()
-        read = {id(own.model): own.read for own in self.learners if own.read is not None}
-        return Carried(self.session, read)
+        return {id(own.model): own.read for own in self.learners if own.read is not None}
 
     def resume(self, epoch: int) -> None:
         """Bring the peers to where the model is when `fit` begins at a later epoch.
@@ -200,7 +178,7 @@ class CallbackRun:
             )
 
     def _shares_variables(self) -> bool:
-        own = {id(variable) for variable in self.ring[self.place].variables}
+        own = {id(variable) for variable in self.lockstep.model.variables}
         return any(id(v) in own for learner in self.learners for v in learner.model.variables)
 
 

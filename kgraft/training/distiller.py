@@ -12,7 +12,6 @@ import keras
 from keras import ops
 
 from kgraft.engines.backends import BACKEND
-from kgraft.engines.stepper import compilation
 from kgraft.equations import mean_probabilities
 from kgraft.errors import UserError
 from kgraft.training.distillation_loss import DistillationLoss
@@ -329,28 +328,6 @@ def distil(
         raise UserError(f"student {student.name!r} is not compiled: call compile() first.")
     options = {"dtype": student.dtype_policy}
     distiller = Distiller(student, teachers, temperature, weight, feature_losses, **options)
-    _compile_as_student(distiller)
-    return distiller
-
-
-def follow(distiller: Distiller) -> None:
-    """Compile a Distiller that `distil` made anew, if its student was compiled since.
-
-    Args:
-        distiller: what `distil` gave.
-
-    Raises:
-        UserError: see `distil`.
-    """
-    now = compilation(distiller.student)
-    then = vars(distiller)["_followed"]
-    if any(old is not new for old, new in zip(then, now, strict=True)):
-        _compile_as_student(distiller)
-
-
-def _compile_as_student(distiller: Distiller) -> None:
-    """What the student was compiled with, for its Distiller."""
-    student = distiller.student
     check_loss(student.loss, f"student {student.name!r}")
     settings = student.get_compile_config()
     settings.pop("optimizer")
@@ -363,8 +340,7 @@ def _compile_as_student(distiller: Distiller) -> None:
             "keras.saving.register_keras_serializable, or compile a Distiller yourself."
         ) from error
     _share(distiller, {**settings, "loss": student.loss, "run_eagerly": student.run_eagerly})
-    # not through Keras' setattr, which would track what is in it
-    object.__setattr__(distiller, "_followed", compilation(student))
+    return distiller
 
 
 def _share(distiller: Distiller, settings: dict[str, Any]) -> None:

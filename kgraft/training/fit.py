@@ -123,14 +123,13 @@ class GraftingFit:
     ) -> None:
         self.peers = checked_peers(peers)
         self.teachers = checked_teachers(teachers)
-        self.mixer = checked_mixer(mixer, graft).scheduled(
+        mixer = checked_mixer(mixer, graft).scheduled(
             every=every, epochs=epochs_grafted, evaluate=evaluate
         )
-        self.records: list[tuple[int, GraftRecord]] = []
         self.seed = checked_count("seed", seed)
         check_optimizers(self.peers)
-        if mutual is None and isinstance(self.mixer, Mutual):
-            mutual = self.mixer
+        if mutual is None and isinstance(mixer, Mutual):
+            mutual = mixer
         mutual = checked_mutual(mutual, self.teachers)
         students = Engine(self.peers, engine)
         if mutual is not None:
@@ -142,8 +141,18 @@ class GraftingFit:
         else:
             learning = Learning(students)
         self._learning = learning
-        self._session = Session(self.peers, self.mixer, self.records)
+        self._session = Session(self.peers, mixer, [])
         self._session.check()
+
+    @property
+    def mixer(self) -> Mixer:
+        """What is done to the peers' weights, and when."""
+        return self._session.mixer
+
+    @property
+    def records(self) -> list[tuple[int, GraftRecord]]:
+        """What each grafting measured and did, as `(epoch, GraftRecord)`."""
+        return self._session.records
 
     def fit(
         self,

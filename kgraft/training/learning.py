@@ -1,8 +1,10 @@
 """How peers learn: what GraftingFit's loop asks of it, and the plain way, each from its targets."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from kgraft.engines.choose import Engine
+from kgraft.engines.stepper import compilation
 from kgraft.engines.steps import Logs
 from kgraft.training.batches import Batch, Feed
 
@@ -20,11 +22,18 @@ class Learning:
     shared = False
 
     def __init__(self, students: Engine) -> None:
-        self.students = students
-        self.peers = [student.model for student in students.steppers]
+        self.students, self.peers = students, [student.model for student in students.steppers]
+        self._engine, self._compiled = students, list[Any]()
 
     def engine(self) -> Engine:
         """What takes the steps, of the peers or of models around them, compiled as they are now."""
+        now = [part for peer in self.peers for part in compilation(peer)]
+        if [*map(id, now)] != [*map(id, self._compiled)]:
+            self._engine, self._compiled = self.made(), now
+        return self._engine
+
+    def made(self) -> Engine:
+        """The engine of the peers as they are compiled."""
         return self.students
 
     def feed(self, feed: Feed) -> Feed:

@@ -8,7 +8,6 @@ import keras
 from keras import ops
 
 from kgraft.engines.choose import Engine
-from kgraft.engines.stepper import compilation
 from kgraft.engines.steps import Logs
 from kgraft.equations import widened
 from kgraft.errors import UserError
@@ -192,20 +191,13 @@ class FromEachOther(Learning):
             name = f"peer {k} ({peer.name!r})"
             check_logits(peer, name)
             check_steps(peer, name)
-        self._mutual, self._wanted = mutual, students.wanted
-        self._joint: Engine | None = None
-        self._compilations: list[Any] = []
+        self._mutual = mutual
 
-    def engine(self) -> Engine:
+    def made(self) -> Engine:
         """See `Learning`."""
-        now = [part for peer in self.peers for part in compilation(peer)]
-        same = zip(self._compilations, now, strict=False)
-        if self._joint is None or any(old is not new for old, new in same):
-            for k, peer in enumerate(self.peers, start=1):
-                check_loss(peer.loss, f"peer {k} ({peer.name!r})")
-            self._compilations = now
-            self._joint = Engine([MutualLearning(self.peers, self._mutual)], self._wanted)
-        return self._joint
+        for k, peer in enumerate(self.peers, start=1):
+            check_loss(peer.loss, f"peer {k} ({peer.name!r})")
+        return Engine([MutualLearning(self.peers, self._mutual)], self.students.wanted)
 
     def given(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """See `Learning`: the first batch with targets and weights for each of the peers."""

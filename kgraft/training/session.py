@@ -39,10 +39,7 @@ class Session:
     """
 
     def __init__(
-        self,
-        models: Sequence[keras.Model],
-        mixer: Mixer,
-        records: list[tuple[int, GraftRecord]],
+        self, models: Sequence[keras.Model], mixer: Mixer, records: list[tuple[int, GraftRecord]]
     ) -> None:
         self.models, self.students = list(models), [student_of(model) for model in models]
         self.mixer, self.records = mixer, records
@@ -54,6 +51,10 @@ class Session:
         self._put_off: Moment | None = None  # to the beginning of the next epoch
         self._begun = self._in_epoch = self._warned = False
         self._sick: set[int] = set()
+
+    def is_of(self, models: Sequence[keras.Model], mixer: Mixer) -> bool:
+        """Whether it is the grafting of these models, by this mixer."""
+        return [*map(id, (mixer, *models))] == [*map(id, (self.mixer, *self.models))]
 
     def check(self) -> bool:
         """Compare the models; anew in every fit, some of their layers may be frozen since.

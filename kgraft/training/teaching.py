@@ -10,7 +10,7 @@ import numpy as np
 from kgraft.data import BatchStream
 from kgraft.engines.choose import Engine, predictions_of
 from kgraft.equations import mean_probabilities
-from kgraft.training.distiller import Distiller, Taught, distil, follow
+from kgraft.training.distiller import Distiller, Taught, distil
 from kgraft.training.feeds import ArrayFeed, Batch, Feed
 from kgraft.training.learning import Learning
 
@@ -101,19 +101,16 @@ class FromTeachers(Learning):
         feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
     ) -> None:
         super().__init__(students)
-        distillers = [
-            distil(peer, teachers, temperature, weight, feature_losses) for peer in self.peers
-        ]
-        self._engine = Engine(distillers, students.wanted)
+        self._lesson = (teachers, temperature, weight, feature_losses)
+        self.engine()
         self._teaching = (
             None if feature_losses else Teaching(teachers, temperature, students.wanted)
         )
 
-    def engine(self) -> Engine:
+    def made(self) -> Engine:
         """See `Learning`."""
-        for stepper in self._engine.steppers:
-            follow(stepper.model)
-        return self._engine
+        distillers = [distil(peer, *self._lesson) for peer in self.peers]
+        return Engine(distillers, self.students.wanted)
 
     def feed(self, feed: Feed) -> Feed:
         """See `Learning`: the teachers' predictions, where they can be had once and for all."""
