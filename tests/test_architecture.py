@@ -14,13 +14,15 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
+    "convolutions": set(),
     "backend": set(),
     "keras_private": set(),
-    "models": {"errors", "keras_private"},
+    "models": {"convolutions", "errors", "keras_private"},
     "links": {"errors", "engines.backends"},
     "data": {"errors"},
     "equations": {"errors"},
     "grafting": {
+        "convolutions",
         "errors",
         "keras_private",
         "equations",

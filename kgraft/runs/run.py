@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from kgraft.data import BatchStream
-from kgraft.engines.choose import stepper_for
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, environment
 from kgraft.runs.methods import Ema, method_of, mixer_of
 from kgraft.runs.recorder import Observer, Recorder, Silent
+from kgraft.runs.scoring import accuracy, ensemble, predict
 from kgraft.training.fit import GraftingFit
 
 
@@ -88,23 +86,6 @@ def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit
         seed=config.run.seed,
         engine=config.run.engine,  # type: ignore[arg-type]
     )
-
-
-def predict(model: keras.Model, stream: BatchStream) -> np.ndarray:
-    """A model's logits, float32 `(n, classes)`."""
-    if not model.compiled:
-        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return stepper_for(model).predict(stream.epoch(0))
-
-
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images whose highest score is their label's."""
-    return float(np.mean(scores.argmax(axis=1) == labels))
-
-
-def ensemble(logits: list[np.ndarray]) -> np.ndarray:
-    """Mean of several models' softmax probabilities, `(n, classes)`."""
-    return np.mean([_softmax(part.astype(np.float64)) for part in logits], axis=0)
 
 
 def _teach(
@@ -214,8 +195,3 @@ def _seeds(assembly: Assembly) -> dict[str, Any]:
         "peers": [seed_of(config, k) for k in range(len(assembly.peers))],
         "teachers": [teacher_seed(config, m) for m in range(len(assembly.untrained))],
     }
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)

@@ -13,7 +13,8 @@ from kgraft.runs import config as configs
 from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
 from kgraft.runs.methods import mixer_of
-from kgraft.runs.run import accuracy, ensemble, execute
+from kgraft.runs.run import execute
+from kgraft.runs.scoring import accuracy, ensemble
 
 
 def lines(path):
