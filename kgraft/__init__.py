@@ -6,7 +6,7 @@ in a ring, weighted by the entropy of the two layers' weights (filter grafting, 
 
 from kgraft import backend as _backend
 
-_backend.choose()
+_backend.settle()
 
 # Only now may Keras be imported.
 from kgraft import data, grafting, models  # noqa: E402

@@ -28,14 +28,14 @@ def run(code, tmp_path, *, config=None, **environment):
 
 
 def chosen(tmp_path, **options):
-    """What `backend.choose` says, without the import of the whole package."""
+    """What `backend.settle` says, without the import of the whole package."""
     code = (
         "import importlib.util, pathlib, sys; "
         "spec = importlib.util.find_spec('kgraft'); "
         "path = pathlib.Path(spec.origin).with_name('backend.py'); "
         "spec = importlib.util.spec_from_file_location('choice', path); "
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module); "
-        "print(module.choose())"
+        "print(module.settle())"
     )
     return run(code, tmp_path, **options)
 

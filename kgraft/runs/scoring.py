@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.engines.choose import stepper_for
+from kgraft.engines.engine import stepper_for
 
 
 def predict(model: keras.Model, stream: BatchStream) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs
 from kgraft.training.batches import Feed, first_batch, side_by_side

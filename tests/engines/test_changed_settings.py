@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import kgraft
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.training.distiller import distil
 
 if keras.config.backend() != "torch":

@@ -7,7 +7,7 @@ from keras import layers
 
 import kgraft
 from kgraft import models
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.grafting import Independent
 from kgraft.training.distiller import distil
 from kgraft.training.mutual import Mutual

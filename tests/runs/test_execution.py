@@ -12,8 +12,8 @@ from kgraft.errors import UserError
 from kgraft.runs import config as configs
 from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
+from kgraft.runs.execution import execute
 from kgraft.runs.methods import mixer_of
-from kgraft.runs.run import execute
 from kgraft.runs.scoring import accuracy, ensemble
 
 
