@@ -90,3 +90,16 @@ def test_keras_imported_before_on_another_backend_is_warned_about(tmp_path):
         "del os.environ['KERAS_BACKEND']; import kgraft"
     )
     assert "Keras is already imported on jax, not on torch" in run(code, tmp_path)[1]
+
+
+def test_importing_kgraft_is_enough_to_load_what_was_compiled_with_it(tmp_path):
+    """Keras finds registered classes only once their module is imported."""
+    path = str(tmp_path / "model.keras")
+    train = (
+        "import kgraft, keras; model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])"
+        "; model.compile(kgraft.SGD(kgraft.cosine(0.1, epochs=2, steps_per_epoch=3)), 'mse')"
+        "; model.save('" + path + "'); print('saved')"
+    )
+    assert run(train, tmp_path)[0] == "saved"
+    load = "import kgraft, keras; print(keras.models.load_model('" + path + "').optimizer.name)"
+    assert run(load, tmp_path)[0] == "sgd"

@@ -113,7 +113,7 @@ def only_writer(directory: Path) -> Iterator[None]:
     """Keep a directory to this process while the block runs.
 
     The lock is the operating system's and ends with the process, however that ends; the empty file
-    `.lock` that it hangs on may stay. Where there is no such lock (some network file systems), a
+    `.lock` that it hangs on stays. Where there is no such lock (some network file systems), a
     warning says so.
 
     Args:
@@ -125,19 +125,18 @@ def only_writer(directory: Path) -> Iterator[None]:
     """
     with storing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(directory / ".lock", timeout=0)
-    try:
-        with storing(directory / ".lock"):
-            try:
-                lock.acquire()
-            except filelock.Timeout:
-                raise UserError(
-                    f"another process is training in {directory}: wait for it, or give another "
-                    "--out."
-                ) from None
-    except NotImplementedError as error:
-        _log.warning("%s is not locked (%s): let no second process train in it.", directory, error)
-    try:
+    with storing(directory / ".lock"):
+        (directory / ".lock").touch()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(filelock.FileLock(directory / ".lock").acquire(blocking=False))
+        except filelock.Timeout:
+            raise UserError(
+                f"another process is training in {directory}: wait for it, or give another --out."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            _log.warning(
+                "%s is not locked (%s): let no second process train in it.", directory, reason
+            )
         yield
-    finally:
-        lock.release()
