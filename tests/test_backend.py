@@ -90,3 +90,17 @@ def test_keras_imported_before_on_another_backend_is_warned_about(tmp_path):
         "del os.environ['KERAS_BACKEND']; import kgraft"
     )
     assert "Keras is already imported on jax, not on torch" in run(code, tmp_path)[1]
+
+
+def test_mistakes_are_told_without_keras(tmp_path):
+    code = "import sys, kgraft.errors; print(kgraft.errors.UserError('x'), 'keras' in sys.modules)"
+    assert run(code, tmp_path)[0] == "x False"
+
+
+def test_every_public_name_is_there_on_its_first_use(tmp_path):
+    code = (
+        "import kgraft; named = set(kgraft.__all__); assert named <= set(dir(kgraft)); "
+        "from kgraft import *; assert named <= set(globals()); "
+        "print(kgraft.models.resnet8.func.__name__, kgraft.Graft is kgraft.grafting.Graft)"
+    )
+    assert run(code, tmp_path)[0] == "resnet_cifar True"
