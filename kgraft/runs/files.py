@@ -6,12 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from kgraft.errors import StorageError, UserError
+import filelock
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from kgraft.errors import StorageError, UserError
 
 _log = logging.getLogger("kgraft")
 
@@ -115,9 +112,9 @@ def storing(path: Path) -> Iterator[None]:
 def only_writer(directory: Path) -> Iterator[None]:
     """Keep a directory to this process while the block runs.
 
-    The lock is the operating system's (flock) and ends with the process, however that ends; the
-    empty file `.lock` that it hangs on stays. Where there is no such lock (Windows, some network
-    file systems), a warning says so.
+    The lock is the operating system's and ends with the process, however that ends; the empty file
+    `.lock` that it hangs on stays. Where there is no such lock (some network file systems), a
+    warning says so.
 
     Args:
         directory: made where it is missing.
@@ -128,23 +125,18 @@ def only_writer(directory: Path) -> Iterator[None]:
     """
     with storing(directory):
         directory.mkdir(parents=True, exist_ok=True)
+    with storing(directory / ".lock"):
+        (directory / ".lock").touch()
     with contextlib.ExitStack() as stack:
-        with storing(directory / ".lock"):
-            file = stack.enter_context((directory / ".lock").open("ab"))
-        if fcntl is None:
-            _cannot_lock(directory, "this platform has no flock")
-        else:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"another process is training in {directory}: wait for it, or give another "
-                    "--out."
-                ) from None
-            except OSError as error:
-                _cannot_lock(directory, error.strerror or str(error))
+        try:
+            stack.enter_context(filelock.FileLock(directory / ".lock").acquire(blocking=False))
+        except filelock.Timeout:
+            raise UserError(
+                f"another process is training in {directory}: wait for it, or give another --out."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            reason = getattr(error, "strerror", None) or error
+            _log.warning(
+                "%s is not locked (%s): let no second process train in it.", directory, reason
+            )
         yield
-
-
-def _cannot_lock(directory: Path, reason: str) -> None:
-    _log.warning("%s is not locked (%s): let no second process train in it.", directory, reason)
