@@ -124,17 +124,10 @@ def download(spec: ArchiveSpec, folder: Path) -> Path:
     """
     path = folder / spec.file
     instead = f"Or take it from a path: kgraft data prepare {spec.name} --archive PATH."
-    md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
     try:
-        with (
-            urllib.request.urlopen(spec.url, timeout=_DOWNLOAD_TIMEOUT) as response,
-            path.open("wb") as file,
-        ):
-            while size <= spec.size and (chunk := response.read(1 << 20)):
-                size += len(chunk)
-                md5.update(chunk)
-                sha256.update(chunk)
-                file.write(chunk)
+        with urllib.request.urlopen(spec.url, timeout=_DOWNLOAD_TIMEOUT) as response:
+            content = response.read(spec.size + 1)  # whatever is sent, no more than this
+        path.write_bytes(content)
     except (OSError, http.client.HTTPException) as problem:
         if isinstance(problem, urllib.error.HTTPError):
             problem.close()  # it holds the connection
@@ -142,10 +135,12 @@ def download(spec: ArchiveSpec, folder: Path) -> Path:
         raise UserError(
             f"{spec.title}: {spec.url} cannot be fetched: {reason}. {instead}"
         ) from None
-    if (size, md5.hexdigest(), sha256.hexdigest()) != (spec.size, spec.md5, spec.sha256):
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    sha256 = hashlib.sha256(content).hexdigest()
+    if (len(content), md5, sha256) != (spec.size, spec.md5, spec.sha256):
         raise UserError(
-            f"{spec.title}: {spec.url} gave {min(size, spec.size + 1)} bytes with md5 "
-            f"{md5.hexdigest()}; expected {spec.size} bytes with md5 {spec.md5}. {instead}"
+            f"{spec.title}: {spec.url} gave {len(content)} bytes with md5 {md5}; expected "
+            f"{spec.size} bytes with md5 {spec.md5}. {instead}"
         )
     return path
 

@@ -205,7 +205,7 @@ def published(spec, content, url):
     )
 
 
-CONTENT = bytes(range(256)) * 9000  # more than two chunks
+CONTENT = bytes(range(256)) * 9000
 
 
 def test_a_download_is_what_was_published(serve, tmp_path):
