@@ -178,7 +178,7 @@ def filter_entropy(kernel: NDArray[Any], bins: int, filter_axes: tuple[int, ...]
 
 
 def graft_coefficient(
-    own: ArrayLike, donor: ArrayLike, *, amplitude: float = 0.4, sharpness: float = 500.0
+    own: ArrayLike, donor: ArrayLike, *, amplitude: float, sharpness: float
 ) -> Float64:
     """Share of its own weights that a receiving layer keeps (eq. 7).
 
@@ -209,7 +209,7 @@ def graft_coefficient(
 
 
 def literal_graft_coefficient(
-    own: ArrayLike, donor: ArrayLike, *, amplitude: float, sharpness: float = 500.0
+    own: ArrayLike, donor: ArrayLike, *, amplitude: float, sharpness: float
 ) -> Float64:
     """Eq. 7 as printed: alpha = A * arctan(c * (H_own - H_donor)) + 1/2, without the pi.
 

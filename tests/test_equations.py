@@ -93,8 +93,11 @@ def test_depthwise_filters_lie_on_the_third_axis():
     assert equations.filter_l1(kernel, (2, 3)).tolist() == expected
 
 
+PAPERS = {"amplitude": 0.4, "sharpness": 500.0}
+
+
 def test_coefficient_of_equal_layers_is_one_half():
-    assert equations.graft_coefficient(2.0, 2.0) == 0.5
+    assert equations.graft_coefficient(2.0, 2.0, **PAPERS) == 0.5
 
 
 def test_coefficient_by_hand():
@@ -103,8 +106,10 @@ def test_coefficient_by_hand():
 
 @given(information, information)
 def test_swapping_own_and_donor_gives_one_minus_alpha(own, donor):
-    forth = equations.graft_coefficient(own, donor)
-    assert forth + equations.graft_coefficient(donor, own) == pytest.approx(1.0, abs=1e-15)
+    forth = equations.graft_coefficient(own, donor, **PAPERS)
+    assert forth + equations.graft_coefficient(donor, own, **PAPERS) == pytest.approx(
+        1.0, abs=1e-15
+    )
 
 
 @given(information, information, st.floats(0, 1), st.floats(1e-3, 1e4))
@@ -127,19 +132,19 @@ def test_coefficient_stays_in_its_range(own, donor, amplitude, sharpness):
 )
 def test_coefficient_refuses_what_is_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        equations.graft_coefficient(1.0, 0.0, **wrong)
+        equations.graft_coefficient(1.0, 0.0, **{**PAPERS, **wrong})
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, [0.0, -np.inf]])
 def test_information_that_is_not_finite_has_no_coefficient(wrong):
     for own, donor in ((wrong, 0.0), (0.0, wrong), (wrong, wrong)):
         with pytest.raises(ValueError, match="must be finite"):
-            equations.graft_coefficient(own, donor)
+            equations.graft_coefficient(own, donor, **PAPERS)
 
 
 def test_the_literal_reading_is_refused_where_alpha_could_leave_its_range():
     with pytest.raises(ValueError, match="1/pi"):
-        equations.literal_graft_coefficient(1.0, 0.0, amplitude=0.4)
+        equations.literal_graft_coefficient(1.0, 0.0, **PAPERS)
     alpha = equations.literal_graft_coefficient(1.0, 0.0, amplitude=0.3, sharpness=1.0)
     assert alpha == pytest.approx(0.3 * np.pi / 4 + 0.5)
 

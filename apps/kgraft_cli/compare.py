@@ -32,7 +32,7 @@ def command(
     from rich.console import Console
 
     from kgraft.analysis.comparison import by_compute, header, lines, markdown, notes
-    from kgraft.engines.compile_cache import keep_compiled
+    from kgraft.engines.backends import BACKEND
     from kgraft.errors import UserError
     from kgraft.runs.comparisons.file import in_directory, read_comparison
     from kgraft.runs.comparisons.runs import read_results, train_missing
@@ -54,7 +54,7 @@ def command(
     if not console.is_terminal:
         console = Console(width=200)
     if not only_read:
-        keep_compiled()
+        BACKEND.keep_compiled()
         with messages_on(console, logging.WARNING), progress_on(console) as progress:
             train_missing(
                 wanted,

@@ -29,7 +29,7 @@ _FLAGS = {
 @click.option(
     "--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting."
 )
-@click.option("--method", metavar="NAME", help="baseline, graft, graft+, mutual, papa, ...")
+@click.option("--method", metavar="NAME", help="What the peers do, see kgraft methods.")
 @click.option("--peers", type=int, metavar="K", help="Number of peers.")
 @click.option("--teachers", type=int, metavar="M", help="Number of teachers; 0 for plain grafting.")
 @click.option("--model", metavar="NAME", help="Architecture of the peers, see kgraft models.")
@@ -59,7 +59,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
 
     from rich.console import Console
 
-    from kgraft.engines.compile_cache import keep_compiled
+    from kgraft.engines.backends import BACKEND
     from kgraft.errors import UserError
     from kgraft.runs import config as configs
     from kgraft.runs.assembly import assemble
@@ -71,6 +71,8 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
     from kgraft_cli.summary import summary_table
 
     config = configs.read(runfile) if runfile else configs.Config()
+    if flags["method"] is not None:  # first, it may bring a table of its own
+        config = config.changed("run.method", flags["method"], "--method")
     for change in changes:
         key, value = configs.parse_assignment(change)
         config = config.changed(key, value, f"--set {key}")
@@ -82,7 +84,7 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
         raise UserError("--out is empty: expected the directory of the run.")
     path = default_path(config) if out is None else Path(out)
     check_free(path)
-    keep_compiled()
+    BACKEND.keep_compiled()
     assembly = assemble(config)
     console = Console()
     with messages_on(console), progress_on(console) as progress:

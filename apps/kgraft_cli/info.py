@@ -10,7 +10,7 @@ def command() -> None:
     from importlib.metadata import version
 
     from kgraft import backend
-    from kgraft.engines.devices import devices
+    from kgraft.engines.backends import BACKEND
 
     in_use = backend.choose()
     rows = {"kgraft": version("kgraft"), "python": platform.python_version()}
@@ -20,6 +20,6 @@ def command() -> None:
         package = name if name == "torch" else f"'kgraft[{name}]'"
         found = found or f"not installed: pip install {package}"
         rows[name] = f"{found} (in use)" if name == in_use else found
-    rows["devices"] = ", ".join(devices())
+    rows["devices"] = ", ".join(BACKEND.devices())
     for name, value in rows.items():
         click.echo(f"{name:<21}{value}")

@@ -1,1 +1,1 @@
-"""How K peers take one step: the eager engine, and lock-step with a running `fit`."""
+"""How K peers take one step: engines, the backends under them, lock-step with a running `fit`."""

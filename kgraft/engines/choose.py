@@ -11,9 +11,10 @@ from typing import Any
 
 import keras
 
-from kgraft.engines.devices import devices
-from kgraft.engines.eager import Logs, Stepper, Steps, eager_steps, why_not_jitted
+from kgraft.engines.backends import BACKEND
 from kgraft.engines.interrupts import InterruptHeld
+from kgraft.engines.stepper import Stepper
+from kgraft.engines.steps import Logs, Steps
 from kgraft.errors import UserError, suggest
 
 NAMES = ("auto", "eager", "compiled")
@@ -66,7 +67,7 @@ class Engine:
         elif not self._reasons:
             reasons = ["nothing is built yet"]
         elif not reasons:
-            reasons = [_HOW[keras.config.backend()]]
+            reasons = [BACKEND.how]
         return "; ".join([*reasons, *self._unused()])
 
     def describe(self) -> str:
@@ -129,8 +130,8 @@ class Engine:
         return (
             len(self.steppers) > 1
             and self.name == "compiled"
-            and keras.config.backend() != "torch"
-            and all("cpu" in device for device in devices())
+            and BACKEND.compiles
+            and all("cpu" in device for device in BACKEND.devices())
             and self._nothing_in_common()
         )
 
@@ -140,18 +141,17 @@ class Engine:
 
     def _steps_of(self, model: keras.Model) -> Steps:
         if self.wanted == "eager":
-            return eager_steps(model)
-        made, reason = _COMPILERS[keras.config.backend()](model, self._shared)
-        self._reasons[id(model)] = reason
+            return BACKEND.eager_steps(model)
+        made = BACKEND.compiled_steps(model, self._shared)
+        self._reasons[id(model)] = made if isinstance(made, str) else None
         self._seen.clear()
-        return eager_steps(model) if made is None else made
+        return BACKEND.eager_steps(model) if isinstance(made, str) else made
 
     def _unused(self) -> list[str]:
         """What the models are compiled with and no engine needs."""
         models = [stepper.model for stepper in self.steppers]
         several = [model.name for model in models if model.steps_per_execution > 1]
-        on_torch = keras.config.backend() == "torch"
-        jitted = [model.name for model in models if on_torch and model.jit_compile]
+        jitted = [model.name for model in models if model.jit_compile and not BACKEND.compiles]
         return [
             f"{what} of {', '.join(map(repr, names))} has no part in it: {instead}"
             for what, names, instead in (
@@ -209,46 +209,3 @@ def _shapes(batch: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_Made = tuple[Steps | None, str | None]
-
-
-def _torch(model: Any, shared: dict[str, Any]) -> _Made:
-    from kgraft.engines.torch import native_steps, traced_steps
-
-    if traced_steps.why_not(model) is None:
-        return traced_steps.TracedSteps(model), None
-    reason = native_steps.why_not(model)
-    return (None, reason) if reason else (native_steps.NativeSteps(model), None)
-
-
-def _jax(model: Any, shared: dict[str, Any]) -> _Made:
-    from kgraft.engines import jax_compiled
-
-    reason = why_not_jitted(model)
-    if reason:
-        return None, reason
-    if not model.compiled:
-        return eager_steps(model), None
-    programs = shared.setdefault("programs", jax_compiled.Programs())
-    return jax_compiled.DonatedSteps(model, programs), None
-
-
-def _tensorflow(model: Any, shared: dict[str, Any]) -> _Made:
-    if model.run_eagerly:
-        return None, f"{model.name!r} is compiled with run_eagerly=True"
-    return eager_steps(model), None
-
-
-_COMPILERS: dict[str, Callable[[Any, dict[str, Any]], _Made]] = {
-    "torch": _torch,
-    "jax": _jax,
-    "tensorflow": _tensorflow,
-}
-
-_HOW = {
-    "torch": "fused operations on channels-last memory, traced where that pays",
-    "jax": "one program with donated state for all peers, peers beside each other",
-    "tensorflow": "one tf.function a peer, peers beside each other",
-}

@@ -6,16 +6,13 @@ interrupted `fit` can leave at most a function behind that moves no other model 
 when it is called.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
-from kgraft.engines.interrupts import InterruptHeld
-
-Batch = tuple[Any, ...]
-_Run = Callable[..., tuple[list[Batch], Any]]
+from kgraft.engines.backends import BACKEND
+from kgraft.engines.backends.base import Batch
 
 
 class Lockstep:
@@ -41,8 +38,8 @@ class Lockstep:
 
     def guard(self) -> None:
         """On jax, make the next validation step safe to interrupt; called before each one."""
-        if keras.config.backend() == "jax":
-            self._wrap("test_function", _forget)
+        if BACKEND.empties:
+            self._wrap("test_function", lambda batches: None)
 
     def disarm(self) -> None:
         """Take away what an interrupted `fit` has left, and the batches nobody took."""
@@ -60,11 +57,11 @@ class Lockstep:
 
     def settle(self) -> None:
         """On jax, put the values of the running `fit` back into the model's variables."""
-        if keras.config.backend() == "jax":
+        if BACKEND.empties:
             self.model.jax_state_sync()
 
     def _wrap(self, name: str, keep: Callable[[list[Batch]], None]) -> None:
-        model, run = self.model, _RUNS[keras.config.backend()]
+        model = self.model
         original = getattr(model, name)
         if name in self._in_place and original is self._in_place[name][0]:
             return
@@ -72,60 +69,9 @@ class Lockstep:
         def watched(*arguments: Any) -> Any:
             if getattr(model, name) is watched:
                 setattr(model, name, original)
-            batches, result = run(model, original, *arguments)
+            batches, result = BACKEND.fed(model, original, *arguments)
             keep(batches)
             return result
 
         self._in_place[name] = (watched, original)
         setattr(model, name, watched)
-
-
-def _forget(batches: list[Batch]) -> None:
-    del batches
-
-
-def _torch(model: Any, function: Callable[..., Any], data: list[Batch]) -> tuple[list[Batch], Any]:
-    del model
-    return list(data), function(data)
-
-
-def _tensorflow(
-    model: Any, function: Callable[..., Any], iterator: Iterator[Batch]
-) -> tuple[list[Batch], Any]:
-    batches = _pull(iterator, model.steps_per_execution)
-    return batches, function(iter(batches))
-
-
-def _jax(
-    model: Any, function: Callable[..., Any], state: tuple[Any, ...], iterator: Iterator[Batch]
-) -> tuple[list[Batch], Any]:
-    """One step; however it ends, Keras finds the latest valid values when `fit` is left.
-
-    `state` is valid until it is donated, the new one from then on; data are drawn before, because
-    an interrupt inside the data set must not come between two of `steps_per_execution` steps.
-    """
-    parts = ["trainable_variables", "non_trainable_variables"]
-    parts += ["optimizer_variables", "metrics_variables"] if len(state) == 4 else []
-    parts += ["metrics_variables"] if len(state) == 3 else []
-
-    def attach(values: tuple[Any, ...]) -> None:
-        model._jax_state = dict(zip(parts, values, strict=True))
-        model._jax_state_synced = False
-
-    attach(state)
-    batches = _pull(iterator, model.steps_per_execution)
-    with InterruptHeld():
-        logs, new_state = function(state, iter(batches))
-        attach(new_state)
-    return batches, (logs, new_state)
-
-
-_RUNS: dict[str, _Run] = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
-
-
-def _pull(iterator: Iterator[Batch], count: int) -> list[Batch]:
-    """Up to `count` batches; as `next` does, it raises StopIteration when there is none."""
-    batches = list(itertools.islice(iterator, count))
-    if not batches:
-        raise StopIteration
-    return batches

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import keras
 
+from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError, suggest
 
 NAMES = ("float32", "tf32", "bfloat16")
@@ -26,32 +27,10 @@ def building_in(precision: str) -> Iterator[None]:
     """
     if precision not in NAMES:
         raise UserError(f"precision={precision!r} is unknown." + suggest(precision, NAMES))
-    _allow_tf32(precision == "tf32")
-    if precision != "bfloat16":
-        yield
-        return
+    BACKEND.allow_tf32(precision == "tf32")
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else before)
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _allow_tf32(allowed: bool) -> None:
-    """TF32 products on or off for the whole process; without effect on a CPU."""
-    match keras.config.backend():
-        case "torch":
-            import torch
-
-            torch.set_float32_matmul_precision("high" if allowed else "highest")
-            torch.backends.cudnn.allow_tf32 = allowed
-        case "jax":
-            import jax
-
-            wanted = "tensorfloat32" if allowed else "highest"
-            jax.config.update("jax_default_matmul_precision", wanted)
-        case _:
-            import tensorflow as tf
-
-            tf.config.experimental.enable_tensor_float_32_execution(allowed)

@@ -1,10 +1,12 @@
-"""The one place where a backend's array is unwrapped: NumPy views of weights, without a copy."""
+"""Weights as NumPy arrays: views without a copy, where they lie on the host, and copies."""
 
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from kgraft.engines.backends import BACKEND
 
 
 def host_view(value: Any) -> NDArray[Any] | None:
@@ -22,22 +24,9 @@ def host_view(value: Any) -> NDArray[Any] | None:
     """
     if isinstance(value, np.ndarray):
         return value
-    match keras.config.backend():
-        case "torch":
-            if value.device.type != "cpu":
-                return None
-            value = value.detach()
-            if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
-                value = value.float()
-            view = value.numpy()
-        case "jax":
-            if any(device.platform != "cpu" for device in value.devices()):
-                return None
-            view = np.asarray(value)
-        case _:
-            if "CPU" not in value.device:
-                return None
-            view = value.numpy()
+    if not BACKEND.is_on_host(value):
+        return None
+    view = BACKEND.view(value)
     return view if view.dtype in (np.float32, np.float64) else view.astype(np.float32)
 
 

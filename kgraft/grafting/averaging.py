@@ -5,25 +5,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
 
 from kgraft.grafting.arrays import on_host
-from kgraft.grafting.mixer import Mixer
+from kgraft.grafting.mixer import EpochMixer, State, StepMixer
+from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.plan import GraftPlan
-from kgraft.grafting.population import Population, population
+from kgraft.grafting.population import Population
 from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
-from kgraft.grafting.settings import check_count, check_share
+from kgraft.settings import setting
 
 
 @dataclass(frozen=True)
-class FixedGraft(Mixer):
+class FixedGraft(EpochMixer):
     """The ring with one coefficient for every layer, whatever the layers hold.
 
     When: to see what the entropy adds to the blending. Cost: a grafting's without the counting.
 
     Args:
         alpha: share of its own weights that every peer keeps, in [0, 1].
+        every: see `EpochMixer`, as `epochs` and `evaluate`.
 
     Raises:
         UserError: `alpha` is out of range.
@@ -32,40 +33,40 @@ class FixedGraft(Mixer):
     computes, by mistake.
     """
 
-    alpha: float = 0.5
+    name = "fixed"
+    peers = 4
+    least = 2
+    alpha: float = setting(0.5, low=0.0, high=1.0)
 
-    def __post_init__(self) -> None:
-        check_share(self, "alpha")
-
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
         """See `Mixer`."""
-        plan = plan or self.check(models)
-        peers = population(models)
-        healthy = healthy_of(peers, len(models))
-        ring = donors(healthy)
-        alphas = [1.0 if donor is None else self.alpha for donor in ring]
-        peers.mix(plan.blended, partial(ring_mix, alphas=alphas, ring=ring))
-        peers.commit()
-        return record_of(plan, alphas, ring, healthy)
+        return state, _ring(peers, self.alpha)
 
 
 @dataclass(frozen=True)
-class Rotation(FixedGraft):
+class Rotation(EpochMixer):
     """Peers pass their weights on: each goes on training with those of the peer before it.
 
     When: as an ablation; every network is seen by every peer's data order and learning rate, and
     none is blended. Cost: a grafting's without the counting.
 
+    Args:
+        every: see `EpochMixer`, as `epochs` and `evaluate`.
+
     Source: a reader's report on the authors' grafting+ script; their master branch has none.
     """
 
-    alpha: float = 0.0
+    name = "rotation"
+    peers = 4
+    least = 2
+
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
+        """See `Mixer`."""
+        return state, _ring(peers, 0.0)
 
 
 @dataclass(frozen=True)
-class Wash(Mixer):
+class Wash(StepMixer):
     """After every step a small random share of the parameters is shuffled among the peers.
 
     Each chosen parameter is dealt anew: every peer gets the value of some peer, each value goes to
@@ -88,31 +89,41 @@ class Wash(Mixer):
     Shuffling, then Average", arXiv 2405.17517.
     """
 
-    share: float = 0.001
-    by_depth: bool = True
-    seed: int = 0
-    every_steps: int | None = 1
+    name = "wash"
+    peers = 4
+    least = 2
+    share: float = setting(0.001, low=0.0, high=1.0)
+    by_depth: bool = setting(True)
+    seed: int = setting(0, low=0, key=False)
+    every_steps: int = setting(1, low=1)
 
-    def __post_init__(self) -> None:
-        check_share(self, "share")
-        check_count(self, "every_steps")
-        check_count(self, "seed", least=0)
-
-    def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`."""
-        peers = population(models)
-        healthy = np.flatnonzero(healthy_of(peers, len(models))).tolist()
+        weights, model, groups = peers.population(), peers.models[0], peers.plan.groups
+        healthy = np.flatnonzero(healthy_of(weights, len(peers))).tolist()
         if len(healthy) < 2:
-            return
-        random = np.random.default_rng([self.seed, number])
-        trained = {id(v) for v in models[0].trainable_variables}
-        moves = [id(weight) in trained for weight in models[0].weights]
-        last = max(len(plan.groups) - 1, 1)
-        for g, group in enumerate(plan.groups):
+            return state, None
+        random = np.random.default_rng([self.seed, moment.step])
+        trained = {id(v) for v in model.trainable_variables}
+        moves = [id(weight) in trained for weight in model.weights]
+        last = max(len(groups) - 1, 1)
+        for g, group in enumerate(groups):
             share = self.share * (1 - g / last) if self.by_depth else self.share
             members = [index for index in group.members if moves[index]]
-            peers.mix(members, partial(_shuffled, share=share, random=random, among=healthy))
-        peers.commit()
+            weights.mix(members, partial(_shuffled, share=share, random=random, among=healthy))
+        weights.commit()
+        return state, None
+
+
+def _ring(peers: Peers, alpha: float) -> GraftRecord:
+    """Blend every peer with the one before it by one coefficient."""
+    weights = peers.population()
+    healthy = healthy_of(weights, len(peers))
+    ring = donors(healthy)
+    alphas = [1.0 if donor is None else alpha for donor in ring]
+    weights.mix(peers.plan.blended, partial(ring_mix, alphas=alphas, ring=ring))
+    weights.commit()
+    return record_of(peers.plan, alphas, ring, healthy)
 
 
 def _shuffled(

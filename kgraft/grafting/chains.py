@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kgraft.grafting.graph import graph_of, nodes_of
+from kgraft.keras_private import graph_of, nodes_of
 
 _CHANNELWISE = (
     keras.layers.Activation,
@@ -85,7 +85,7 @@ class _Calls:
     def __init__(self, graph: Any) -> None:
         self.of: dict[Any, list[Any]] = {}
         self._readers: dict[int, list[Any]] = {}
-        self._leaving = {id(tensor) for tensor in graph._outputs}
+        self._leaving = {id(tensor) for tensor in graph.outputs}
         for node in nodes_of(graph):
             self.of.setdefault(node.operation, []).append(node)
             for tensor in node.input_tensors:

@@ -14,7 +14,7 @@ from kgraft import equations
 from kgraft.equations import Float64
 from kgraft.errors import UserError, suggest
 from kgraft.grafting.arrays import host_view
-from kgraft.grafting.settings import check_count
+from kgraft.settings import check, setting
 
 
 @runtime_checkable
@@ -48,16 +48,11 @@ class Entropy:
             float32 expression of the authors' code, whose last bin is open.
     """
 
-    bins: int = 10
-    binning: Literal["closed", "authors"] = "closed"
+    bins: int = setting(10, low=1)
+    binning: Literal["closed", "authors"] = setting("closed")
 
     def __post_init__(self) -> None:
-        check_count(self, "bins")
-        if self.binning not in ("closed", "authors"):
-            raise UserError(
-                f"Entropy(binning={self.binning!r}): unknown binning."
-                + suggest(str(self.binning), ("closed", "authors"))
-            )
+        check(self)
 
     def information(
         self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
@@ -125,10 +120,10 @@ class FilterEntropy:
         bins: B, the number of equal-width bins over each filter's range.
     """
 
-    bins: int = 10
+    bins: int = setting(10, low=1)
 
     def __post_init__(self) -> None:
-        check_count(self, "bins")
+        check(self)
 
     def information(
         self, kernels: Sequence[Any], filter_axes: Sequence[tuple[int, ...]]
@@ -193,7 +188,7 @@ class Measured:
         )
 
 
-_BY_NAME: dict[str, Callable[[], Criterion]] = {
+BY_NAME: dict[str, type[Criterion]] = {
     "entropy": Entropy,
     "filter-entropy": FilterEntropy,
     "l1": L1Norm,
@@ -202,7 +197,7 @@ _BY_NAME: dict[str, Callable[[], Criterion]] = {
 
 def names() -> tuple[str, ...]:
     """The criteria that have a name."""
-    return tuple(_BY_NAME)
+    return tuple(BY_NAME)
 
 
 def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criterion:
@@ -223,15 +218,15 @@ def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criteri
         Entropy(bins=10, binning='closed')
     """
     if isinstance(criterion, str):
-        if criterion not in _BY_NAME:
-            raise UserError(f"unknown criterion {criterion!r}." + suggest(criterion, _BY_NAME))
-        return _BY_NAME[criterion]()
+        if criterion not in BY_NAME:
+            raise UserError(f"unknown criterion {criterion!r}." + suggest(criterion, BY_NAME))
+        return BY_NAME[criterion]()
     if isinstance(criterion, Criterion):
         return criterion
     if callable(criterion):
         return Measured(criterion)
     raise UserError(
-        f"criterion is a {type(criterion).__name__}; expected a name ({', '.join(_BY_NAME)}), "
+        f"criterion is a {type(criterion).__name__}; expected a name ({', '.join(BY_NAME)}), "
         "a Criterion or a function of a kernel's weights."
     )
 

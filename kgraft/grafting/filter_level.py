@@ -9,14 +9,15 @@ import numpy as np
 from kgraft.errors import UserError
 from kgraft.grafting.arrays import on_host
 from kgraft.grafting.chains import Chain, chains
-from kgraft.grafting.mixer import Mixer, plan_of
+from kgraft.grafting.mixer import EpochMixer, State
+from kgraft.grafting.peers import Moment, Peers, plan_of
 from kgraft.grafting.plan import GraftPlan
-from kgraft.grafting.population import population
 from kgraft.grafting.ring import GraftRecord, donors, sick_of
+from kgraft.settings import setting
 
 
 @dataclass(frozen=True)
-class FilterGraft(Mixer):
+class FilterGraft(EpochMixer):
     """The ring with a coefficient for every filter: alpha = |gamma| / (|gamma| + |gamma_donor|).
 
     gamma is the scale of the batch normalisation that follows the convolution. A filter's alpha
@@ -30,14 +31,18 @@ class FilterGraft(Mixer):
     Args:
         biases: whether the convolutions' biases are blended too; in the authors' script they never
             are.
+        every: see `EpochMixer`, as `epochs` and `evaluate`.
 
     Source: the authors' filter-level script (VGG16, the table in their code's readme); it blends
     whole batch normalisation vectors once a channel, kgraft once.
     """
 
-    biases: bool = True
+    name = "filter-graft"
+    peers = 4
+    least = 2
+    biases: bool = setting(True)
 
-    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
+    def plan(self, models: Sequence[keras.Model]) -> GraftPlan:
         """See `Mixer`; refuses a model without a convolution that batch normalisation follows."""
         plan = plan_of(models)
         if not _blended_chains(models[0], plan):
@@ -47,24 +52,21 @@ class FilterGraft(Mixer):
             )
         return plan
 
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
         """See `Mixer`."""
-        plan = plan or self.check(models)
-        peers = population(models)
-        healthy = [peers.is_finite(k) for k in range(len(models))]
+        plan, weights = peers.plan, peers.population()
+        healthy = [weights.is_finite(k) for k in range(len(peers))]
         ring = donors(healthy)
-        links = _blended_chains(models[0], plan)
+        links = _blended_chains(peers.models[0], plan)
         kept = set() if self.biases else {chain.bias for chain in links}
         touched = {index for chain in links for index in chain.weights}
         blended = sorted(touched & set(plan.blended) - kept)
         read = sorted(touched)
         before = [
-            dict(zip(read, map(on_host, peers.weights(k, read)), strict=True))
-            for k in range(len(models))
+            dict(zip(read, map(on_host, weights.weights(k, read)), strict=True))
+            for k in range(len(peers))
         ]
-        means = np.ones((len(models), len(plan.groups)))
+        means = np.ones((len(peers), len(plan.groups)))
         group_of = {kernel: g for g, kernel in enumerate(plan.kernels)}
         for k, donor in enumerate(ring):
             if donor is None:
@@ -83,9 +85,9 @@ class FilterGraft(Mixer):
                         share *= alpha[:, None]
             for index, share in shares.items():
                 mixed = own[index] * share + theirs[index] * (1 - share)
-                peers.replace(k, index, mixed.astype(own[index].dtype))
-        peers.commit()
-        return GraftRecord(
+                weights.replace(k, index, mixed.astype(own[index].dtype))
+        weights.commit()
+        return state, GraftRecord(
             groups=tuple(group.name for group in plan.groups),
             information=np.full(means.shape, np.nan),
             coefficients=means,

@@ -13,17 +13,17 @@ from kgraft import equations
 from kgraft.errors import UserError
 from kgraft.grafting import criteria
 from kgraft.grafting.criteria import Criterion, Entropy
-from kgraft.grafting.mixer import Mixer, plan_of
+from kgraft.grafting.mixer import EpochMixer, State
+from kgraft.grafting.peers import Moment, Peers, plan_of
 from kgraft.grafting.plan import GraftPlan, Grouping
-from kgraft.grafting.population import population
 from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
-from kgraft.grafting.settings import check_count, check_positive, check_share
+from kgraft.settings import setting
 
 _log = logging.getLogger("kgraft")
 
 
 @dataclass(frozen=True)
-class Graft(Mixer):
+class Graft(EpochMixer):
     """The external scion: each layer is blended with the same layer of the previous peer.
 
     When: at the end of every epoch, for K >= 2 peers of one architecture. Cost: one pass over the
@@ -39,6 +39,7 @@ class Graft(Mixer):
         grouping: which weights share a coefficient, see `GraftPlan.of`.
         decimals: coefficients are rounded to so many decimals; None for no rounding.
         blend_frozen: blend frozen weights (`trainable=False`) too; by default they are left alone.
+        every: see `EpochMixer`, as `epochs` and `evaluate`.
 
     Raises:
         UserError: an argument is out of range or unknown.
@@ -51,19 +52,21 @@ class Graft(Mixer):
     Source: Meng et al., CVPR 2020, eq. 2, 6, 7 and Alg. 1.
     """
 
-    criterion: "str | Criterion | Callable[[np.ndarray], float]" = "entropy"
-    amplitude: float = 0.4
-    sharpness: float = 500.0
-    grouping: Grouping = "default"
-    decimals: int | None = None
-    blend_frozen: bool = False
+    name = "graft"
+    peers = 4
+    least = 2
+    criterion: str | Criterion | Callable[[np.ndarray], float] = setting(
+        "entropy", parts=criteria.BY_NAME
+    )
+    amplitude: float = setting(0.4, low=0.0, high=1.0)
+    sharpness: float = setting(500.0, above=0)
+    grouping: Grouping = setting("default")
+    decimals: int | None = setting(None, low=1)
+    blend_frozen: bool = setting(False)
 
     def __post_init__(self) -> None:
         criteria.get(self.criterion)
-        check_share(self, "amplitude")
-        check_positive(self, "sharpness")
-        if self.decimals is not None:
-            check_count(self, "decimals")
+        super().__post_init__()
 
     @classmethod
     def authors(cls, **changes: Any) -> "Graft":
@@ -76,7 +79,7 @@ class Graft(Mixer):
             cls(criterion=Entropy(binning="authors"), grouping="authors", decimals=2), **changes
         )
 
-    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
+    def plan(self, models: Sequence[keras.Model]) -> GraftPlan:
         """See `Mixer`."""
         return plan_of(models, self.grouping, blend_frozen=self.blend_frozen)
 
@@ -101,38 +104,24 @@ class Graft(Mixer):
                 )
         return alphas if self.decimals is None else np.round(alphas, self.decimals)
 
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord:
-        """Graft K peers in place, all at once; the same in every epoch.
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
+        """Graft K peers in place, all at once; the same in every epoch; see `Mixer`.
 
         Information is measured on the weights before the blend. A peer with a weight that is not
         finite is never a donor; it keeps what it has and the ring closes without it, which is
         logged as a warning.
-
-        Args:
-            models: the K peers, in ring order: peer k receives from peer k - 1.
-            plan: the peers' plan, when `check` has been called before.
-            epoch: which one has ended, counted from 0.
-
-        Returns:
-            What was measured and done.
-
-        Raises:
-            UserError: the peers do not match.
         """
-        plan = plan or self.check(models)
-        peers = population(models)
-        healthy = [peers.is_finite(k) for k in range(len(models))]
+        plan, weights = peers.plan, peers.population()
+        healthy = [weights.is_finite(k) for k in range(len(peers))]
         ring = donors(healthy)
-        information = np.full((len(models), len(plan.groups)), np.nan)
+        information = np.full((len(peers), len(plan.groups)), np.nan)
         for k in np.flatnonzero(healthy).tolist():
-            information[k] = self._measure(peers.weights(k, plan.kernels), plan)
+            information[k] = self._measure(weights.weights(k, plan.kernels), plan)
         alphas = self.coefficients(information, ring)
         for group, shares in zip(plan.groups, alphas.T.tolist(), strict=True):
-            peers.mix(group.members, partial(ring_mix, alphas=shares, ring=ring))
-        peers.commit()
-        return GraftRecord(
+            weights.mix(group.members, partial(ring_mix, alphas=shares, ring=ring))
+        weights.commit()
+        return state, GraftRecord(
             groups=tuple(group.name for group in plan.groups),
             information=information,
             coefficients=alphas,

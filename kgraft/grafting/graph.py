@@ -7,25 +7,13 @@ import keras
 
 from kgraft.errors import UserError
 from kgraft.grafting.layer_kinds import CONVOLUTIONS
+from kgraft.keras_private import flat_layers, graph_of, nodes_of
 
 _PADDINGS = (
     keras.layers.ZeroPadding1D,
     keras.layers.ZeroPadding2D,
     keras.layers.ZeroPadding3D,
 )
-
-
-def graph_of(layer: Any) -> Any | None:
-    """The functional graph behind a functional or built sequential model, else None."""
-    if isinstance(layer, keras.Sequential):
-        return layer._functional
-    return layer if isinstance(layer, keras.Function) else None
-
-
-def nodes_of(graph: Any) -> list[Any]:
-    """The calls that make up a graph, each after those that feed it."""
-    by_depth = graph._nodes_by_depth
-    return [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]]
 
 
 def residual_branches(graph: Any) -> list[frozenset[int]]:
@@ -65,17 +53,15 @@ def is_chain(model: keras.Model) -> bool:
         model: any model; one without a graph is none.
     """
     graph = graph_of(model)
-    if graph is None or len(graph._outputs) != 1:
+    if graph is None or len(graph.outputs) != 1:
         return False
     for node in nodes_of(graph):
         operation = node.operation
         if len(node.input_tensors) > 1:
             return False
-        if isinstance(operation, keras.Layer) and list(
-            operation._flatten_layers(include_self=False)
-        ):
-            if graph_of(operation) is None or not is_chain(operation):
-                return False
+        nested = isinstance(operation, keras.Layer) and len(flat_layers(operation)) > 1
+        if nested and not is_chain(operation):
+            return False
     return True
 
 

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 import keras
 
+from kgraft.keras_private import flat_layers
+
 Kind = Literal["convolution", "dense"]
 
 CONVOLUTIONS = (
@@ -116,7 +118,7 @@ def is_block(layer: keras.Layer) -> bool:
     Args:
         layer: a layer, the layers in it included.
     """
-    inside = list(layer._flatten_layers(include_self=True, recursive=True))
+    inside = flat_layers(layer)
     if any(isinstance(part, ATTENTION) for part in inside):
         return True
     if any(isinstance(part, CONVOLUTIONS) for part in inside):
@@ -137,7 +139,7 @@ def frozen_weights(model: keras.Model) -> frozenset[int]:
     trained = {id(weight) for weight in model.trainable_variables}
     made_to_train: set[int] = set()
     moving: set[int] = set()
-    for layer in model._flatten_layers(include_self=True, recursive=True):
+    for layer in flat_layers(model):
         made_to_train.update(id(weight) for weight in layer._trainable_variables)
         if layer.trainable and model.trainable:
             moving.update(id(weight) for weight in layer._non_trainable_variables)

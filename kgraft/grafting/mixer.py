@@ -1,88 +1,145 @@
-"""What every mixer answers to: what is done to the weights of K peers while they train."""
+"""What every mixer answers to: what is done to the weights of K peers while they train, and when.
 
+A mixer is a method in one class: its word in run files, what it needs, its settings as fields, its
+schedule, and what it does, with a state that can be saved. To write one's own:
+
+    @dataclass(frozen=True)
+    class Swap(EpochMixer):
+        '''Two peers exchange a share of their weights.'''
+
+        name = "swap"                              # method = "my_package.my_module:Swap"
+        peers = least = 2
+        share: float = setting(0.5, low=0, high=1)     # share = 0.3 under [swap]
+
+        def apply(self, peers, state, moment):
+            ...
+            return state, None
+"""
+
+import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
 
 import keras
 
+from kgraft import settings
 from kgraft.errors import UserError
-from kgraft.grafting.plan import GraftPlan, Grouping
+from kgraft.grafting.peers import Moment, Peers, plan_of
+from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
+from kgraft.settings import setting
+
+State = dict[str, Any]
+"""What a mixer knows between two moments: JSON-able values and NumPy arrays, by name."""
+
+MIXERS: dict[str, type["Mixer"]] = {}
+"""Mixers that have a name, by it."""
 
 
 class Mixer:
-    """Leaves all peers as they are: K independent networks, whose predictions can be averaged.
+    """Mixes K peers in place; the base of all that do.
 
-    The base of all mixers. One overrides `apply`, for what happens at the end of an epoch, or
-    `step` and `every_steps`, for what happens between steps. Frozen weights (`trainable=False`)
-    belong to no group of the plan: what is in no group is left alone.
+    One overrides `apply`, and `due` unless it acts at the end of every epoch; settings are fields
+    of a dataclass, made by `kgraft.settings.setting`. Frozen weights (`trainable=False`) belong to
+    no group of the plan: what is in no group is left alone.
 
     Attributes:
-        every_steps: `step` is called after every n-th training step; None for never.
-
-    Example:
-        >>> import numpy as np
-        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-        >>> Mixer().apply([model]) is None
-        True
+        name: its word in run files; a class that has one can be asked for by it.
+        table: the table of a run file that holds its settings, named as itself by default.
+        peers: how many networks a run has where nobody says.
+        least: how many it has at least.
+        taught: whether its peers learn from teachers; they have none otherwise.
+        answer: what answers a question after training, `"peer"` or `"ensemble"`.
+        between_steps: whether it acts after steps too.
+        evaluate: whether the validation comes `"after"` or `"before"` an epoch's mixing.
     """
 
-    every_steps: int | None = None
+    name: ClassVar[str] = ""
+    table: ClassVar[str] = ""
+    peers: ClassVar[int] = 1
+    least: ClassVar[int] = 1
+    taught: ClassVar[bool] = False
+    answer: ClassVar[Literal["peer", "ensemble"]] = "peer"
+    between_steps: ClassVar[bool] = False
+    evaluate: Literal["after", "before"] = "after"
 
-    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in vars(cls):
+            cls.table = vars(cls).get("table", cls.name)
+            MIXERS[cls.name] = cls
+
+    def __post_init__(self) -> None:
+        settings.check(self)
+
+    def plan(self, models: Sequence[keras.Model]) -> GraftPlan:
         """The plan of the first peer, after comparing the others with it.
 
-        Which weights are frozen belongs to it: whoever trains calls it when a training begins.
+        Which weights are frozen belongs to it: whoever trains asks for it when a training begins.
 
         Args:
             models: the K peers, built.
 
-        Returns:
-            The plan that holds for all of them.
-
         Raises:
-            UserError: no peer, a model given twice, or peers that do not match; names the first
-                difference.
+            UserError: no peer, a model given twice, peers that do not match (names the first
+                difference), or that cannot be mixed so.
         """
         return plan_of(models)
 
-    def check_schedule(
-        self, every: int, epochs_grafted: int | None, evaluate: Literal["after", "before"]
-    ) -> None:
-        """Refuse a schedule under which this mixer cannot do what it is for.
+    def check_epochs(self, epochs: int) -> None:
+        """Refuse a training that ends before this has done what it is for.
 
         Args:
-            every: `apply` is called at the end of every n-th epoch.
-            epochs_grafted: and at the end of the first n only; None for all.
-            evaluate: before or after the validation.
+            epochs: how many the training has.
 
         Raises:
-            UserError: says what to set instead.
+            UserError: says how many it needs.
         """
 
-    def begin(self, models: Sequence[keras.Model]) -> None:
-        """Forget what an earlier training has left; called when one begins, before its first step.
+    def due(self, moment: Moment) -> bool:
+        """Whether this is a moment to act."""
+        return moment.ends_epoch
+
+    def init(self, peers: Peers, last: State | None = None) -> State:
+        """What is known before the first step of a training.
 
         Args:
-            models: the K peers, built.
+            peers: the peers.
+            last: what an earlier training of theirs has ended with, None for none.
         """
+        return {}
 
-    def end(self, models: Sequence[keras.Model], plan: GraftPlan) -> None:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord | None]:
+        """Mix the peers in place; called when it is `due`.
+
+        Args:
+            peers: the peers.
+            state: what is known.
+            moment: when it is.
+
+        Returns:
+            What is known then, and what was measured and done, None for nothing.
+        """
+        return state, None
+
+    def finish(self, peers: Peers, state: State) -> State:
         """Leave all peers as networks to be used; called when a training has ended.
 
         Args:
-            models: the K peers.
-            plan: their plan.
-        """
+            peers: the peers.
+            state: what is known.
 
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord | None:
-        """Mix K peers in place at the end of an epoch.
+        Returns:
+            What is known then.
+        """
+        return state
+
+    def mix(self, models: Sequence[keras.Model], epoch: int = 0) -> GraftRecord | None:
+        """Mix models here and now, as at the end of an epoch.
 
         Args:
             models: the K peers, in ring order: peer k receives from peer k - 1.
-            plan: the peers' plan, when `check` has been called before.
             epoch: which one has ended, counted from 0.
 
         Returns:
@@ -91,37 +148,79 @@ class Mixer:
         Raises:
             UserError: the peers do not match.
         """
-        return None
+        peers = Peers(models, self.plan(models))
+        return self.apply(peers, self.init(peers), Moment(epoch))[1]
 
-    def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
-        """Mix K peers in place between two steps.
+    def scheduled(self, **changes: Any) -> Self:
+        """The same with another schedule.
 
         Args:
-            models: the K peers.
-            plan: their plan.
-            number: which step has been taken, counted from 0 and on over all epochs.
+            changes: fields of its schedule, None for what stays.
+
+        Raises:
+            UserError: it has no such field, or not such a value.
         """
+        changes = {name: value for name, value in changes.items() if value is not None}
+        own = settings.described(self)
+        for name in changes:
+            if name not in own:
+                raise UserError(
+                    f"{type(self).__name__} has a schedule of its own: {name}= has no part in it."
+                )
+        return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+    def get_config(self) -> dict[str, Any]:
+        """Class and settings, JSON-able."""
+        return {"mixer": type(self).__name__, **settings.described(self)}
 
 
-def plan_of(
-    models: Sequence[keras.Model], grouping: Grouping = "default", *, blend_frozen: bool = False
-) -> GraftPlan:
-    """The plan that K peers have in common.
+@dataclass(frozen=True)
+class EpochMixer(Mixer):
+    """A mixer that acts at the ends of epochs.
 
     Args:
-        models: the K peers, built.
-        grouping: see `GraftPlan.of`.
-        blend_frozen: see `GraftPlan.of`.
-
-    Raises:
-        UserError: no peer, a model given twice, or peers that do not match; names the first
-            difference.
+        every: at the end of every n-th epoch.
+        epochs: at the end of the first n epochs only; None for all.
+        evaluate: `"after"` mixes before the validation, so that a logged metric belongs to the
+            weights that a checkpoint holds; `"before"` is the authors' order: train, validate,
+            save, then mix when the next epoch begins, so that the last epoch's metrics belong to
+            weights that were not mixed.
     """
-    if not models:
-        raise UserError("no peers: grafting needs at least one model.")
-    if len({id(model) for model in models}) != len(models):
-        raise UserError("a model is in the ring twice: every peer must be its own model.")
-    plan, *others = (GraftPlan.of(m, grouping, blend_frozen=blend_frozen) for m in models)
-    for k, other in enumerate(others, start=2):
-        plan.check_matches(other, "peer 1", f"peer {k}")
-    return plan
+
+    every: int = setting(1, low=1, kw_only=True)
+    epochs: int | None = setting(None, low=0, kw_only=True)
+    evaluate: Literal["after", "before"] = setting("after", kw_only=True)
+
+    def due(self, moment: Moment) -> bool:
+        """See `Mixer`."""
+        return (
+            moment.ends_epoch
+            and (moment.epoch + 1) % self.every == 0
+            and (self.epochs is None or moment.epoch < self.epochs)
+        )
+
+
+class StepMixer(Mixer):
+    """A mixer that acts between steps.
+
+    Attributes:
+        every_steps: after every n-th step.
+    """
+
+    between_steps = True
+    every_steps: int = 1
+
+    def due(self, moment: Moment) -> bool:
+        """See `Mixer`."""
+        return not moment.ends_epoch and (moment.step + 1) % self.every_steps == 0
+
+
+@dataclass(frozen=True)
+class Independent(Mixer):
+    """K networks that are left alone, whose predictions can be averaged."""
+
+    name = "baseline"
+
+    def due(self, moment: Moment) -> bool:
+        """See `Mixer`: never."""
+        return False

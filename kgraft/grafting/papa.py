@@ -1,47 +1,45 @@
 """PopulAtion Parameter Averaging: peers are pulled to their mean, or put on it."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import keras
 
 from kgraft import equations
-from kgraft.errors import UserError, suggest
 from kgraft.grafting.averaging import healthy_of, record_of
-from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.plan import GraftPlan
-from kgraft.grafting.population import population
+from kgraft.grafting.mixer import EpochMixer, State, StepMixer
+from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
-from kgraft.grafting.settings import check_count, check_share
+from kgraft.settings import setting
 
 
 @dataclass(frozen=True)
-class Average(Mixer):
+class Average(EpochMixer):
     """All peers go on from the mean of all (PAPA-all).
 
-    When: every few epochs (`every` of the schedule), with peers that differ in their data orders
-    in between. Cost: a grafting's without the counting, each time.
+    When: every few epochs (`every`; 5 as `papa-all` in a run file), with peers that differ in their
+    data orders in between. Cost: a grafting's without the counting, each time.
+
+    Args:
+        every: see `EpochMixer`, as `epochs` and `evaluate`.
 
     Source: Jolicoeur-Martineau et al., TMLR 2024, PAPA-all, without its re-normalisation (REPAIR):
     batch statistics are averaged and move on in the next epoch.
     """
 
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
         """See `Mixer`."""
-        plan = plan or self.check(models)
-        healthy = _pull(models, plan, [0.0] * len(models))
+        healthy = _pull(peers, [0.0] * len(peers))
         share = 1 / max(sum(healthy), 1)
         alphas = [share if well else 1.0 for well in healthy]
-        return record_of(plan, alphas, (None,) * len(models), healthy)
+        return state, record_of(peers.plan, alphas, (None,) * len(peers), healthy)
 
 
 @dataclass(frozen=True)
-class Papa(Mixer):
+class Papa(StepMixer):
     """Every few steps each peer moves a little towards the mean of all peers.
 
     When: to end with peers that can be averaged into one (`kgraft select`), or to train a better
@@ -63,56 +61,36 @@ class Papa(Mixer):
     move with the weights.
     """
 
-    rate: float = 0.99
-    every_steps: int | None = 10
-    lr_scaling: Literal["linear", "none"] = "linear"
-    _highest: WeakKeyDictionary[keras.Model, float] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
-    )
+    name = "papa"
+    peers = 4
+    least = 2
+    rate: float = setting(0.99, low=0.0, high=1.0)
+    every_steps: int = setting(10, low=1)
+    lr_scaling: Literal["linear", "none"] = setting("linear")
 
-    def __post_init__(self) -> None:
-        check_share(self, "rate")
-        check_count(self, "every_steps")
-        if self.lr_scaling not in ("linear", "none"):
-            raise UserError(
-                f"Papa(lr_scaling={self.lr_scaling!r}): unknown."
-                + suggest(str(self.lr_scaling), ("linear", "none"))
-            )
+    def init(self, peers: Peers, last: State | None = None) -> State:
+        """See `Mixer`: the highest learning rate that each peer has had so far."""
+        if self.lr_scaling == "none":
+            return {}
+        return {"highest": [_highest_so_far(model, self.every_steps) for model in peers.models]}
 
-    def begin(self, models: Sequence[keras.Model]) -> None:
-        """See `Mixer`: measures learning rates by what they have been so far."""
-        for model in models:
-            self._highest.pop(model, None)
-        if self.lr_scaling == "linear":
-            self._lr_ratios(models)
-
-    def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`."""
-        ratios = self._lr_ratios(models) if self.lr_scaling == "linear" else [1.0] * len(models)
-        _pull(models, plan, [1 - (1 - self.rate) * ratio for ratio in ratios])
-
-    def _lr_ratios(self, models: Sequence[keras.Model]) -> list[float]:
-        """Each peer's learning rate, as a share of the highest that it has had."""
-        known: list[float | None] = []
-        for model in models:
-            if not model.compiled:
-                known.append(None)
-                continue
-            now = _learning_rate(model)
-            if model not in self._highest:
-                self._highest[model] = _highest_so_far(model, self.every_steps or 1)
-            highest = self._highest[model] = max(self._highest[model], now)
-            known.append(now / highest if highest > 0 else 1.0)
-        others = next((ratio for ratio in known if ratio is not None), 1.0)
-        return [others if ratio is None else ratio for ratio in known]
+        ratios = [1.0] * len(peers)
+        if self.lr_scaling == "linear":
+            rates = [_learning_rate(model) for model in peers.models]
+            highest = [max(*pair) for pair in zip(state["highest"], rates, strict=True)]
+            state, ratios = {"highest": highest}, _ratios(rates, highest)
+        _pull(peers, [1 - (1 - self.rate) * ratio for ratio in ratios])
+        return state, None
 
 
-def _pull(models: Sequence[keras.Model], plan: GraftPlan, rates: Sequence[float]) -> list[bool]:
+def _pull(peers: Peers, rates: Sequence[float]) -> list[bool]:
     """Move healthy peers towards their mean; returns who is healthy."""
-    peers = population(models)
-    healthy = healthy_of(peers, len(models))
-    peers.mix(plan.blended, partial(_towards_mean, rates=rates, healthy=healthy))
-    peers.commit()
+    weights = peers.population()
+    healthy = healthy_of(weights, len(peers))
+    weights.mix(peers.plan.blended, partial(_towards_mean, rates=rates, healthy=healthy))
+    weights.commit()
     return healthy
 
 
@@ -131,7 +109,21 @@ def _towards_mean(
     ]
 
 
+def _ratios(rates: Sequence[float], highest: Sequence[float]) -> list[float]:
+    """Each peer's learning rate as a share of the highest that it has had; NaN is none at all.
+
+    Peers without one take after the first that has one; 1 where none has, or where it was always 0.
+    """
+    ratios = [now / most if most > 0 else 1.0 for now, most in zip(rates, highest, strict=True)]
+    known = [ratio for ratio, now in zip(ratios, rates, strict=True) if not math.isnan(now)]
+    others = known[0] if known else 1.0
+    return [others if math.isnan(now) else own for own, now in zip(ratios, rates, strict=True)]
+
+
 def _learning_rate(model: keras.Model) -> float:
+    """A peer's learning rate; NaN for one that is not compiled."""
+    if not model.compiled:
+        return math.nan
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
 
 
@@ -140,6 +132,8 @@ def _highest_so_far(model: keras.Model, every: int) -> float:
 
     A training that goes on from a checkpoint finds what it would have known without a break.
     """
+    if not model.compiled:
+        return 0.0
     optimizer = model.optimizer
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         optimizer = optimizer.inner_optimizer

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from kgraft.links.host_matrix import HostMatrix
+from kgraft.links.host_matrix import HostMatrix, is_float
 
 Mix = Callable[[list[Any]], list[Any]]
 
@@ -19,7 +19,10 @@ class Population(Protocol):
         ...
 
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
-        """Some weights of peer k as arrays, indices as in `model.weights`."""
+        """Some weights of peer k as arrays, indices as in `model.weights`.
+
+        They may be views of what `mix` and `replace` write to: copy what is to be kept.
+        """
         ...
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
@@ -27,8 +30,8 @@ class Population(Protocol):
 
         Args:
             members: ascending indices as in `model.weights`; others than floating-point are left.
-            mix: K arrays, one a peer, of equal shapes -> K new ones, or the same object where a
-                peer keeps what it has. May be called for parts of weights and for several at once.
+            mix: K arrays, one a peer, of equal shapes -> K new ones, or some of the same objects,
+                which may change places. May be called for parts of weights and for several at once.
         """
         ...
 
@@ -68,10 +71,8 @@ class _OnHost:
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for run in self._matrix.runs(members):
             before = list(self._rows[:, run])
-            after = mix(before)
-            for old, new in zip(before, after, strict=True):
-                if new is not old:
-                    old[...] = new
+            for old, new in _changed(before, mix(before), np.copy):
+                old[...] = new
 
     def replace(self, k: int, index: int, value: Any) -> None:
         host = value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
@@ -89,7 +90,7 @@ class _OnDevice:
         return all(
             bool(keras.ops.all(keras.ops.isfinite(weight.value)))
             for weight in self._weights[k]
-            if _is_float(weight)
+            if is_float(weight)
         )
 
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
@@ -98,13 +99,12 @@ class _OnDevice:
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for index in members:
             variables = [weights[index] for weights in self._weights]
-            if not _is_float(variables[0]):
+            if not is_float(variables[0]):
                 continue
             before = [_value(variable) for variable in variables]
-            after = mix(before)
-            for variable, old, new in zip(variables, before, after, strict=True):
-                if new is not old:
-                    variable.assign(new)
+            of = {id(value): variable for value, variable in zip(before, variables, strict=True)}
+            for old, new in _changed(before, mix(before), keras.ops.copy):
+                of[id(old)].assign(new)
 
     def replace(self, k: int, index: int, value: Any) -> None:
         self._weights[k][index].assign(value)
@@ -113,9 +113,17 @@ class _OnDevice:
         """Everything is in place already."""
 
 
+def _changed(
+    before: list[Any], after: list[Any], copy: Callable[[Any], Any]
+) -> list[tuple[Any, Any]]:
+    """The values that change, each with its new one, which no other's change can reach."""
+    given = {id(value) for value in before}
+    return [
+        (old, copy(new) if id(new) in given else new)
+        for old, new in zip(before, after, strict=True)
+        if new is not old
+    ]
+
+
 def _value(variable: Any) -> Any:
     return keras.ops.stop_gradient(keras.ops.convert_to_tensor(variable.value))
-
-
-def _is_float(weight: Any) -> bool:
-    return keras.backend.is_float_dtype(weight.dtype)

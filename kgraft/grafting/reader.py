@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kgraft.grafting.graph import Shortcuts, graph_of, is_chain, nodes_of, residual_branches
+from kgraft.grafting.graph import Shortcuts, is_chain, residual_branches
 from kgraft.grafting.layer_kinds import (
     ATTENTION,
     CONVOLUTIONS,
@@ -15,6 +15,7 @@ from kgraft.grafting.layer_kinds import (
     is_block,
     kind_of,
 )
+from kgraft.keras_private import flat_layers, graph_of, nodes_of
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class Reader:
                 latest = self._last_of.get(id(self._shortcuts.leading[id(node)]), latest)
             for tensor in node.output_tensors:
                 latest_of[id(tensor)] = latest
-        return _latest([latest_of.get(id(tensor)) for tensor in graph._outputs] + [incoming])
+        return _latest([latest_of.get(id(tensor)) for tensor in graph.outputs] + [incoming])
 
     def _visit_layer(
         self, layer: keras.Layer, incoming: int | None, outside: frozenset[int]
@@ -220,10 +221,7 @@ def _is_opaque(layer: Any) -> bool:
 
 
 def _is_plain_cnn(model: keras.Model) -> bool:
-    return is_chain(model) and any(
-        isinstance(layer, CONVOLUTIONS)
-        for layer in model._flatten_layers(include_self=False, recursive=True)
-    )
+    return is_chain(model) and any(isinstance(layer, CONVOLUTIONS) for layer in flat_layers(model))
 
 
 def _latest(owners: Sequence[int | None]) -> int | None:

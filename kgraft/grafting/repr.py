@@ -2,9 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -12,18 +11,17 @@ import numpy as np
 from kgraft.errors import UserError
 from kgraft.grafting.arrays import on_host
 from kgraft.grafting.chains import Chain, chains
-from kgraft.grafting.mixer import Mixer, plan_of
+from kgraft.grafting.mixer import Mixer, State
+from kgraft.grafting.peers import Moment, Peers, plan_of
 from kgraft.grafting.plan import GraftPlan
-from kgraft.grafting.population import population
-from kgraft.grafting.ring import GraftRecord
-from kgraft.grafting.settings import check_count, check_share
+from kgraft.settings import setting
 
 _log = logging.getLogger("kgraft")
 
-_Dropped = list[tuple[Chain, np.ndarray, np.ndarray]]  # which filters of it, what they were
+_Dropped = list[dict[str, Any]]  # of each convolution its "chain", "filters", and them "before"
 
 
-@dataclass
+@dataclass(frozen=True)
 class RePr(Mixer):
     """Alternately trains a network whole and without its most redundant filters.
 
@@ -44,6 +42,7 @@ class RePr(Mixer):
         cycles: N.
         share: p, share of all filters that is dropped, in (0, 1).
         seed: directions of the filters that come back follow from it.
+        evaluate: see `EpochMixer`.
 
     Raises:
         UserError: an argument is out of range.
@@ -52,39 +51,26 @@ class RePr(Mixer):
     and algorithm 1 (S1 = 20, S2 = 10, N = 3, p = 30 %).
     """
 
-    full_epochs: int = 20
-    pruned_epochs: int = 10
-    cycles: int = 3
-    share: float = 0.3
-    seed: int = 0
-    every_steps = 1  # no field: dropped filters are held after every step
-    _dropped: WeakKeyDictionary[keras.Model, _Dropped] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
-    )
+    name = "repr"
+    between_steps = True  # dropped filters are held after every step
+    full_epochs: int = setting(20, low=1)
+    pruned_epochs: int = setting(10, low=1)
+    cycles: int = setting(3, low=1)
+    share: float = setting(0.3, above=0, below=1)
+    seed: int = setting(0, low=0, key=False)
+    evaluate: Literal["after", "before"] = setting("after", kw_only=True)
 
-    def __post_init__(self) -> None:
-        check_count(self, "full_epochs", "pruned_epochs", "cycles")
-        check_share(self, "share", ends=False)
-        check_count(self, "seed", least=0)
-
-    def check_schedule(
-        self, every: int, epochs_grafted: int | None, evaluate: Literal["after", "before"]
-    ) -> None:
-        """See `Mixer`: filters are dropped and brought back at the ends of certain epochs."""
-        if self.full_epochs % every or self.pruned_epochs % every:
-            raise UserError(
-                f"RePr({self.full_epochs}, {self.pruned_epochs}) with every={every}: filters are "
-                f"dropped after {self.full_epochs} epochs and come back after "
-                f"{self.pruned_epochs} more: set every=1."
-            )
+    def check_epochs(self, epochs: int) -> None:
+        """See `Mixer`."""
         needed = self.cycles * (self.full_epochs + self.pruned_epochs)
-        if epochs_grafted is not None and epochs_grafted < needed:
+        if epochs < needed:
             raise UserError(
-                f"RePr with epochs_grafted={epochs_grafted}: its {self.cycles} cycles of "
-                f"{self.full_epochs} + {self.pruned_epochs} epochs need {needed}, or None."
+                f"method repr: {self.cycles} cycles of {self.full_epochs} + {self.pruned_epochs} "
+                f"epochs need {needed}, run.epochs is {epochs}: set repr.full_epochs, "
+                "repr.pruned_epochs or repr.cycles."
             )
 
-    def check(self, models: Sequence[keras.Model]) -> GraftPlan:
+    def plan(self, models: Sequence[keras.Model]) -> GraftPlan:
         """See `Mixer`; refuses a model with nothing to drop."""
         plan = plan_of(models)
         if not _prunable(models[0], plan):
@@ -94,81 +80,88 @@ class RePr(Mixer):
             )
         return plan
 
-    def begin(self, models: Sequence[keras.Model]) -> None:
+    def due(self, moment: Moment) -> bool:
+        """See `Mixer`: after every step, and when an epoch ends."""
+        return True
+
+    def init(self, peers: Peers, last: State | None = None) -> State:
         """See `Mixer`: takes up filters that an unfinished training has left silent.
 
         What they were before is unknown if another process dropped them: they will come back
         orthogonal to those that stayed.
         """
-        plan = plan_of(models)
-        for model in models:
-            dropped = _still_silent(model, plan, self._dropped.pop(model, []))
-            if dropped:
-                self._dropped[model] = dropped
+        known = last["dropped"] if last else [[]] * len(peers)
+        dropped = []
+        for model, before in zip(peers.models, known, strict=True):
+            found = _still_silent(model, peers.plan, before)
+            dropped.append(found)
+            if found:
                 _log.warning(
                     "%d filters of %r are silent, as a RePr that was broken off leaves them: they "
                     "come back with the next epoch that trains all filters.",
-                    sum(int(mask.sum()) for _, mask, _ in dropped),
+                    sum(int(own["filters"].sum()) for own in found),
                     model.name,
                 )
+        return {"dropped": dropped}
 
-    def end(self, models: Sequence[keras.Model], plan: GraftPlan) -> None:
-        """See `Mixer`: brings back what is still dropped."""
-        self._restore(models, self.cycles * (self.full_epochs + self.pruned_epochs))
-
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord | None:
-        """See `Mixer`: drops and restores filters at the ends of the epochs that are due."""
-        cycle, place = divmod(epoch + 1, self.full_epochs + self.pruned_epochs)
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
+        """See `Mixer`: holds what is dropped at 0; drops and restores at the ends of epochs."""
+        if not moment.ends_epoch:
+            _hold(peers, state)
+            return state, None
+        cycle, place = divmod(moment.epoch + 1, self.full_epochs + self.pruned_epochs)
         if place < self.full_epochs or cycle >= self.cycles:
-            self._restore(models, epoch)
-        elif not any(model in self._dropped for model in models):
-            self._drop(models, plan or self.check(models))
-        return None
+            state = self._restore(peers, state, moment.epoch)
+        elif not any(state["dropped"]):
+            state = self._drop(peers)
+        return state, None
 
-    def step(self, models: Sequence[keras.Model], plan: GraftPlan, number: int) -> None:
-        """See `Mixer`: holds what is dropped at 0."""
-        for model in models:
-            for chain, mask, _ in self._dropped.get(model, []):
-                _silence(model, chain, mask)
+    def finish(self, peers: Peers, state: State) -> State:
+        """See `Mixer`: brings back what is still dropped."""
+        return self._restore(peers, state, self.cycles * (self.full_epochs + self.pruned_epochs))
 
-    def _drop(self, models: Sequence[keras.Model], plan: GraftPlan) -> None:
-        peers = population(models)
-        for k, model in enumerate(models):
-            links = _prunable(model, plan)
-            kernels = peers.weights(k, [chain.kernel for chain in links])
+    def _drop(self, peers: Peers) -> State:
+        weights, dropped = peers.population(), []
+        for k, model in enumerate(peers.models):
+            links = _prunable(model, peers.plan)
+            kernels = weights.weights(k, [chain.kernel for chain in links])
             filters = [_filters(kernel) for kernel in kernels]
             masks = most_overlapping([overlap(rows) for rows in filters], self.share)
-            self._dropped[model] = [
-                (chain, mask, rows[mask])
-                for chain, mask, rows in zip(links, masks, filters, strict=True)
-                if mask.any()
-            ]
-        self.step(models, plan, 0)
+            dropped.append(
+                [
+                    _dropped(chain, mask, rows[mask])
+                    for chain, mask, rows in zip(links, masks, filters, strict=True)
+                    if mask.any()
+                ]
+            )
+        state = {"dropped": dropped}
+        _hold(peers, state)
+        return state
 
-    def _restore(self, models: Sequence[keras.Model], epoch: int) -> None:
+    def _restore(self, peers: Peers, state: State, epoch: int) -> State:
         """Bring back what is dropped; directions follow from the seed, the epoch and the peer."""
-        if not any(model in self._dropped for model in models):
-            return
-        peers = population(models)
-        for k, model in enumerate(models):
+        if not any(state["dropped"]):
+            return state
+        weights = peers.population()
+        for k, own in enumerate(state["dropped"]):
             random = np.random.default_rng([self.seed, epoch, k])
-            for chain, mask, before in self._dropped.pop(model, []):
-                kernel = on_host(peers.weights(k, [chain.kernel])[0])
+            for entry in own:
+                chain, mask = Chain(**entry["chain"]), entry["filters"]
+                kernel = on_host(weights.weights(k, [chain.kernel])[0])
                 rows = _filters(kernel)
                 kernel[..., mask] = (
-                    orthogonal_filters(rows[~mask], before, random)
+                    orthogonal_filters(rows[~mask], entry["before"], random)
                     .T.reshape(*kernel.shape[:-1], -1)
                     .astype(kernel.dtype)
                 )
-                peers.replace(k, chain.kernel, kernel)
+                weights.replace(k, chain.kernel, kernel)
                 fresh = {chain.scale: 1.0, chain.statistics[0]: 0.0, chain.statistics[1]: 1.0}
                 for index in chain.vectors:
-                    vector = on_host(peers.weights(k, [index])[0])
+                    vector = on_host(weights.weights(k, [index])[0])
                     vector[mask] = fresh.get(index, 0.0)
-                    peers.replace(k, index, vector)
-        peers.commit()
+                    weights.replace(k, index, vector)
+        weights.commit()
+        return {"dropped": [[] for _ in peers.models]}
 
 
 def overlap(filters: np.ndarray) -> np.ndarray:
@@ -258,7 +251,7 @@ def _prunable(model: keras.Model, plan: GraftPlan) -> list[Chain]:
 
 def _still_silent(model: keras.Model, plan: GraftPlan, known: _Dropped) -> _Dropped:
     """Filters whose kernel, scale, shift and bias are exactly 0, with what is known of them."""
-    before = {chain.kernel: (mask, rows) for chain, mask, rows in known}
+    before = {own["chain"]["kernel"]: (own["filters"], own["before"]) for own in known}
     found: _Dropped = []
     for chain in _prunable(model, plan):
         kernel, *vectors = (on_host(model.weights[index].value) for index in _held(chain))
@@ -267,7 +260,7 @@ def _still_silent(model: keras.Model, plan: GraftPlan, known: _Dropped) -> _Drop
         if silent.any():
             mask, rows = before.get(chain.kernel, (silent, filters[silent]))
             same = np.array_equal(mask, silent)
-            found.append((chain, silent, rows if same else filters[silent]))
+            found.append(_dropped(chain, silent, rows if same else filters[silent]))
     return found
 
 
@@ -282,9 +275,17 @@ def _filters(kernel: Any) -> np.ndarray:
     return host.reshape(-1, host.shape[-1]).T
 
 
-def _silence(model: keras.Model, chain: Chain, mask: np.ndarray) -> None:
-    weights = model.weights
-    stays = keras.ops.convert_to_tensor(~mask)
-    for index in _held(chain):
-        value = keras.ops.convert_to_tensor(weights[index].value)
-        weights[index].assign(keras.ops.where(stays, value, keras.ops.zeros_like(value)))
+def _dropped(chain: Chain, filters: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+    """What is known of a convolution: which filters are dropped, and what they were."""
+    return {"chain": asdict(chain), "filters": filters, "before": before}
+
+
+def _hold(peers: Peers, state: State) -> None:
+    """Put what is dropped to 0."""
+    for model, own in zip(peers.models, state["dropped"], strict=True):
+        weights = model.weights if own else []
+        for entry in own:
+            stays = keras.ops.convert_to_tensor(~entry["filters"])
+            for index in _held(Chain(**entry["chain"])):
+                value = keras.ops.convert_to_tensor(weights[index].value)
+                weights[index].assign(keras.ops.where(stays, value, keras.ops.zeros_like(value)))

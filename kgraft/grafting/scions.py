@@ -1,6 +1,6 @@
 """Scions that need no peer: noise, and a layer's own strongest filters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +8,14 @@ import keras
 import numpy as np
 
 from kgraft import equations
-from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.plan import GraftPlan, Group
-from kgraft.grafting.population import population
-from kgraft.grafting.ring import GraftRecord
-from kgraft.grafting.settings import check_count, check_positive, check_share
+from kgraft.grafting.mixer import EpochMixer, State
+from kgraft.grafting.peers import Moment, Peers
+from kgraft.grafting.plan import Group
+from kgraft.settings import setting
 
 
 @dataclass(frozen=True)
-class Noise(Mixer):
+class Noise(EpochMixer):
     """Invalid filters get noise added at the end of every epoch (eq. 1).
 
     When: as the weakest of the papers' three scions; it works with a single network. Cost: one
@@ -27,6 +26,7 @@ class Noise(Mixer):
             say theirs; the authors' code of February 2020 has 0.975, with a threshold of 0.1.
         threshold: gamma; a filter with a smaller l1 norm is invalid.
         seed: the noise follows from it, from the epoch and from the peer.
+        every: see `EpochMixer`, as `epochs` and `evaluate`.
 
     Raises:
         UserError: an argument is out of range.
@@ -34,23 +34,17 @@ class Noise(Mixer):
     Source: arXiv 2004.12311, eq. 1; a and gamma, which it does not name, are the authors' code's.
     """
 
-    decay: float = 0.975
-    threshold: float = 0.1
-    seed: int = 0
+    name = "noise"
+    decay: float = setting(0.975, above=0, below=1)
+    threshold: float = setting(0.1, above=0)
+    seed: int = setting(0, low=0, key=False)
 
-    def __post_init__(self) -> None:
-        check_share(self, "decay", ends=False)
-        check_positive(self, "threshold")
-        check_count(self, "seed", least=0)
-
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord | None:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`."""
-        scale = equations.noise_scale(self.decay, epoch)
+        scale = equations.noise_scale(self.decay, moment.epoch)
 
         def grown(kernel: Any, group: Group, k: int) -> Any:
-            random = np.random.default_rng([self.seed, epoch, k, group.kernel])
+            random = np.random.default_rng([self.seed, moment.epoch, k, group.kernel])
             noise = random.normal(0.0, scale, group.kernel_shape).astype("float32")
             return equations.noise_scion(
                 kernel,
@@ -59,12 +53,12 @@ class Noise(Mixer):
                 filter_axes=group.filter_axes,
             )
 
-        _each_kernel(models, plan or self.check(models), grown)
-        return None
+        _each_kernel(peers, grown)
+        return state, None
 
 
 @dataclass(frozen=True)
-class Internal(Mixer):
+class Internal(EpochMixer):
     """Invalid filters get the weights of the layer's strongest ones added, at every epoch's end.
 
     The i-th largest filter (by l1 norm) is added to the i-th smallest, where that is invalid.
@@ -74,6 +68,7 @@ class Internal(Mixer):
 
     Args:
         threshold: gamma; a filter with a smaller l1 norm is invalid.
+        every: see `EpochMixer`, as `epochs` and `evaluate`.
 
     Raises:
         UserError: `threshold` is not a positive, finite number.
@@ -81,14 +76,10 @@ class Internal(Mixer):
     Source: arXiv 2004.12311, internal scion (theorem 1).
     """
 
-    threshold: float = 0.1
+    name = "internal"
+    threshold: float = setting(0.1, above=0)
 
-    def __post_init__(self) -> None:
-        check_positive(self, "threshold")
-
-    def apply(
-        self, models: Sequence[keras.Model], plan: GraftPlan | None = None, epoch: int = 0
-    ) -> GraftRecord | None:
+    def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`."""
 
         def grown(kernel: Any, group: Group, k: int) -> Any:
@@ -96,18 +87,16 @@ class Internal(Mixer):
                 kernel, threshold=self.threshold, filter_axes=group.filter_axes
             )
 
-        _each_kernel(models, plan or self.check(models), grown)
-        return None
+        _each_kernel(peers, grown)
+        return state, None
 
 
-def _each_kernel(
-    models: Sequence[keras.Model], plan: GraftPlan, grown: Callable[[Any, Group, int], Any]
-) -> None:
+def _each_kernel(peers: Peers, grown: Callable[[Any, Group, int], Any]) -> None:
     """Replace every group's kernel in every peer whose weights are finite."""
-    peers = population(models)
-    for k in range(len(models)):
-        if not peers.is_finite(k):
+    plan, weights = peers.plan, peers.population()
+    for k in range(len(peers)):
+        if not weights.is_finite(k):
             continue
-        for group, kernel in zip(plan.groups, peers.weights(k, plan.kernels), strict=True):
-            peers.replace(k, group.kernel, grown(keras.ops.convert_to_tensor(kernel), group, k))
-    peers.commit()
+        for group, kernel in zip(plan.groups, weights.weights(k, plan.kernels), strict=True):
+            weights.replace(k, group.kernel, grown(keras.ops.convert_to_tensor(kernel), group, k))
+    weights.commit()

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from kgraft.errors import UserError
+from kgraft.keras_private import graph_of, nodes_of
 
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
@@ -88,18 +89,17 @@ def filters(model: keras.Model) -> int:
 
 def _nodes(model: Any) -> Iterator[Any]:
     """Calls of layers in the graph, those of nested models included."""
-    graph = model._functional if isinstance(model, keras.Sequential) else model
-    if not isinstance(graph, keras.Function):
+    graph = graph_of(model)
+    if graph is None:
         raise UserError(
             f"model {model.name!r} has no graph to count in: it must be functional or a built "
             "Sequential."
         )
-    for nodes in graph._nodes_by_depth.values():
-        for node in nodes:
-            if isinstance(node.operation, keras.Model):
-                yield from _nodes(node.operation)
-            else:
-                yield node
+    for node in nodes_of(graph):
+        if isinstance(node.operation, keras.Model):
+            yield from _nodes(node.operation)
+        else:
+            yield node
 
 
 def _node_macs(node: Any) -> int:

@@ -9,12 +9,12 @@ import numpy as np
 
 from kgraft import data, models
 from kgraft.data import Augment, BatchStream, Dataset, Split
-from kgraft.engines.devices import fits
+from kgraft.engines.backends import BACKEND
 from kgraft.engines.precision import building_in
 from kgraft.errors import UserError
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file, read_model
-from kgraft.runs.methods import method_of, settled
+from kgraft.runs.methods import Ema, mixer_of, settled
 from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
 
@@ -82,14 +82,14 @@ def assemble(config: Config) -> Assembly:
         )
         for m in range(teachers.count - len(loaded))
     ]
-    wanted_model = config.model
+    wanted_model, mixer = config.model, mixer_of(config)
     peers = [
         _compiled(
             config,
             _built(config, wanted_model.name, wanted_model.dropout, dataset, k),
             peer_rate(config, k),
             train,
-            averaged=method_of(config).averaged,
+            ema=mixer.decay if isinstance(mixer, Ema) else None,
         )
         for k in range(config.peers.count)
     ]
@@ -152,7 +152,7 @@ def in_training(config: Config, dataset: Dataset) -> BatchStream:
         seed=config.run.seed,
         peer=0,
         augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
-        resident=fits(dataset.train.images.nbytes),
+        resident=BACKEND.fits(dataset.train.images.nbytes),
     )
 
 
@@ -171,7 +171,7 @@ def in_order(dataset: Dataset, split: Split) -> BatchStream:
         peer=0,
         augment=Augment(0, False, dataset.mean, dataset.std),
         shuffle=False,
-        resident=fits(split.images.nbytes),
+        resident=BACKEND.fits(split.images.nbytes),
     )
 
 
@@ -258,7 +258,7 @@ def _built(config: Config, name: str, dropout: float, dataset: Dataset, number: 
 
 
 def _compiled(
-    config: Config, model: keras.Model, lr: float, stream: BatchStream, *, averaged: bool = False
+    config: Config, model: keras.Model, lr: float, stream: BatchStream, *, ema: float | None = None
 ) -> keras.Model:
     wanted = config.optimizer
     model.compile(
@@ -267,8 +267,8 @@ def _compiled(
             momentum=wanted.momentum,
             l2=wanted.l2,
             nesterov=wanted.nesterov,
-            use_ema=averaged,
-            ema_momentum=config.ema.decay,
+            use_ema=ema is not None,
+            ema_momentum=ema or 0.0,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],

@@ -1,7 +1,7 @@
 """Run files: TOML -> typed settings -> TOML.
 
-One table a dataclass below, one key a field; what a value may be stands in the field's type and
-metadata, and one function checks them all.
+One table a dataclass below or a method's class, one key a field; what a value may be stands in the
+field's type and `setting`.
 """
 
 import dataclasses
@@ -12,20 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from kgraft.errors import UserError, suggest
-from kgraft.runs.methods import METHODS, method_of, unread_by
-from kgraft.runs.values import checked_value, to_toml
-
-
-def _number(default: Any, *, low: float, high: float | None = None) -> Any:
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def _positive(default: float | None) -> Any:
-    return field(default=default, metadata={"above": 0})
-
-
-def _one_of(default: str | None, *choices: str) -> Any:
-    return field(default=default, metadata={"choices": choices})
+from kgraft.runs.methods import METHODS, method_of, reads
+from kgraft.runs.methods import tables as tables_of_methods
+from kgraft.runs.old_files import MOVED, modern
+from kgraft.settings import checked, default_of, setting, to_toml
 
 
 @dataclass(frozen=True)
@@ -37,13 +27,13 @@ class Run:
     them says too much.
     """
 
-    method: str | None = field(default=None, metadata={"choices": METHODS})
-    seed: int = _number(0, low=0)
-    epochs: int = _number(25, low=1)
-    batch_size: int = _number(64, low=1)
-    select: str = _one_of("validation", "validation", "test")
-    engine: str = _one_of("auto", "auto", "eager", "compiled")
-    precision: str = _one_of("float32", "float32", "tf32", "bfloat16")
+    method: str | None = setting(None, choices=METHODS)
+    seed: int = setting(0, low=0)
+    epochs: int = setting(25, low=1)
+    batch_size: int = setting(64, low=1)
+    select: str = setting("validation", choices=("validation", "test"))
+    engine: str = setting("auto", choices=("auto", "eager", "compiled"))
+    precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
 
 
 @dataclass(frozen=True)
@@ -55,13 +45,13 @@ class Data:
 
     name: str = "digits"
     directory: str | None = None
-    limit_train: int | None = _number(None, low=1)
-    limit_test: int | None = _number(None, low=1)
-    validation: float = _number(0.1, low=0.0, high=0.9)
-    pad: int | None = _number(None, low=0)
+    limit_train: int | None = setting(None, low=1)
+    limit_test: int | None = setting(None, low=1)
+    validation: float = setting(0.1, low=0.0, high=0.9)
+    pad: int | None = setting(None, low=0)
     flip: bool | None = None
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = _positive(None)
+    std: tuple[float, ...] | None = setting(None, above=0)
     shared: bool = False
 
 
@@ -70,15 +60,15 @@ class Model:
     """The peers' architecture; a wide ResNet's `head_init` is what its classifier starts from."""
 
     name: str = "resnet8"
-    dropout: float = _number(0.0, low=0.0, high=0.99)
-    head_init: str | None = _one_of(None, "kaiming", "torch")
+    dropout: float = setting(0.0, low=0.0, high=0.99)
+    head_init: str | None = setting(None, choices=("kaiming", "torch"))
 
 
 @dataclass(frozen=True)
 class Peers:
     """How many there are."""
 
-    count: int = _number(4, low=1)
+    count: int = setting(4, low=1)
 
 
 @dataclass(frozen=True)
@@ -88,20 +78,20 @@ class Teachers:
     A file is a `.keras` model, or the directory of a finished run, whose best peer teaches.
     """
 
-    count: int = _number(1, low=0)
+    count: int = setting(1, low=0)
     model: str = "resnet20"
     files: tuple[str, ...] = ()
-    temperature: float = _positive(2.0)
-    weight: float = _number(1.0, low=0.0)
+    temperature: float = setting(2.0, above=0)
+    weight: float = setting(1.0, low=0.0)
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """SGD as torch does it."""
 
-    lr: float = _positive(0.1)
-    momentum: float = _number(0.9, low=0.0, high=1.0)
-    l2: float = _number(5e-4, low=0.0)
+    lr: float = setting(0.1, above=0)
+    momentum: float = setting(0.9, low=0.0, high=1.0)
+    l2: float = setting(5e-4, low=0.0)
     nesterov: bool = False
 
 
@@ -109,88 +99,11 @@ class Optimizer:
 class Schedule:
     """How learning rates fall, and whether each peer has its own."""
 
-    name: str = _one_of("cosine", "constant", "step", "cosine", "cosine-per-step")
-    warmup: int = _number(0, low=0)
-    every: int = _number(60, low=1)
-    factor: float = _number(0.1, low=1e-6, high=1.0)
+    name: str = setting("cosine", choices=("constant", "step", "cosine", "cosine-per-step"))
+    warmup: int = setting(0, low=0)
+    every: int = setting(60, low=1)
+    factor: float = setting(0.1, low=1e-6, high=1.0)
     spread: bool = True
-
-
-@dataclass(frozen=True)
-class Graft:
-    """What a grafting does, and when; `alpha` is that of the method fixed.
-
-    `frozen` blends weights that do not train, too.
-    """
-
-    level: str = _one_of("layer", "layer", "filter")
-    alpha: float = _number(0.5, low=0.0, high=1.0)
-    criterion: str = _one_of("entropy", "entropy", "filter-entropy", "l1")
-    bins: int = _number(10, low=1)
-    binning: str = _one_of("closed", "closed", "authors")
-    amplitude: float = _number(0.4, low=0.0, high=1.0)
-    sharpness: float = _positive(500.0)
-    decimals: int | None = _number(None, low=1)
-    grouping: str = _one_of("default", "default", "authors")
-    frozen: bool = False
-    every: int = _number(1, low=1)
-    epochs: int | None = _number(None, low=0)
-    evaluate: str = _one_of("after", "after", "before")
-
-
-@dataclass(frozen=True)
-class Mutual:
-    """Deep mutual learning."""
-
-    weight: float = _number(1.0, low=0.0)
-    temperature: float = _positive(1.0)
-
-
-@dataclass(frozen=True)
-class Papa:
-    """PAPA: a pull towards the mean every n steps, or (variant all) the mean every n epochs.
-
-    `lr_scaling` is what the pull shrinks by: the learning rate, as in the authors' code, or none.
-    """
-
-    variant: str = _one_of("gradual", "gradual", "all")
-    rate: float = _number(0.99, low=0.0, high=1.0)
-    every_steps: int = _number(10, low=1)
-    lr_scaling: str = _one_of("linear", "linear", "none")
-    every_epochs: int = _number(5, low=1)
-
-
-@dataclass(frozen=True)
-class Wash:
-    """WASH: the share of parameters that is shuffled after every step."""
-
-    share: float = _number(0.001, low=0.0, high=1.0)
-    by_depth: bool = True
-
-
-@dataclass(frozen=True)
-class Scion:
-    """The methods noise and internal: which filters are invalid, how fast the noise falls."""
-
-    threshold: float = _positive(0.1)
-    decay: float = _number(0.975, low=1e-6, high=0.999999)
-
-
-@dataclass(frozen=True)
-class RePr:
-    """RePr's schedule: S1, S2, N and p."""
-
-    full_epochs: int = _number(20, low=1)
-    pruned_epochs: int = _number(10, low=1)
-    cycles: int = _number(3, low=1)
-    share: float = _number(0.3, low=0.001, high=0.999)
-
-
-@dataclass(frozen=True)
-class Ema:
-    """The method ema: share of the moving average that a step keeps."""
-
-    decay: float = _number(0.99, low=0.0, high=0.999999)
 
 
 @dataclass(frozen=True)
@@ -198,6 +111,8 @@ class Config:
     """All settings of a run; the defaults are the quickstart.
 
     Attributes:
+        methods: settings of the methods' own tables that are not at their default, by
+            `"table.key"`; the tables are those of `kgraft.runs.methods`.
         given: keys that somebody has set, as `"table.key"`; the others are defaults.
     """
 
@@ -208,13 +123,7 @@ class Config:
     teachers: Teachers = Teachers()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
-    graft: Graft = Graft()
-    mutual: Mutual = Mutual()
-    papa: Papa = Papa()
-    wash: Wash = Wash()
-    scion: Scion = Scion()
-    repr: RePr = RePr()
-    ema: Ema = Ema()
+    methods: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def changed(self, key: str, value: Any, source: str) -> "Config":
@@ -232,33 +141,65 @@ class Config:
             UserError: an unknown key, a wrong type, or an impossible value.
         """
         table, _, name = key.partition(".")
-        tables = _tables()
-        if table not in tables:
-            raise UserError(f"{source}: unknown table {table!r}." + suggest(table, tables))
+        own = getattr(self, table) if table in _TABLES else None
+        of_methods = tables_of_methods()
+        if key in MOVED:
+            raise UserError(f"{source}: {key} is gone: write {MOVED[key]}.")
+        if own is None and table not in of_methods:
+            known = (*_TABLES, *of_methods)
+            raise UserError(f"{source}: unknown table {table!r}." + suggest(table, known))
         if not name:
             raise UserError(f"{source}: expected table.key=value, e.g. optimizer.lr=0.05.")
-        old = getattr(self, table)
-        checked = checked_value(type(old), table, name, value, source)
-        changed: dict[str, Any] = {table: dataclasses.replace(old, **{name: checked})}
-        return dataclasses.replace(self, given=self.given | {key}, **changed)
+        owner = of_methods[table] if own is None else type(own)
+        value = checked(owner, name, value, f"{source}: [{table}]")
+        given = self.given | {key}
+        if own is not None:
+            changed: dict[str, Any] = {table: dataclasses.replace(own, **{name: value})}
+            return dataclasses.replace(self, given=given, **changed)
+        methods = {other: old for other, old in self.methods.items() if other != key}
+        if value != default_of(owner, name):
+            methods[key] = value
+        return dataclasses.replace(self, given=given, methods=methods)
+
+    def of(self, table: str) -> dict[str, Any]:
+        """The settings of a method's table that are not at their default, by key."""
+        prefix = f"{table}."
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self.methods.items()
+            if key.startswith(prefix)
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting that counts, by `"table.key"`: everybody's, and those of the method."""
+        found = {
+            f"{table}.{own.name}": getattr(getattr(self, table), own.name)
+            for table in _TABLES
+            for own in dataclasses.fields(getattr(self, table))
+        }
+        of_methods = tables_of_methods()
+        for key in reads(method_of(self), self):
+            table, _, name = key.partition(".")
+            if table in of_methods:
+                found[key] = default_of(of_methods[table], name)
+        return {**found, **self.methods}
 
     def to_toml(self) -> str:
         """The settings as a run file that `parse` reads back to the same settings.
 
-        Once the method has been named, defaults that it does not read are left out.
+        Once the method has been named, the teachers' defaults are left out where there are none.
         """
-        unread = () if self.run.method is None else unread_by(method_of(self), self)
-        blocks = []
-        for table in _tables():
-            lines = []
-            for setting in dataclasses.fields(getattr(self, table)):
-                value = getattr(getattr(self, table), setting.name)
-                left_out = f"{table}.{setting.name}" in unread and value == setting.default
-                if value is not None and not left_out:
-                    lines.append(f"{setting.name} = {to_toml(value)}")
-            if lines:
-                blocks.append("\n".join([f"[{table}]", *lines]))
-        return "\n\n".join(blocks) + "\n"
+        untaught = self.run.method is not None and not method_of(self).taught
+        blocks: dict[str, list[str]] = {}
+        for key, value in self.flat().items():
+            table, _, name = key.partition(".")
+            idle = table == "teachers" and untaught and name != "count"
+            if value is not None and not (idle and value == getattr(Teachers(), name)):
+                blocks.setdefault(f"[{table}]", []).append(f"{name} = {to_toml(value)}")
+        return "\n\n".join("\n".join([table, *own]) for table, own in blocks.items()) + "\n"
+
+
+_TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("methods", "given"))
 
 
 def read(path: str | Path) -> Config:
@@ -304,8 +245,9 @@ def parse(text: str, source: str) -> Config:
     except ValueError as error:
         raise UserError(f"{source} is not TOML: {error}.") from None
     config = Config()
-    known = _tables()
-    for table, settings in tables.items():
+    tables = modern(tables, source)
+    for table, settings in sorted(tables.items(), key=lambda own: own[0] != "run"):
+        known = (*_TABLES, *tables_of_methods())
         if table not in known:
             kind = "table" if isinstance(settings, Mapping) else "key outside any table"
             raise UserError(f"{source}: unknown {kind} {table!r}." + suggest(table, known))
@@ -314,10 +256,6 @@ def parse(text: str, source: str) -> Config:
         for name, value in settings.items():
             config = config.changed(f"{table}.{name}", value, source)
     return config
-
-
-def _tables() -> list[str]:
-    return [f.name for f in dataclasses.fields(Config) if f.name != "given"]
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

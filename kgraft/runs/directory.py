@@ -14,7 +14,7 @@ import keras
 
 import kgraft
 from kgraft.backend import installed_version
-from kgraft.engines.devices import devices
+from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.runs.config import Config, read
 from kgraft.runs.files import append_text, storing, whole, write_text
@@ -132,7 +132,7 @@ def environment(seeds: dict[str, Any]) -> dict[str, Any]:
         "keras": keras.version(),
         "numpy": version("numpy"),
         "backend": {"name": name, "version": installed_version(name)},
-        "devices": devices(),
+        "devices": BACKEND.devices(),
         "seeds": seeds,
     }
 

@@ -1,203 +1,148 @@
-"""The methods that a run file can name: one entry says all that there is to know of each."""
+"""The methods that a run file can name: mixers, each in a class that says all there is to know.
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+Most words are those of `kgraft.grafting`; here are the ones that in Python are said otherwise.
+"""
 
-from kgraft import grafting
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from kgraft import settings
 from kgraft.errors import UserError
-from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm, Mixer
-from kgraft.training.mutual import Mutual
+from kgraft.grafting import Average, FilterGraft, Graft, Independent, Mixer
+from kgraft.grafting.mixer import MIXERS
+from kgraft.settings import setting
+from kgraft.training import mutual  # noqa: F401  (has a word of its own)
 
 if TYPE_CHECKING:  # a run's settings ask here what a method may be called
     from kgraft.runs.config import Config
 
-_EVERYBODYS = ("run", "data", "model", "peers", "optimizer", "schedule", "given")
-_TIMES = ("graft.every", "graft.epochs", "graft.evaluate")  # of what happens at epochs' ends
-_LAYERS = (
-    *("graft.criterion", "graft.bins", "graft.binning", "graft.amplitude", "graft.sharpness"),
-    *("graft.decimals", "graft.grouping", "graft.frozen"),
-)
 
+@dataclass(frozen=True)
+class GraftPlus(Graft):
+    """Grafting, and every step learns from the mean of M teachers as well (grafting+).
 
-def _plain(config: "Config") -> Mixer:
-    return Mixer()
+    Source: arXiv 2004.12311, eq. 8-12; in Python `GraftingFit(peers, teachers)`.
+    """
 
-
-def _never(config: "Config") -> None:
-    """No mutual learning, and nothing to check."""
-
-
-def _every(config: "Config") -> int:
-    return config.graft.every
+    name = "graft+"
+    table = "graft"
+    taught = True
 
 
 @dataclass(frozen=True)
-class Method:
-    """One method.
+class FilterGraftPlus(FilterGraft):
+    """Grafting filter by filter, and every step learns from the mean of M teachers as well.
 
-    Attributes:
-        name: its word in a run file.
-        peers: how many networks it trains where nobody says.
-        least: how many it needs at least.
-        taught: whether it needs teachers; it has none otherwise.
-        averaged: whether a peer is the moving average of its last steps.
-        answer: what answers a question after training: `"peer"` or `"ensemble"`.
-        reads: settings -> those of the methods' tables that it reads, as `"table.key"`, or
-            `"table"` for all of one.
-        mixer: settings -> what is done to the peers' weights.
-        mutual: settings -> how peers learn from each other, None where they do not.
-        every: settings -> after how many epochs the peers are mixed.
-        check: settings -> nothing; refuses what it cannot do.
+    Source: as `filter-graft` and `graft+`.
     """
 
-    name: str
-    peers: int = 1
-    least: int = 1
-    taught: bool = False
-    averaged: bool = False
-    answer: str = "peer"
-    reads: Callable[["Config"], tuple[str, ...]] = lambda _: ()
-    mixer: Callable[["Config"], Mixer] = _plain
-    mutual: Callable[["Config"], Mutual | None] = _never
-    every: Callable[["Config"], int] = _every
-    check: Callable[["Config"], None] = _never
+    name = "filter-graft+"
+    table = "filter-graft"
+    taught = True
 
 
-def _graft_reads(config: "Config") -> tuple[str, ...]:
-    filters = config.graft.level == "filter"
-    return (*_TIMES, "graft.level", *(("graft.grouping",) if filters else _LAYERS))
+@dataclass(frozen=True)
+class Distill(Independent):
+    """Every step learns from the mean of M teachers; one student or more, left alone.
+
+    Source: Hinton et al. 2015; arXiv 2004.12311, eq. 8-12; in Python
+    `GraftingFit(peers, teachers, mixer=Independent())`.
+    """
+
+    name = "distill"
+    taught = True
 
 
-def _graft(config: "Config") -> Mixer:
-    wanted = config.graft
-    if wanted.level == "filter":
-        return grafting.FilterGraft(biases=wanted.grouping != "authors")
-    criterion: Entropy | FilterEntropy | L1Norm
-    if wanted.criterion == "entropy":
-        criterion = Entropy(wanted.bins, wanted.binning)  # type: ignore[arg-type]
-    elif wanted.criterion == "filter-entropy":
-        criterion = FilterEntropy(wanted.bins)
-    else:
-        criterion = L1Norm()
-    return Graft(
-        criterion=criterion,
-        amplitude=wanted.amplitude,
-        sharpness=wanted.sharpness,
-        grouping=wanted.grouping,  # type: ignore[arg-type]
-        decimals=wanted.decimals,
-        blend_frozen=wanted.frozen,
-    )
+@dataclass(frozen=True)
+class Ensemble(Independent):
+    """K independent networks that answer together."""
+
+    name = "ensemble"
+    peers = 4
+    least = 2
+    answer = "ensemble"
 
 
-def _papa_reads(config: "Config") -> tuple[str, ...]:
-    if config.papa.variant == "all":
-        return ("papa.variant", "papa.every_epochs", "graft.epochs", "graft.evaluate")
-    return ("papa.variant", "papa.rate", "papa.every_steps", "papa.lr_scaling")
+@dataclass(frozen=True)
+class PapaAll(Average):
+    """All peers go on from the mean of all (PAPA-all), every five epochs.
+
+    Source: Jolicoeur-Martineau et al., TMLR 2024; in Python `Average(every=5)`.
+    """
+
+    name = "papa-all"
+    peers = 4
+    least = 2
+    every: int = setting(5, low=1, kw_only=True)
 
 
-def _papa(config: "Config") -> Mixer:
-    wanted = config.papa
-    if wanted.variant == "all":
-        return grafting.Average()
-    return grafting.Papa(
-        wanted.rate,
-        wanted.every_steps,
-        lr_scaling=wanted.lr_scaling,  # type: ignore[arg-type]
-    )
+@dataclass(frozen=True)
+class Ema(Independent):
+    """The average of the last steps' weights is validated and kept.
+
+    Args:
+        decay: share of the moving average that a step keeps.
+
+    Source: Polyak averaging; in Python `compile(optimizer=SGD(..., use_ema=True))`.
+    """
+
+    name = "ema"
+    decay: float = setting(0.99, low=0.0, high=0.999999)
 
 
-def _repr(config: "Config") -> Mixer:
-    wanted = config.repr
-    return grafting.RePr(
-        wanted.full_epochs, wanted.pruned_epochs, wanted.cycles, wanted.share, config.run.seed
-    )
+class _Methods(Mapping[str, type[Mixer]]):
+    """All that can be named: kgraft's, those of installed packages, and any `module:Class`."""
+
+    def __getitem__(self, name: str) -> type[Mixer]:
+        if name in MIXERS:
+            return MIXERS[name]
+        for entry in entry_points(group="kgraft.methods", name=name):
+            return _mixer(entry.load(), name)
+        module, colon, attribute = name.partition(":")
+        if not colon:
+            raise KeyError(name)
+        try:
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"method {name!r} cannot be loaded: {error}.") from error
+        return _mixer(found, name)
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and bool(self[name])
+        except KeyError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        packaged = (entry.name for entry in entry_points(group="kgraft.methods"))
+        return iter(dict.fromkeys([*MIXERS, *packaged]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
-def _check_repr(config: "Config") -> None:
-    wanted, epochs = config.repr, config.run.epochs
-    needed = wanted.cycles * (wanted.full_epochs + wanted.pruned_epochs)
-    if epochs < needed:
-        raise UserError(
-            f"method repr: {wanted.cycles} cycles of {wanted.full_epochs} + {wanted.pruned_epochs} "
-            f"epochs need {needed}, run.epochs is {epochs}: set repr.full_epochs, "
-            "repr.pruned_epochs or repr.cycles."
-        )
+METHODS = _Methods()
 
 
-METHODS = {
-    method.name: method
-    for method in (
-        Method("baseline"),
-        Method("graft", peers=4, least=2, reads=_graft_reads, mixer=_graft),
-        Method(
-            "graft+",
-            peers=4,
-            least=2,
-            taught=True,
-            reads=lambda config: ("teachers", *_graft_reads(config)),
-            mixer=_graft,
-        ),
-        Method("distill", taught=True, reads=lambda _: ("teachers",)),
-        Method(
-            "mutual",
-            peers=2,
-            least=2,
-            reads=lambda _: ("mutual",),
-            mutual=lambda config: Mutual(config.mutual.weight, config.mutual.temperature),
-        ),
-        # RePr counts every epoch by itself: grafting's times would leave filters dropped
-        Method("repr", reads=lambda _: ("repr",), mixer=_repr, check=_check_repr),
-        Method(
-            "noise",
-            reads=lambda _: ("scion", *_TIMES),
-            mixer=lambda config: grafting.Noise(
-                config.scion.decay, config.scion.threshold, config.run.seed
-            ),
-        ),
-        Method(
-            "internal",
-            reads=lambda _: ("scion.threshold", *_TIMES),
-            mixer=lambda config: grafting.Internal(config.scion.threshold),
-        ),
-        Method(
-            "rotation",
-            peers=4,
-            least=2,
-            reads=lambda _: _TIMES,
-            mixer=lambda _: grafting.Rotation(),
-        ),
-        Method(
-            "fixed",
-            peers=4,
-            least=2,
-            reads=lambda _: ("graft.alpha", *_TIMES),
-            mixer=lambda config: grafting.FixedGraft(config.graft.alpha),
-        ),
-        Method(
-            "papa",
-            peers=4,
-            least=2,
-            reads=_papa_reads,
-            mixer=_papa,
-            every=lambda config: config.papa.every_epochs if config.papa.variant == "all" else 1,
-        ),
-        Method(
-            "wash",
-            peers=4,
-            least=2,
-            reads=lambda _: ("wash",),
-            mixer=lambda config: grafting.Wash(
-                config.wash.share, config.wash.by_depth, config.run.seed
-            ),
-        ),
-        Method("ema", averaged=True, reads=lambda _: ("ema",)),
-        Method("ensemble", peers=4, least=2, answer="ensemble"),
-    )
-}
+def _mixer(found: object, name: str) -> type[Mixer]:
+    if isinstance(found, type) and issubclass(found, Mixer) and found.name:
+        return found
+    raise UserError(f"method {name!r}: expected a class of kgraft.grafting.Mixer with a name.")
 
 
-def method_of(config: "Config") -> Method:
+def tables() -> dict[str, type[Mixer]]:
+    """The tables of run files that hold methods' settings, and of each a class that has them."""
+    found: dict[str, type[Mixer]] = {}
+    for mixer in MIXERS.values():
+        if settings.keys_of(mixer):
+            found.setdefault(mixer.table, mixer)
+    return found
+
+
+def method_of(config: "Config") -> type[Mixer]:
     """The method that the settings name, or that follows from the numbers of peers and teachers.
 
     Args:
@@ -209,6 +154,19 @@ def method_of(config: "Config") -> Method:
     if config.teachers.count:
         return METHODS["graft+" if several else "distill"]
     return METHODS["graft" if several else "baseline"]
+
+
+def mixer_of(config: "Config") -> Mixer:
+    """The method with the run's settings.
+
+    Args:
+        config: the settings.
+    """
+    method = method_of(config)
+    has_seed = "seed" in getattr(method, "__dataclass_fields__", {})
+    seed = {"seed": config.run.seed} if has_seed else {}
+    made: Mixer = settings.made(method, config.of(method.table), **seed)
+    return made
 
 
 def settled(config: "Config") -> "Config":
@@ -241,10 +199,10 @@ def settled(config: "Config") -> "Config":
             "or the method graft+ or distill."
         )
     _check_read(config, method)
-    method.check(config)
+    mixer_of(config).check_epochs(config.run.epochs)
     named = replace(
         config,
-        run=replace(config.run, method=method.name),
+        run=replace(config.run, method=config.run.method or method.name),
         peers=replace(config.peers, count=peers),
         teachers=replace(config.teachers, count=teachers),
         given=config.given | {"run.method", "peers.count", "teachers.count"},
@@ -259,28 +217,44 @@ def without_unread(config: "Config") -> "Config":
         config: settings with a method.
     """
     unread = set(unread_by(method_of(config), config))
-    tables: dict[str, Any] = {}
-    for table in {key.partition(".")[0] for key in unread}:
-        own = getattr(config, table)
-        plain = {f.name: f.default for f in fields(own) if f"{table}.{f.name}" in unread}
-        tables[table] = replace(own, **plain)
-    return replace(config, given=config.given - unread, **tables)
+    kept = {key: value for key, value in config.methods.items() if key not in unread}
+    teachers = {
+        name: getattr(type(config.teachers)(), name)
+        for table, _, name in (key.partition(".") for key in unread)
+        if table == "teachers"
+    }
+    return replace(
+        config,
+        given=config.given - unread,
+        methods=kept,
+        teachers=replace(config.teachers, **teachers),
+    )
 
 
-def unread_by(method: Method, config: "Config") -> list[str]:
-    """The settings of the methods' tables that a method does not read, as `"table.key"`.
+def reads(method: type[Mixer], config: "Config") -> list[str]:
+    """The settings that a method has besides everybody's, as `"table.key"`.
 
     Args:
         method: the method.
         config: the settings; which others count may follow from them.
     """
-    read = (*method.reads(config), "teachers.count")
-    return [
-        key
-        for table in (f.name for f in fields(config) if f.name not in _EVERYBODYS)
-        for key in (f"{table}.{f.name}" for f in fields(getattr(config, table)))
-        if table not in read and key not in read
-    ]
+    own = settings.read_of(method, config.of(method.table))
+    teachers = config.teachers.__dataclass_fields__ if method.taught else ()
+    return [*(f"{method.table}.{key}" for key in own), *(f"teachers.{name}" for name in teachers)]
+
+
+def unread_by(method: type[Mixer], config: "Config") -> list[str]:
+    """The settings of the methods' tables that a method does not read, as `"table.key"`.
+
+    Args:
+        method: the method.
+        config: the settings.
+    """
+    read = {*reads(method, config), "teachers.count"}
+    everything = [f"teachers.{name}" for name in config.teachers.__dataclass_fields__]
+    for table, owner in tables().items():
+        everything += [f"{table}.{key}" for key in settings.keys_of(owner)]
+    return [key for key in everything if key not in read]
 
 
 def for_everybody(config: "Config") -> "Config":
@@ -289,30 +263,27 @@ def for_everybody(config: "Config") -> "Config":
     Args:
         config: the settings that are shared.
     """
-    own = {key for key in config.given if key.partition(".")[0] not in _EVERYBODYS}
+    own = {key for key in config.given if key.partition(".")[0] in {*tables(), "teachers"}}
     return replace(config, given=config.given - (own - {"teachers.count"}))
 
 
-def _check_read(config: "Config", method: Method) -> None:
+def _check_read(config: "Config", method: type[Mixer]) -> None:
     """Refuse settings that somebody has given and that nothing would read.
 
     Where the method follows from the numbers of peers and teachers, a run file may describe the
     grafting and the teachers that it would have with more of them; and `teachers.count = 0` says
     what becomes of the teachers' other settings.
     """
-    moot: Iterable[str] = ()
+    moot: list[str] = []
     if config.run.method is None:
-        moot = METHODS["graft+"].reads(config)
+        moot = reads(METHODS["graft+"], config)
     elif "teachers.count" in config.given and not config.teachers.count:
-        moot = ("teachers",)
-    wrong = [
-        key
-        for key in unread_by(method, config)
-        if key in config.given and key not in moot and key.partition(".")[0] not in moot
-    ]
+        moot = [f"teachers.{name}" for name in config.teachers.__dataclass_fields__]
+    unread = unread_by(method, config)
+    wrong = [key for key in unread if key in config.given and key not in moot]
     if wrong:
-        read = [key if "." in key else f"[{key}]" for key in method.reads(config)]
+        read = ", ".join(reads(method, config))
         raise UserError(
             f"method {method.name} does not read {', '.join(wrong)}: take that out. It reads "
-            + (f"{', '.join(read)}." if read else "no method's settings.")
+            + (f"{read}." if read else "no method's settings.")
         )

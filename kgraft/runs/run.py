@@ -11,7 +11,7 @@ from kgraft.data import BatchStream
 from kgraft.engines.choose import stepper_for
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, environment
-from kgraft.runs.methods import method_of
+from kgraft.runs.methods import Ema, method_of, mixer_of
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.training.fit import GraftingFit
 
@@ -79,15 +79,10 @@ def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit
         teachers: of the peers, in order; none for a method without.
     """
     config = assembly.config
-    method = method_of(config)
     return GraftingFit(
         assembly.peers,
         teachers,
-        graft=method.mixer(config),
-        mutual=method.mutual(config),
-        every=method.every(config),
-        epochs_grafted=config.graft.epochs,
-        evaluate=config.graft.evaluate,  # type: ignore[arg-type]
+        mixer=mixer_of(config),
         temperature=config.teachers.temperature,
         distillation_weight=config.teachers.weight,
         seed=config.run.seed,
@@ -166,7 +161,7 @@ def _graft(
     def callbacks(k: int) -> list[keras.callbacks.Callback]:
         averaged = (
             [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
-            if method_of(config).averaged
+            if issubclass(method_of(config), Ema)
             else []
         )
         return [*averaged, *recorder.callbacks(k)]

@@ -1,6 +1,5 @@
 """GraftCallback: grafting in a `model.fit` that exists already."""
 
-import dataclasses
 import inspect
 import logging
 import threading
@@ -13,13 +12,12 @@ import keras
 
 from kgraft.engines.choose import check
 from kgraft.errors import UserError
-from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.training.callback_arguments import check_data, checked_peers
-from kgraft.training.callback_run import CallbackRun, Carried
+from kgraft.training.callback_run import CallbackRun
 from kgraft.training.fit_arguments import checked_mixer
-from kgraft.training.graft_schedule import GraftSchedule
+from kgraft.training.session import Session
 
 _log = logging.getLogger("kgraft")
 
@@ -60,8 +58,8 @@ class GraftCallback(keras.callbacks.Callback):
             compiled is compiled exactly as the model is, with an optimizer and metrics of its own,
             and anew when the model's `compile` is called between two fits; what cannot be copied
             exactly is refused. One that is not built is built from the first batch.
-        graft: what a grafting does; the entropy ring by default, or another `Mixer` that acts at
-            the end of an epoch.
+        mixer: what a grafting does, and when; the entropy ring `Graft()` by default, or another
+            `Mixer` that acts at the end of an epoch.
         data: batches for the peers, one a step, begun anew when they are exhausted. Either a list
             with one data set for every peer, or one that all iterate for themselves: a tuple of
             arrays `(x, y)` or `(x, y, sample_weight)`, which each peer reads in a seeded order of
@@ -71,17 +69,18 @@ class GraftCallback(keras.callbacks.Callback):
             in its batches, as weights of examples: peers in lock-step get them so; `data` without
             any weights is refused then, unless this says what they are (`{}` for none).
         train_peers: False leaves the training of the peers to others; they are grafted only.
-        every: graft at the end of every n-th epoch.
-        epochs_grafted: graft at the end of the first n epochs only; None for all.
-        evaluate: `"after"` the grafting, or `"before"`, the authors' order: the grafting is done
-            when the next epoch begins, so that whatever is saved at an epoch's end are the
-            weights that were validated; after the last epoch nothing is grafted, before the next
-            `fit` of the same models goes on. `alpha` is then logged in the epoch that starts from
-            the grafted weights.
+        every: `every` of the mixer, see `EpochMixer`; None for what it has, as below.
+        epochs_grafted: its `epochs`.
+        evaluate: its `evaluate`. With `"before"`, the authors' order, the grafting is done when
+            the next epoch begins, so that whatever is saved at an epoch's end are the weights that
+            were validated; after the last epoch nothing is grafted, before the next `fit` of the
+            same models goes on. `alpha` is then logged in the epoch that starts from the grafted
+            weights.
         backup_dir: directory for the peers' weights and optimizers, saved at every epoch's end and
             restored when `fit` resumes there, as `BackupAndRestore` does for the model; deleted
             when `fit` has ended. May be the directory that `BackupAndRestore` has.
         engine: how the peers take their steps, as in `GraftingFit`; the model's own are `fit`'s.
+        graft: what `mixer` was called before.
 
     Attributes:
         records: what each grafting measured and did, as `(epoch, GraftRecord)`.
@@ -106,30 +105,30 @@ class GraftCallback(keras.callbacks.Callback):
         self,
         peers: Iterable[keras.Model] = (),
         *,
-        graft: Mixer | None = None,
+        mixer: Mixer | None = None,
         data: Any = None,
         class_weight: dict[int, float] | None = None,
         train_peers: bool = True,
-        every: int = 1,
+        every: int | None = None,
         epochs_grafted: int | None = None,
-        evaluate: Literal["after", "before"] = "after",
+        evaluate: Literal["after", "before"] | None = None,
         backup_dir: str | PathLike[str] | None = None,
         engine: Literal["auto", "eager", "compiled"] = "auto",
+        graft: Mixer | None = None,
     ) -> None:
         super().__init__()
         self.peers = checked_peers(peers)
-        self.graft: Mixer = checked_mixer(graft)
-        if self.graft.every_steps is not None:
+        self.mixer: Mixer = checked_mixer(mixer, graft)
+        if self.mixer.between_steps:
             raise UserError(
-                f"{type(self.graft).__name__} acts between steps, where fit owns the model's "
+                f"{type(self.mixer).__name__} acts between steps, where fit owns the model's "
                 "weights: use GraftingFit."
             )
+        self.mixer = self.mixer.scheduled(every=every, epochs=epochs_grafted, evaluate=evaluate)
         check_data(data, class_weight)
         self.data = data
         self.class_weight = class_weight
         self.train_peers = train_peers
-        self.schedule = GraftSchedule(every, epochs_grafted, evaluate)
-        self.graft.check_schedule(every, epochs_grafted, evaluate)
         self.backup_dir = None if backup_dir is None else Path(backup_dir)
         if (
             self.backup_dir is not None
@@ -145,23 +144,19 @@ class GraftCallback(keras.callbacks.Callback):
                 "data= is for peers that learn here; train_peers=False leaves them out."
             )
         self._run: CallbackRun | None = None
-        self._carried = Carried()
+        self._session: Session | None = None
+        self._read: dict[int, int] = {}
         self._elsewhere = False
-        self._told: set[int] = set()
-        self._warned = False
 
     def get_config(self) -> dict[str, Any]:
         """What was set, JSON-able; models and data by their names only."""
         return {
             "peers": [peer.name for peer in self.peers],
-            "graft": _described(self.graft),
+            "mixer": self.mixer.get_config(),
             "data": _named(self.data),
             "class_weight": self.class_weight
             and {int(name): float(weight) for name, weight in self.class_weight.items()},
             "train_peers": self.train_peers,
-            "every": self.schedule.every,
-            "epochs_grafted": self.schedule.epochs_grafted,
-            "evaluate": self.schedule.evaluate,
             "backup_dir": None if self.backup_dir is None else str(self.backup_dir),
             "engine": self.engine,
         }
@@ -175,32 +170,32 @@ class GraftCallback(keras.callbacks.Callback):
         """Compile and compare the peers."""
         self._elsewhere = False
         if self._run is not None:
-            self._carried = self._run.close()
+            self._read = self._run.close()
+        model, peers = self._model, self.peers
+        ring = peers if any(peer is model for peer in peers) else [model, *peers]
+        session = self._session
+        if session is None or not session.is_of(ring, self.mixer):
+            session, self._read = Session(ring, self.mixer, self.records), {}
+            self._session = session
         self._run = CallbackRun(
-            self._model,
-            self.peers,
-            graft=self.graft,
+            model,
+            session,
             data=self.data,
             class_weight=self.class_weight,
             train_peers=self.train_peers,
             backup_dir=self.backup_dir,
             engine=self.engine,
-            carried=self._carried,
+            read=self._read,
         )
-        if not self._warned:
-            self._warned = self._run.warn_of_twins()
         self._warn_of_order()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Resume the peers in the first epoch; graft what `evaluate="before"` has put off."""
         run = self._running
-        if run.epoch is None:
+        if not run.resumed:
             run.resume(epoch)
             run.begin()
-        run.epoch, run.grafted, run.alpha = epoch, False, 1.0
-        if run.due is not None:
-            self._graft(run, run.due)
-            run.due = None
+        run.session.begin_epoch(epoch)
         for learner in run.learners:
             learner.stepper.begin_epoch()
 
@@ -220,12 +215,9 @@ class GraftCallback(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Graft before the epoch's validation; an `evaluate` of somebody else is none."""
-        run = self._run
-        if self._elsewhere or run is None or run.epoch is None:
-            return
-        run.learn()
-        if self.schedule.evaluate == "after" and self._is_due(run):
-            self._graft(run, run.epoch)
+        if self._run is not None and not self._elsewhere:
+            self._run.learn()
+            self._run.session.end_of_epoch()
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Make the validation safe to interrupt."""
@@ -245,13 +237,9 @@ class GraftCallback(keras.callbacks.Callback):
         run = self._running
         run.learn()
         run.check_fed()
-        if self._is_due(run):
-            if self.schedule.evaluate == "after":
-                self._graft(run, epoch)
-            else:
-                run.due = epoch
+        run.session.end_of_epoch()
         if logs is not None:
-            logs["alpha"] = run.alpha
+            logs["alpha"] = run.session.alphas[run.place]
         for learner in run.learners:
             learner.stepper.end_epoch()
             if logs is not None:
@@ -262,14 +250,8 @@ class GraftCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Finish the peers as `fit` has finished its model, and forget the backup."""
         run = self._running
-        epochs = (self.params or {}).get("epochs") or 0
-        if run.epoch is None:  # killed after its last epoch, and started again
-            run.resume(epochs)
-        if epochs > 0 or run.epoch is not None:
-            run.end()
-        self._carried = run.close()
-        if run.backup is not None:
-            run.backup.clear()
+        run.end((self.params or {}).get("epochs") or 0)
+        self._read = run.close()
         self._run = None
 
     @property
@@ -279,15 +261,6 @@ class GraftCallback(keras.callbacks.Callback):
                 "GraftCallback is called outside of fit: on_train_begin comes first."
             )
         return self._run
-
-    def _is_due(self, run: CallbackRun) -> bool:
-        return run.epoch is not None and not run.grafted and self.schedule.due(run.epoch)
-
-    def _graft(self, run: CallbackRun, epoch: int) -> None:
-        record = run.graft(epoch)
-        if record is not None:
-            warn_of_sick_peers(record, self._told)
-            self.records.append((epoch, record))
 
     def _warn_of_order(self) -> None:
         """Say so when `BackupAndRestore` acts before this callback, and so saves too early."""
@@ -317,24 +290,6 @@ def _list_with(callback: keras.callbacks.Callback) -> list[Any]:
             return list(caller.callbacks)
         frame = frame.f_back
     return []
-
-
-def _described(mixer: Mixer) -> dict[str, Any]:
-    settings: dict[str, Any] = {"mixer": type(mixer).__name__}
-    if dataclasses.is_dataclass(mixer):
-        settings |= {f.name: getattr(mixer, f.name) for f in dataclasses.fields(mixer) if f.init}
-    criterion: Any = settings.get("criterion", "")
-    if dataclasses.is_dataclass(criterion) and not isinstance(criterion, type):
-        settings["criterion"] = {
-            "name": type(criterion).__name__,
-            **{
-                field.name: getattr(criterion, field.name)
-                for field in dataclasses.fields(criterion)
-            },
-        }
-    elif not isinstance(criterion, str):
-        settings["criterion"] = _named(criterion)
-    return settings
 
 
 def _named(thing: Any) -> Any:

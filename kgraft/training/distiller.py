@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from kgraft.engines.eager import compilation
-from kgraft.engines.gradients import without_gradients
+from kgraft.engines.backends import BACKEND
 from kgraft.equations import mean_probabilities
 from kgraft.errors import UserError
 from kgraft.training.distillation_loss import DistillationLoss
@@ -40,6 +39,16 @@ class Taught(NamedTuple):
 
     targets: Any
     probabilities: Any
+
+
+def untaught(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A batch with plain targets, whether its teachers have been asked or not.
+
+    Args:
+        batch: `(x, y)` or `(x, y, sample_weight)`.
+    """
+    x, y, *weights = batch
+    return (x, y.targets if isinstance(y, Taught) else y, *weights)
 
 
 @keras.saving.register_keras_serializable("kgraft")
@@ -178,7 +187,7 @@ class Distiller(keras.Model):
             features, logits = self._features.of(x)
             taught = mean_probabilities(logits, self.temperature)
         elif taught is None:
-            with without_gradients():
+            with BACKEND.without_gradients():
                 taught = mean_probabilities(
                     [teacher(x, training=False) for teacher in self.teachers], self.temperature
                 )
@@ -215,8 +224,7 @@ class Distiller(keras.Model):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """The student's metrics, on the targets alone."""
-        y = y.targets if isinstance(y, Taught) else y
-        return super().compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return super().compute_metrics(*untaught((x, y)), y_pred, sample_weight=sample_weight)
 
     def test_step(self, *args: Any) -> Any:
         """Evaluate one batch: Keras' step without the two metrics that only training has.
@@ -320,28 +328,6 @@ def distil(
         raise UserError(f"student {student.name!r} is not compiled: call compile() first.")
     options = {"dtype": student.dtype_policy}
     distiller = Distiller(student, teachers, temperature, weight, feature_losses, **options)
-    _compile_as_student(distiller)
-    return distiller
-
-
-def follow(distiller: Distiller) -> None:
-    """Compile a Distiller that `distil` made anew, if its student was compiled since.
-
-    Args:
-        distiller: what `distil` gave.
-
-    Raises:
-        UserError: see `distil`.
-    """
-    now = compilation(distiller.student)
-    then = vars(distiller)["_followed"]
-    if any(old is not new for old, new in zip(then, now, strict=True)):
-        _compile_as_student(distiller)
-
-
-def _compile_as_student(distiller: Distiller) -> None:
-    """What the student was compiled with, for its Distiller."""
-    student = distiller.student
     check_loss(student.loss, f"student {student.name!r}")
     settings = student.get_compile_config()
     settings.pop("optimizer")
@@ -354,8 +340,7 @@ def _compile_as_student(distiller: Distiller) -> None:
             "keras.saving.register_keras_serializable, or compile a Distiller yourself."
         ) from error
     _share(distiller, {**settings, "loss": student.loss, "run_eagerly": student.run_eagerly})
-    # not through Keras' setattr, which would track what is in it
-    object.__setattr__(distiller, "_followed", compilation(student))
+    return distiller
 
 
 def _share(distiller: Distiller, settings: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines.gradients import without_gradients
+from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
+from kgraft.keras_private import graph_of, nodes_of
 
 
 class Taps:
@@ -23,15 +24,13 @@ class Taps:
     """
 
     def __init__(self, model: Any, layers: Sequence[str | None], name: str) -> None:
-        graph = model._functional if isinstance(model, keras.Sequential) else model
-        try:
-            nodes = [node for level in graph._nodes_by_depth.values() for node in level]
-        except AttributeError:
+        graph = graph_of(model)
+        if graph is None:
             raise UserError(
                 f"{name} is subclassed: features can be taken from functional models only."
-            ) from None
+            )
         # not `layer.output`: a layer that was called elsewhere too says another graph's there
-        known = {node.operation.name: node.outputs[0] for node in nodes}
+        known = {node.operation.name: node.outputs[0] for node in reversed(nodes_of(graph))}
         for layer in layers:
             if layer is not None and layer not in known:
                 raise UserError(f"{name} has no layer {layer!r}; it has {', '.join(known)}.")
@@ -101,7 +100,7 @@ class FeatureLosses:
         total: Any = 0.0
         logits = []
         for teacher in self._teachers:
-            with without_gradients():
+            with BACKEND.without_gradients():
                 told, theirs = teacher(inputs, training=False)
             logits.append(told)
             for loss, own, other in zip(self._losses, features, theirs, strict=True):

@@ -11,10 +11,8 @@ from kgraft.engines.choose import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
-from kgraft.training.distiller import distil
 from kgraft.training.feeds import (
     Batch,
-    Feed,
     Shuffle,
     feeds_of,
     in_one_order,
@@ -33,12 +31,12 @@ from kgraft.training.fit_arguments import (
     split,
     validated_epochs,
 )
-from kgraft.training.graft_schedule import GraftSchedule
 from kgraft.training.learners import check_optimizers
+from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
-from kgraft.training.mutual import Mutual, MutualEngine
-from kgraft.training.preflight import preflight
-from kgraft.training.teaching import TaughtEngine, Teaching
+from kgraft.training.mutual import FromEachOther, Mutual
+from kgraft.training.session import Session
+from kgraft.training.teaching import FromTeachers
 from kgraft.training.watchers import (
     Callbacks,
     check_backups,
@@ -66,13 +64,14 @@ class GraftingFit:
     Args:
         peers: K compiled models of one architecture, in ring order: peer k receives from k - 1.
         teachers: M trained models whose outputs are logits; none for plain grafting.
-        graft: what is done to the peers' weights: the entropy ring by default, any other `Mixer`,
-            `Mixer()` for nothing at all.
+        mixer: what is done to the peers' weights, and when: the entropy ring `Graft()` by default,
+            any other `Mixer`, `Independent()` for nothing at all; `Mutual()` is for nothing, and
+            each peer learns from the others.
         mutual: with `Mutual()` each peer learns from the others' predictions too (deep mutual
             learning); all then see the first peer's batches.
-        every: graft at the end of every n-th epoch.
-        epochs_grafted: graft at the end of the first n epochs only; None for all.
-        evaluate: `"after"` or `"before"` the grafting, see `GraftSchedule`.
+        every: `every` of the mixer, see `EpochMixer`; None for what it has, as below.
+        epochs_grafted: its `epochs`.
+        evaluate: its `evaluate`.
         temperature: tau of the distillation loss.
         distillation_weight: weight of the distillation loss beside the peers' own.
         feature_losses: see `Distiller`; teachers then run for each peer anew.
@@ -80,6 +79,7 @@ class GraftingFit:
         engine: `"auto"` and `"compiled"` for the fastest steps there are on this backend, with
             Keras' own where a model cannot be compiled; `"eager"` for Keras' own. All give the same
             numbers to rounding; the log says which one it was, and why.
+        graft: what `mixer` was called before.
 
     Attributes:
         peers: the K models, ordinary Keras models before, during and after training.
@@ -109,61 +109,50 @@ class GraftingFit:
         peers: Sequence[keras.Model],
         teachers: Sequence[keras.Model] = (),
         *,
-        graft: Mixer | None = None,
+        mixer: Mixer | None = None,
         mutual: Mutual | None = None,
-        every: int = 1,
+        every: int | None = None,
         epochs_grafted: int | None = None,
-        evaluate: Literal["after", "before"] = "after",
+        evaluate: Literal["after", "before"] | None = None,
         temperature: float = 2.0,
         distillation_weight: float = 1.0,
         feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
         seed: int = 0,
         engine: Literal["auto", "eager", "compiled"] = "auto",
+        graft: Mixer | None = None,
     ) -> None:
         self.peers = checked_peers(peers)
         self.teachers = checked_teachers(teachers)
-        mixer = checked_mixer(graft)
-        schedule = GraftSchedule(every, epochs_grafted, evaluate)
-        mixer.check_schedule(every, epochs_grafted, evaluate)
+        mixer = checked_mixer(mixer, graft).scheduled(
+            every=every, epochs=epochs_grafted, evaluate=evaluate
+        )
         self.seed = checked_count("seed", seed)
         check_optimizers(self.peers)
+        if mutual is None and isinstance(mixer, Mutual):
+            mutual = mixer
         mutual = checked_mutual(mutual, self.teachers)
         students = Engine(self.peers, engine)
-        self._students = trainees = students.steppers
-        self._engine: Engine | MutualEngine = students
-        self._shared = mutual is not None
-        self._teaching = (
-            Teaching(self.teachers, temperature, engine)
-            if self.teachers and not feature_losses
-            else None
-        )
         if mutual is not None:
-            self._engine = MutualEngine(self.peers, mutual, engine)
+            learning: Learning = FromEachOther(students, mutual)
         elif self.teachers:
-            taught = [
-                distil(peer, self.teachers, temperature, distillation_weight, tuple(feature_losses))
-                for peer in self.peers
-            ]
-            self._engine = TaughtEngine(taught, engine)
-            trainees = self._engine.steppers
-        self._loop = PeerLoop(
-            self._students, self._engine, trainees, self._teaching, mixer, schedule
-        )
+            learning = FromTeachers(
+                students, self.teachers, temperature, distillation_weight, feature_losses
+            )
+        else:
+            learning = Learning(students)
+        self._learning = learning
+        self._session = Session(self.peers, mixer, [])
+        self._session.check()
 
     @property
-    def graft(self) -> Mixer:
-        """What is done to the peers' weights."""
-        return self._loop.mixer
-
-    @property
-    def schedule(self) -> GraftSchedule:
-        """When it is done."""
-        return self._loop.schedule
+    def mixer(self) -> Mixer:
+        """What is done to the peers' weights, and when."""
+        return self._session.mixer
 
     @property
     def records(self) -> list[tuple[int, GraftRecord]]:
         """What each grafting measured and did, as `(epoch, GraftRecord)`."""
-        return self._loop.records
+        return self._session.records
 
     def fit(
         self,
@@ -239,20 +228,19 @@ class GraftingFit:
         told = range(begin, checked_count("epochs", epochs))
         check_steps(steps_per_epoch=steps_per_epoch, validation_steps=validation_steps)
         validated = validated_epochs(validation_freq)
-        check_optimizers(self.peers)  # a peer may have been compiled since
         listed = is_listed(x, y, sample_weight)
         if not listed:
             check_targets(self.peers, x, y, sample_weight, name="x")
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
-        shared = shared_batches or self._shared
+        shared = shared_batches or self._learning.shared
         feeds = feeds_of(
             len(self.peers),
             x,
             y,
             sample_weight,
             shared=shared,
-            prepare=self._taught,
+            prepare=self._learning.feed,
             batch_size=batch_size,
             class_weight=class_weight,
             seed=self.seed,
@@ -271,12 +259,11 @@ class GraftingFit:
         check_backups(watchers)
         if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
-        self._loop.prepare(feeds[0])
-        preflight(self.peers)
-        _log.info("engine: %s", self._engine.describe())
+        loop = PeerLoop(self._learning, self._session, feeds, watchers, validation, validated)
+        _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
         if initial_epoch is not None:
-            self._loop.epochs_done = begin
-        self._loop.run(feeds, watchers, told, validation=validation, validated=validated)
+            self._session.epochs_done = begin
+        loop.run(told, same_batches=shared_batches)
         return [peer.history for peer in self.peers]
 
     def evaluate(
@@ -316,7 +303,7 @@ class GraftingFit:
         )
         found = [
             evaluate(student, feed, watcher)
-            for student, watcher in zip(self._students, watchers, strict=True)
+            for student, watcher in zip(self._learning.students.steppers, watchers, strict=True)
         ]
         if return_dict:
             return found
@@ -349,12 +336,8 @@ class GraftingFit:
         if callbacks is not None:
             raise UserError("predict takes no callbacks: call predict of each of run.peers.")
         feed = validation_feed((x,), batch_size, steps)
-        outputs = [student.predict(feed.epoch(0)) for student in self._students]
+        outputs = [student.predict(feed.epoch(0)) for student in self._learning.students.steppers]
         return keras.tree.map_structure(lambda *parts: np.stack(parts), *outputs)
-
-    def _taught(self, feed: Feed) -> Feed:
-        """The feed with the teachers' predictions, where they can be had once and for all."""
-        return (self._teaching.feed(feed) if self._teaching else None) or feed
 
 
 def _trimmed(x: Any, y: Any, sample_weight: Any) -> Batch:

@@ -1,6 +1,7 @@
 """What the arguments of GraftingFit must be: each mistake is one line, before the first step."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -45,25 +46,34 @@ def checked_teachers(teachers: Any) -> list[keras.Model]:
     return _models(() if teachers is None else teachers, "teachers", "teacher")
 
 
-def checked_mixer(graft: Any) -> Mixer:
+def checked_mixer(mixer: Any, graft: Any = None) -> Mixer:
     """The mixer, the entropy ring where none was given.
 
     Args:
-        graft: what was given.
+        mixer: what was given.
+        graft: what was given by the argument's old name.
 
     Raises:
-        UserError: it is no mixer.
+        UserError: it is no mixer, or given twice.
     """
-    if graft is None:
+    name = "mixer"
+    if graft is not None:
+        if mixer is not None:
+            raise UserError("graft= is the old name of mixer=: give one of them.")
+        warnings.warn("graft= is called mixer= now.", DeprecationWarning, stacklevel=3)
+        name, mixer = "graft", graft
+    if mixer is None:
         return Graft()
-    if inspect.isclass(graft) and issubclass(graft, Mixer):
-        raise UserError(f"graft is the class {graft.__name__}: pass {graft.__name__}(...).")
-    if not isinstance(graft, Mixer):
+    if inspect.isclass(mixer) and issubclass(mixer, Mixer):
+        raise UserError(f"{name} is the class {mixer.__name__}: pass {mixer.__name__}(...).")
+    if not isinstance(mixer, Mixer):
         raise UserError(
-            f"graft is {told(graft)}: expected a mixer of kgraft.grafting, e.g. "
-            "Graft(criterion='entropy'), or Mixer() for no grafting."
+            f"{name} is {told(mixer)}: expected a mixer of kgraft.grafting, e.g. "
+            "Graft(criterion='entropy'), or Independent() for none."
         )
-    return graft
+    if type(mixer) is Mixer:
+        warnings.warn("Mixer() is called Independent() now.", DeprecationWarning, stacklevel=3)
+    return mixer
 
 
 def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | None:

@@ -85,12 +85,6 @@ class Learner:
         batch = batch if self._own is None else next(self._own)
         self.stepper.step(classrooms.taught(self.model, batch))
 
-    def finalize(self) -> None:
-        """What `fit` does to its model at its end: averaged weights take the place of the last."""
-        optimizer = self.model.optimizer
-        if isinstance(optimizer, keras.Optimizer) and optimizer.built:
-            optimizer.finalize_variable_values(self.model.trainable_weights)
-
     def close(self) -> None:
         """End its own data; nothing is read from it any more."""
         if self._own is not None:

@@ -1,203 +1,136 @@
-"""GraftingFit's loop: epochs of K peers, their graftings, and what a fit leaves to the next."""
+"""GraftingFit's loop: epochs of K peers."""
 
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import keras
 
 from kgraft.engines.choose import Engine
-from kgraft.engines.eager import Logs, Stepper
-from kgraft.grafting.graft import warn_of_sick_peers
-from kgraft.grafting.mixer import Mixer
-from kgraft.grafting.plan import GraftPlan
-from kgraft.grafting.ring import GraftRecord
-from kgraft.training.batches import Batch, Feed, first_batch, side_by_side
-from kgraft.training.distiller import Taught
+from kgraft.engines.stepper import Stepper
+from kgraft.engines.steps import Logs
+from kgraft.training.batches import Feed, first_batch, side_by_side
+from kgraft.training.distiller import untaught
 from kgraft.training.fit_arguments import check_targets
-from kgraft.training.graft_schedule import GraftSchedule
-from kgraft.training.mutual import MutualEngine
-from kgraft.training.teaching import Teaching
+from kgraft.training.learning import Learning
+from kgraft.training.session import Session
 from kgraft.training.watchers import ends_epochs, evaluate, restored_epoch
 
 _log = logging.getLogger("kgraft")
 
-Watchers = Sequence[keras.callbacks.CallbackList]
 
-
+@dataclass(frozen=True)
 class PeerLoop:
-    """Trains K peers epoch by epoch and grafts them, over one call of `fit` or several.
-
-    Args:
-        students: the peers, one stepper each, by which they are validated.
-        engine: takes the steps of the peers, or of the models that train them.
-        trainees: its steppers, in the peers' order; the students where it has none of its own.
-        teaching: puts teachers' predictions beside each batch; None for plain targets.
-        graft: what is done to the peers' weights.
-        schedule: when.
+    """One `fit`: K peers trained epoch by epoch, and grafted.
 
     Attributes:
-        peers: the K models.
-        mixer: what is done to their weights.
-        schedule: when.
-        records: what each grafting measured and did, as `(epoch, GraftRecord)`.
-        epochs_done: whole epochs so far; the next one of the run has this number.
+        learning: how the peers learn, and their own engine, by which they are validated.
+        session: their grafting, which goes on over several fits.
+        feeds: the peers' batches.
+        watchers: one list of callbacks a peer.
+        validation: what every peer is evaluated on.
+        validated: which epochs of this fit end with that.
     """
 
-    def __init__(
-        self,
-        students: Sequence[Stepper],
-        engine: Engine | MutualEngine,
-        trainees: Sequence[Stepper],
-        teaching: Teaching | None,
-        graft: Mixer,
-        schedule: GraftSchedule,
-    ) -> None:
-        self.peers = [student.model for student in students]
-        self.records: list[tuple[int, GraftRecord]] = []
-        self.epochs_done = 0
-        self._students, self._engine, self._trainees = students, engine, trainees
-        self._teaching = teaching
-        self.mixer, self.schedule = graft, schedule
-        built = all(peer.built for peer in self.peers)
-        self._plan: GraftPlan | None = graft.check(self.peers) if built else None
-        self._pending: int | None = None  # the epoch whose grafting is put off to the next one
-        self._alphas = [1.0 for _ in self.peers]
-        self._sick: set[int] = set()
-        self._steps_taken = 0
+    learning: Learning
+    session: Session
+    feeds: Sequence[Feed]
+    watchers: Sequence[keras.callbacks.CallbackList]
+    validation: Feed | None
+    validated: Callable[[int], bool]
 
-    def prepare(self, feed: Feed) -> None:
-        """Build what is not built, from a batch of a feed, and settle how steps are taken."""
-        pairs = list(zip(self._trainees, self._students, strict=True))
-        models = [own.model for pair in pairs for own in pair]
-        if not all(model.built and model.optimizer.built for model in models):
-            batch = first_batch(feed)
-            check_targets(self.peers, *_without_teachers(batch)[:2], name="x")
-            for trainee, student in pairs:
-                student.build(_without_teachers(batch))
-                trainee.build(self._with_teachers(batch))
-        self._engine.choose()
+    def prepare(self) -> Engine:
+        """Build what is not built, from a batch, and settle what takes the steps."""
+        learning, students = self.learning, self.learning.students.steppers
+        if not (_built(students) and _built(learning.engine().steppers)):
+            batch = first_batch(self.feeds[0])
+            check_targets(learning.peers, *untaught(batch)[:2], name="x")
+            for student in students:
+                student.build(untaught(batch))
+            steppers = learning.engine().steppers
+            for stepper, own in zip(steppers, learning.given([batch] * len(steppers)), strict=True):
+                stepper.build(own)
+        engine = learning.engine()
+        engine.choose()
+        return engine
 
-    def run(
-        self,
-        feeds: Sequence[Feed],
-        watchers: Watchers,
-        epochs: range,
-        *,
-        validation: Feed | None = None,
-        validated: Callable[[int], bool] = lambda epoch: True,
-    ) -> None:
-        """Train the epochs of one `fit`.
+    def run(self, epochs: range, *, same_batches: bool = False) -> None:
+        """Train some epochs.
 
         Args:
-            feeds: one a peer.
-            watchers: one list of callbacks a peer.
-            epochs: what callbacks are told; the run's own numbers go on from `epochs_done`.
-            validation: what every peer is evaluated on.
-            validated: which of `epochs` end with that.
+            epochs: what callbacks are told; the session's own numbers go on over all fits.
+            same_batches: whether the feeds are one.
 
         Raises:
             UserError: the peers do not match, or callbacks have restored them at different epochs.
         """
-        for peer in self.peers:
+        peers, session, watchers, trained = self.learning.peers, self.session, self.watchers, False
+        for peer in peers:
             peer.stop_training, peer._initial_epoch = False, None
-        plan = self._plan = self.mixer.check(self.peers)  # what is frozen may have changed
-        logs: list[Logs] = [{} for _ in self.peers]
-        self.mixer.begin(self.peers)
+        logs: list[Logs] = [{} for _ in peers]
+        session.check()
         try:
             for watcher in watchers:
                 watcher.on_train_begin()
-            if (restored := restored_epoch(self.peers)) is not None:
-                self._resume(restored, watchers)
+            if (restored := restored_epoch(peers)) is not None:
+                _log.info(
+                    "all peers are restored: the training goes on with epoch %d", restored + 1
+                )
+                session.resume(restored, before_grafting=ends_epochs(watchers))
                 epochs = range(restored, epochs.stop)
+            session.begin(same_batches=same_batches)
             for epoch in epochs:
-                logs = self._epoch(feeds, watchers, epoch)
-                if validation is not None and validated(epoch):
-                    self._validate(validation, watchers, logs)
-                _share(logs)
+                logs = self._epoch(epoch)
                 for watcher, own in zip(watchers, logs, strict=True):
                     watcher.on_epoch_end(epoch, own)
-                if any(peer.stop_training for peer in self.peers):
+                if any(peer.stop_training for peer in peers):
                     break
-            if epochs.stop > 0:
-                for peer in self.peers:
-                    peer.optimizer.finalize_variable_values(peer.trainable_weights)
+            trained = epochs.stop > 0
         finally:
-            self.mixer.end(self.peers, plan)
+            session.end(peers if trained else ())
         for watcher, own in zip(watchers, logs, strict=True):
             watcher.on_train_end(own)
 
-    def _resume(self, epoch: int, watchers: Watchers) -> None:
-        """Go on from weights that were saved after so many epochs."""
-        _log.info("all peers are restored: the training goes on with epoch %d", epoch + 1)
-        self.epochs_done = epoch
-        put_off = self.schedule.evaluate == "before" and self.schedule.due(epoch - 1)
-        self._pending = epoch - 1 if put_off and ends_epochs(watchers) else None
-
-    def _epoch(self, feeds: Sequence[Feed], watchers: Watchers, epoch: int) -> list[Logs]:
-        """Train one epoch and graft; callbacks are told its number in this `fit`."""
-        number = self.epochs_done
-        self._alphas = [1.0 for _ in self.peers]
-        if self._pending is not None:
-            self._graft(self._pending)
-            self._pending = None
-        for watcher in watchers:
+    def _epoch(self, epoch: int) -> list[Logs]:
+        """Train one epoch, graft and validate; callbacks are told its number in this `fit`."""
+        session = self.session
+        number = session.epochs_done
+        session.begin_epoch(number, self.feeds[0].steps)
+        for watcher in self.watchers:
             watcher.on_epoch_begin(epoch)
-        self._train_epoch(feeds, watchers, number)
-        logs = self._engine.logs()
-        if self.schedule.due(number):
-            if self.schedule.evaluate == "after":
-                self._graft(number)
-            else:
-                self._pending = number
-        self.epochs_done = number + 1
-        return [{**own, "alpha": alpha} for own, alpha in zip(logs, self._alphas, strict=True)]
+        logs = self._train_epoch(number)
+        session.end_of_epoch()
+        logs = [{**own, "alpha": alpha} for own, alpha in zip(logs, session.alphas, strict=True)]
+        if self.validation is not None and self.validated(epoch):
+            students = self.learning.students.steppers
+            for student, watcher, own in zip(students, self.watchers, logs, strict=True):
+                results = evaluate(student, self.validation, watcher)
+                own.update((f"val_{name}", value) for name, value in results.items())
+        _share(logs)
+        return logs
 
-    def _validate(self, validation: Feed, watchers: Watchers, logs: list[Logs]) -> None:
-        for student, watcher, own in zip(self._students, watchers, logs, strict=True):
-            results = evaluate(student, validation, watcher)
-            own.update((f"val_{name}", value) for name, value in results.items())
-
-    def _train_epoch(self, feeds: Sequence[Feed], watchers: Watchers, number: int) -> None:
-        self._engine.begin_epoch()
+    def _train_epoch(self, number: int) -> list[Logs]:
+        learning, engine = self.learning, self.learning.engine()
+        engine.begin_epoch()
         try:
-            with contextlib.closing(side_by_side(feeds, number)) as drawn:
+            with contextlib.closing(side_by_side(self.feeds, number)) as drawn:
                 for step, batches in enumerate(drawn):
-                    for watcher in watchers:
+                    for watcher in self.watchers:
                         watcher.on_train_batch_begin(step)
-                    logs_of_all = self._engine.step([self._with_teachers(own) for own in batches])
-                    self._mix(number, step, feeds[0].steps)
-                    for watcher, logs in zip(watchers, logs_of_all, strict=True):
+                    logs_of_all = learning.of_each(engine.step(learning.given(batches)))
+                    self.session.end_of_step()
+                    for watcher, logs in zip(self.watchers, logs_of_all, strict=True):
                         watcher.on_train_batch_end(step, logs)
-                    if any(peer.stop_training for peer in self.peers):
+                    if any(peer.stop_training for peer in learning.peers):
                         break
         finally:
-            self._engine.end_epoch()
-
-    def _with_teachers(self, batch: Batch) -> Batch:
-        if self._teaching is None or isinstance(batch[1], Taught):
-            return batch
-        return self._teaching.of(batch)
-
-    def _mix(self, epoch: int, step: int, steps: int | None) -> None:
-        """What the mixer does between steps."""
-        number = self._steps_taken if steps is None else epoch * steps + step
-        self._steps_taken = number + 1
-        every = self.mixer.every_steps
-        if every is not None and (number + 1) % every == 0 and self._plan is not None:
-            self.mixer.step(self.peers, self._plan, number)
-
-    def _graft(self, epoch: int) -> None:
-        record = self.mixer.apply(self.peers, self._plan, epoch)
-        if record is not None:
-            warn_of_sick_peers(record, self._sick)
-            self.records.append((epoch, record))
-            self._alphas = record.mean_coefficients.tolist()
+            engine.end_epoch()
+        return learning.of_each(engine.logs())
 
 
-def _without_teachers(batch: Batch) -> Batch:
-    x, y, *weights = batch
-    return (x, y.targets if isinstance(y, Taught) else y, *weights)
+def _built(steppers: Sequence[Stepper]) -> bool:
+    return all(own.model.built and own.model.optimizer.built for own in steppers)
 
 
 def _share(logs: list[Logs]) -> None:

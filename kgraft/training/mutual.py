@@ -1,6 +1,5 @@
 """Deep mutual learning: K networks on one batch, each pulled towards the others' predictions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +7,20 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines.choose import Engine, check
-from kgraft.engines.eager import Logs, compilation
+from kgraft.engines.choose import Engine
+from kgraft.engines.steps import Logs
 from kgraft.equations import widened
 from kgraft.errors import UserError
-from kgraft.training.feeds import Batch
+from kgraft.grafting.mixer import Independent
+from kgraft.settings import setting
+from kgraft.training.batches import Batch
+from kgraft.training.learning import Learning
 from kgraft.training.peer_optimizers import PeerOptimizers, Step
 from kgraft.training.students import check_logits, check_loss, check_steps, own_loss, single
 
 
 @dataclass(frozen=True)
-class Mutual:
+class Mutual(Independent):
     """Deep mutual learning: K networks learn from labels and from each other.
 
     When: to train K networks from scratch that each end better than alone, without a teacher. Cost:
@@ -34,14 +36,11 @@ class Mutual:
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018.
     """
 
-    weight: float = 1.0
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"Mutual(weight={self.weight}): must be 0 or more.")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"Mutual(temperature={self.temperature}): must be positive.")
+    name = "mutual"
+    peers = 2
+    least = 2
+    weight: float = setting(1.0, low=0.0)
+    temperature: float = setting(1.0, above=0)
 
 
 def mutual_loss(own_logits: Any, other_logits: Sequence[Any], temperature: float = 1.0) -> Any:
@@ -170,96 +169,52 @@ class MutualLearning(keras.Model):
         return [(name, getattr(self, name)) for name in self.names]
 
 
-class MutualEngine:
-    """Steps of K peers that learn mutually; stands where an `Engine` does.
+class FromEachOther(Learning):
+    """Peers that learn from their targets and from each other, as one joint model.
 
     Args:
-        peers: see `MutualLearning`.
+        students: the peers' own engine.
         mutual: see `MutualLearning`.
-        wanted: see `Engine`.
 
     Raises:
         UserError: fewer than two peers; a peer that gives probabilities, is compiled with
             `from_logits=False`, or has its own `train_step` or `compute_metrics`.
     """
 
-    def __init__(self, peers: Sequence[Any], mutual: Mutual, wanted: str) -> None:
-        if len(peers) < 2:
+    shared = True
+
+    def __init__(self, students: Engine, mutual: Mutual) -> None:
+        super().__init__(students)
+        if len(self.peers) < 2:
             raise UserError("mutual learning needs 2 peers or more: each learns from the others.")
-        for k, peer in enumerate(peers, start=1):
+        for k, peer in enumerate(self.peers, start=1):
             name = f"peer {k} ({peer.name!r})"
             check_logits(peer, name)
             check_steps(peer, name)
-        check(wanted)
-        self._peers, self._mutual, self._wanted = peers, mutual, wanted
-        self._joint: Engine | None = None
-        self._compilations: list[tuple[Any, ...]] = []
+        self._mutual = mutual
 
-    @property
-    def _engine(self) -> Engine:
-        if self._joint is None:
-            for k, peer in enumerate(self._peers, start=1):
-                check_loss(peer.loss, f"peer {k} ({peer.name!r})")
-            self._compilations = [compilation(peer) for peer in self._peers]
-            self._joint = Engine([MutualLearning(self._peers, self._mutual)], self._wanted)
-        return self._joint
+    def made(self) -> Engine:
+        """See `Learning`."""
+        for k, peer in enumerate(self.peers, start=1):
+            check_loss(peer.loss, f"peer {k} ({peer.name!r})")
+        return Engine([MutualLearning(self.peers, self._mutual)], self.students.wanted)
 
-    def _notice(self) -> None:
-        """Forget the joint model where a peer was compiled since."""
-        now = [compilation(peer) for peer in self._peers]
-        pairs = zip(sum(self._compilations, ()), sum(now, ()), strict=False)
-        if any(old is not new for old, new in pairs):
-            self._joint = None
+    def given(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """See `Learning`: the first batch with targets and weights for each of the peers."""
+        x, *rest = batches[0]
+        names = names_of(self.peers)
+        return [(x, *(None if part is None else dict.fromkeys(names, part) for part in rest))]
 
-    def describe(self) -> str:
-        """See `Engine`."""
-        return f"{self._engine.describe()} of {len(self._peers)} peers"
-
-    def choose(self) -> None:
-        """See `Engine`; the peers are built by now."""
-        self._notice()
-        self._engine.choose()
-
-    def begin_epoch(self) -> None:
-        """See `Engine`."""
-        self._notice()
-        self._engine.begin_epoch()
-
-    def step(self, batches: Sequence[Batch]) -> list[Logs]:
-        """One step of all peers on the first batch, which is everybody's.
-
-        Returns:
-            Each peer's metrics so far: `loss`, and its parts `student_loss` and `mutual_loss`.
-        """
-        return self._of_each(self._engine.step([self._of_all(batches[0])])[0])
-
-    def logs(self) -> list[dict[str, Any]]:
-        """See `Engine`."""
-        return self._of_each(self._engine.logs()[0])
-
-    def end_epoch(self) -> None:
-        """See `Engine`."""
-        self._engine.end_epoch()
-
-    def _of_each(self, logs: Logs) -> list[Logs]:
+    def of_each(self, logs: list[Logs]) -> list[Logs]:
+        """See `Learning`: `loss`, its parts `student_loss` and `mutual_loss`, and metrics."""
         found = []
-        for peer in names_of(self._peers):
-            prefix = f"{peer}_"
-            own = {
-                name.removeprefix(prefix): value
-                for name, value in logs.items()
-                if name.startswith(prefix)
-            }
+        for peer in names_of(self.peers):
+            prefix, items = f"{peer}_", logs[0].items()
+            own = {name.removeprefix(prefix): v for name, v in items if name.startswith(prefix)}
             student = own.pop("loss")
             total = student + self._mutual.weight * own["mutual_loss"]
             found.append({"loss": total, "student_loss": student, **own})
         return found
-
-    def _of_all(self, batch: Batch) -> Batch:
-        """The batch with targets and weights for each of the peers."""
-        x, *rest = batch
-        names = names_of(self._peers)
-        return (x, *(None if part is None else dict.fromkeys(names, part) for part in rest))
 
 
 def names_of(peers: Sequence[Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines.torch import fused_sgd
+from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 
 
@@ -117,10 +117,11 @@ class SGD(keras.optimizers.Optimizer):
         self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any
     ) -> None:
         """Keras' hook for an update of all variables: at once where the backend can."""
-        if not fused_sgd.updates_lists(variables):
+        move = BACKEND.fused_sgd(variables)
+        if move is None:
             super()._backend_update_step(gradients, variables, learning_rate)
             return
-        fused_sgd.sgd(
+        move(
             gradients,
             variables,
             [self.velocities[self._get_variable_index(v)] for v in variables]

@@ -1,8 +1,8 @@
 """Where GraftCallback keeps its peers for a `fit` that is killed and started again."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,6 @@ import numpy as np
 from kgraft.errors import UserError
 
 _KEPT = 2  # a kill between this backup and the model's leaves the model one epoch behind
-_NONE = -1
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the peers' training stands, besides their variables.
-
-    Attributes:
-        due: epoch whose grafting is put off to the next epoch's beginning, or None.
-        read: batches of its own data that each learning peer has read.
-    """
-
-    due: int | None
-    read: tuple[int, ...] = ()
 
 
 class PeerBackup:
@@ -47,26 +33,32 @@ class PeerBackup:
         self._models = models
         self._foreign = {id(variable) for model in without for variable in model.variables}
 
-    def save(self, epoch: int, progress: Progress) -> None:
+    def save(self, epoch: int, progress: dict[str, Any]) -> None:
         """Write the state after `epoch` whole epochs.
 
         Args:
             epoch: number of epochs done, that is, the epoch to resume at.
-            progress: where the training stands then.
+            progress: where the training stands then, JSON-able values and NumPy arrays.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, Any] = {f"{k:05d}": _array(v) for k, v in enumerate(self._variables())}
+
+        def aside(array: np.ndarray) -> dict[str, str]:
+            name = f"where-{len(arrays)}"
+            arrays[name] = array
+            return {"array": name}
+
+        where = json.dumps(progress, default=aside)
         partial = self._directory / "peers.partial"
         with partial.open("wb") as file:
-            due = _NONE if progress.due is None else progress.due
-            np.savez(file, progress=np.array([due, *progress.read], np.int64), **arrays)
+            np.savez(file, where=np.array(where), **arrays)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._path(epoch))
         for path in self._paths()[:-_KEPT]:
             path.unlink()
 
-    def restore(self, epoch: int) -> Progress:
+    def restore(self, epoch: int) -> dict[str, Any]:
         """Put the state after `epoch` epochs back into the models.
 
         Args:
@@ -84,7 +76,7 @@ class PeerBackup:
         path = self._path(epoch)
         variables = self._variables()
         with np.load(path, allow_pickle=False) as file:
-            names = sorted(name for name in file.files if name != "progress")
+            names = sorted(name for name in file.files if not name.startswith("where"))
             shapes = [file[name].shape for name in names]
             if shapes != [tuple(variable.shape) for variable in variables]:
                 raise UserError(
@@ -93,8 +85,10 @@ class PeerBackup:
                 )
             for variable, name in zip(variables, names, strict=True):
                 variable.assign(file[name])
-            due, *read = file["progress"].tolist()
-        return Progress(None if due == _NONE else due, tuple(read))
+            return json.loads(
+                str(file["where"]),
+                object_hook=lambda own: file[own["array"]] if [*own] == ["array"] else own,
+            )
 
     def holds(self, epoch: int) -> bool:
         """Whether the state after `epoch` epochs is there."""

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kgraft.keras_private import flat_layers
+
 _log = logging.getLogger("kgraft")
 _MULTI = vars(keras.optimizers).get("MultiOptimizer")  # Keras 3.15 on
 _UNSAID = ("self", "name", "dtype", "learning_rate", "fn", "inner_optimizer", "optimizer_map")
@@ -176,7 +178,7 @@ def _frozen(model: Any) -> list[Any]:
     trained = {id(variable) for variable in model.trainable_variables}
     found = {
         id(variable): variable
-        for layer in model._flatten_layers()
+        for layer in flat_layers(model)
         for variable in layer._trainable_variables
         if id(variable) not in trained
     }

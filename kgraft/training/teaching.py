@@ -10,8 +10,9 @@ import numpy as np
 from kgraft.data import BatchStream
 from kgraft.engines.choose import Engine, predictions_of
 from kgraft.equations import mean_probabilities
-from kgraft.training.distiller import Distiller, Taught, follow
+from kgraft.training.distiller import Distiller, Taught, distil
 from kgraft.training.feeds import ArrayFeed, Batch, Feed
+from kgraft.training.learning import Learning
 
 
 class Teaching:
@@ -77,27 +78,49 @@ class Teaching:
         return keras.ops.convert_to_tensor(np.concatenate(parts))
 
 
-class TaughtEngine(Engine):
-    """An engine of Distillers made by `distil`: they are compiled anew whenever their students are.
+class FromTeachers(Learning):
+    """Peers that learn from their targets and from teachers, as Distillers.
 
     Args:
-        models: Distillers that `distil` made.
-        wanted: see `Engine`.
+        students: the peers' own engine.
+        teachers: see `Distiller`.
+        temperature: see `Distiller`.
+        weight: see `Distiller`.
+        feature_losses: see `Distiller`; teachers then run in each Distiller's own step.
+
+    Raises:
+        UserError: see `distil`.
     """
 
-    def choose(self) -> None:
-        """See `Engine`."""
-        self._follow()
-        super().choose()
+    def __init__(
+        self,
+        students: Engine,
+        teachers: Sequence[keras.Model],
+        temperature: float,
+        weight: float,
+        feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
+    ) -> None:
+        super().__init__(students)
+        self._lesson = (teachers, temperature, weight, feature_losses)
+        self.engine()
+        self._teaching = (
+            None if feature_losses else Teaching(teachers, temperature, students.wanted)
+        )
 
-    def begin_epoch(self) -> None:
-        """See `Engine`."""
-        self._follow()
-        super().begin_epoch()
+    def made(self) -> Engine:
+        """See `Learning`."""
+        distillers = [distil(peer, *self._lesson) for peer in self.peers]
+        return Engine(distillers, self.students.wanted)
 
-    def _follow(self) -> None:
-        for stepper in self.steppers:
-            follow(stepper.model)
+    def feed(self, feed: Feed) -> Feed:
+        """See `Learning`: the teachers' predictions, where they can be had once and for all."""
+        return (self._teaching and self._teaching.feed(feed)) or feed
+
+    def given(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """See `Learning`."""
+        if self._teaching is None:
+            return batches
+        return [own if isinstance(own[1], Taught) else self._teaching.of(own) for own in batches]
 
 
 class Classrooms:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import keras
 from keras.callbacks import BackupAndRestore, Callback, CallbackList
 
-from kgraft.engines.eager import Stepper
+from kgraft.engines.stepper import Stepper
 from kgraft.errors import UserError
 from kgraft.training.batches import Feed
 

@@ -100,7 +100,7 @@ def test_the_per_layer_loop_grafts_as_kgraft_does():
         return made
 
     ours, looped = peers(), peers()
-    record = Graft().apply(ours)
+    record = Graft().mix(ours)
     assert record.coefficients.std() > 0.01
     # float32 entropies: eq. 7's slope at equality is 64
     np.testing.assert_allclose(per_layer_loop(looped), record.coefficients, atol=2e-3)

@@ -42,7 +42,7 @@ def test_every_command_has_a_help_page(capsys, command):
 def test_the_help_of_fit_lists_every_schedule(capsys):
     _, out, _ = run(capsys, "fit", "--help")
     listed = out.partition("--schedule NAME")[2].partition("--seed")[0]
-    choices = dataclasses.fields(Schedule)[0].metadata["choices"]
+    choices = dataclasses.fields(Schedule)[0].metadata["rule"]["choices"]
     assert set(re.findall(r"[a-z-]+", listed)) - {"or"} == set(choices)
 
 

@@ -7,15 +7,15 @@ import sys
 import keras
 import pytest
 
-from kgraft.engines.compile_cache import keep_compiled
+from kgraft.engines.backends import BACKEND
 
 JAX = keras.config.backend() == "jax"
 CODE = """
 import sys, kgraft, numpy as np, keras, jax
 from pathlib import Path
-from kgraft.engines.compile_cache import keep_compiled
+from kgraft.engines.backends import BACKEND
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-assert keep_compiled() == Path(sys.argv[1]) / "kgraft" / "jax", keep_compiled()
+assert BACKEND.keep_compiled() == Path(sys.argv[1]) / "kgraft" / "jax", BACKEND.keep_compiled()
 model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
 model.compile("sgd", "mse")
 kgraft.GraftingFit([model]).fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
@@ -24,7 +24,7 @@ kgraft.GraftingFit([model]).fit(np.ones((8, 4)), np.ones((8, 3)), verbose=0)
 
 @pytest.mark.skipif(JAX, reason="jax keeps what it compiles")
 def test_other_backends_keep_nothing():
-    assert keep_compiled() is None
+    assert BACKEND.keep_compiled() is None
 
 
 @pytest.mark.core
@@ -50,4 +50,4 @@ def test_programs_outlive_the_process(tmp_path):
 def test_the_users_own_choice_stays():
     import jax
 
-    assert str(keep_compiled()) == jax.config.jax_compilation_cache_dir  # conftest's
+    assert str(BACKEND.keep_compiled()) == jax.config.jax_compilation_cache_dir  # conftest's

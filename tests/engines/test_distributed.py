@@ -19,7 +19,7 @@ import kgraft
 import keras
 import numpy as np
 import torch
-from kgraft.engines.eager import Stepper
+from kgraft.engines.stepper import Stepper
 from keras import layers
 
 rank, store, joined = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "joined"

@@ -4,7 +4,7 @@ import pytest
 from keras import layers
 
 import kgraft
-from kgraft.engines.eager import Stepper
+from kgraft.engines.stepper import Stepper
 
 pytestmark = pytest.mark.core
 

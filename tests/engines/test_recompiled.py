@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import kgraft
-from kgraft.grafting import Mixer
+from kgraft.grafting import Independent
 
 pytestmark = pytest.mark.core
 
@@ -55,14 +55,14 @@ def test_a_second_fit_is_that_of_a_new_run(method, engine):
     going_on, anew = ([network(1), network(2)] for _ in range(2))
     for peer in [*going_on, *anew]:
         first(peer)
-    run = kgraft.GraftingFit(going_on, graft=Mixer(), engine=engine, **options(method))
+    run = kgraft.GraftingFit(going_on, mixer=Independent(), engine=engine, **options(method))
     fit(run)
     for peer, other in zip(going_on, anew, strict=True):
         other.set_weights(peer.get_weights())
         second(peer)
         second(other)
     histories = fit(run)
-    expected = fit(kgraft.GraftingFit(anew, graft=Mixer(), engine=engine, **options(method)))
+    expected = fit(kgraft.GraftingFit(anew, mixer=Independent(), engine=engine, **options(method)))
     for found, wanted in zip(histories, expected, strict=True):
         assert found.history.keys() == wanted.history.keys()
         assert {"mse", "val_mse"} <= found.history.keys() and "accuracy" not in found.history
@@ -129,7 +129,7 @@ def test_what_compile_says_of_speed_is_honoured_or_named(engine):
     model.compile("sgd", cross_entropy(), jit_compile=backend == "torch", steps_per_execution=3)
     run = kgraft.GraftingFit([model], engine=engine)
     fit(run)
-    said = run._engine.describe()
+    said = run._learning.engine().describe()
     assert "steps_per_execution of" in said and "every step is a call of its own" in said
     if backend == "torch":
         assert "jit_compile=True of" in said

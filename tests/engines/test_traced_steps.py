@@ -8,7 +8,7 @@ from keras import layers
 import kgraft
 from kgraft import models
 from kgraft.engines.choose import Engine
-from kgraft.grafting import Mixer
+from kgraft.grafting import Independent
 from kgraft.training.distiller import distil
 from kgraft.training.mutual import Mutual
 from tests.engines.test_compiled import FAMILIES, batches
@@ -122,7 +122,7 @@ def test_whole_fits_are_the_same_with_and_without_traces(mutual, after):
     def fitted():
         peers = [network(), network()]
         peers[1].set_weights([w * 0.9 for w in peers[1].get_weights()])
-        run = kgraft.GraftingFit(peers, graft=Mixer() if mutual else None, mutual=mutual)
+        run = kgraft.GraftingFit(peers, mixer=Independent() if mutual else None, mutual=mutual)
         histories = run.fit(  # the last batch of an epoch is a smaller one
             x, y, batch_size=8, epochs=3, verbose=0, validation_data=(x, y)
         )

@@ -37,7 +37,7 @@ def test_every_filters_share_is_applied_once():
         {w.path.split("/", 1)[-1]: v for w, v in zip(m.weights, m.get_weights(), strict=True)}
         for m in models
     ]
-    FilterGraft().apply(models)
+    FilterGraft().mix(models)
     for k, model in enumerate(models):
         own, donor = before[k], before[k - 1]
         after = dict(zip(own, model.get_weights(), strict=True))
@@ -72,7 +72,7 @@ def test_residual_and_depthwise_networks_are_grafted_too():
         for k in range(2):
             keras.utils.set_random_seed(k)
             models.append(kgraft.models.build(name, input_shape=(32, 32, 3), classes=5))
-        record = FilterGraft().apply(models)
+        record = FilterGraft().mix(models)
         assert (record.coefficients == 0.5).sum() > record.coefficients.size / 2  # gamma is 1
         a, b = (model.get_weights()[0] for model in models)
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -81,7 +81,7 @@ def test_residual_and_depthwise_networks_are_grafted_too():
 def test_a_model_without_batch_normalisation_is_refused():
     model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
     with pytest.raises(kgraft.UserError, match="no convolution followed by batch norm"):
-        FilterGraft().check([model])
+        FilterGraft().plan([model])
 
 
 def conv_with(*, multiplier=2, seed=0, shared=False):
@@ -113,7 +113,7 @@ def test_every_filter_of_a_depth_multiplier_has_its_own_share(shared):
     """The scales run over [channel, multiplier], the order in which the filters put out."""
     models = [conv_with(seed=k, shared=shared) for k in range(2)]
     own, donor = map(by_name, models)
-    FilterGraft().apply(models)
+    FilterGraft().mix(models)
     after = by_name(models[0])
     alpha, beta = (abs(own[n]) / (abs(own[n]) + abs(donor[n])) for n in ("nd/gamma", "nb/gamma"))
     for c in range(3):
@@ -133,13 +133,13 @@ def test_a_norm_that_two_convolutions_share_scales_neither_alone():
     x = keras.Input((6, 6, 2))
     h = norm(layers.Conv2D(2, 3)(norm(layers.Conv2D(2, 3)(x))))
     with pytest.raises(kgraft.UserError, match="no convolution followed by batch norm"):
-        FilterGraft().check([keras.Model(x, h)])
+        FilterGraft().plan([keras.Model(x, h)])
 
 
 def test_biases_can_be_left_as_in_the_authors_script():
     models = [chain(k) for k in range(2)]
     before = by_name(models[0])
-    FilterGraft(biases=False).apply(models)
+    FilterGraft(biases=False).mix(models)
     after = by_name(models[0])
     assert np.array_equal(before["a/bias"], after["a/bias"])
     assert not np.array_equal(before["na/beta"], after["na/beta"])

@@ -20,6 +20,7 @@ from kgraft.grafting import (
     Rotation,
     Wash,
 )
+from tests.grafting.driven import Driven
 
 pytestmark = pytest.mark.core
 
@@ -60,14 +61,14 @@ def moved(model, before):
 def test_a_frozen_convolution_and_its_frozen_norm_stay_and_all_else_is_blended():
     models = peers("a", "norm_a")
     before = models[0].get_weights()
-    Graft().apply(models)
+    Graft().mix(models)
     assert moved(models[0], before) == {"b", "norm_b", "head"}
 
 
 def test_the_statistics_of_a_norm_follow_its_layer():
     models = peers("a")
     before = models[0].get_weights()
-    Graft().apply(models)
+    Graft().mix(models)
     changed = [
         not np.array_equal(a, b) for a, b in zip(before, models[0].get_weights(), strict=True)
     ]
@@ -79,7 +80,7 @@ def test_the_statistics_of_a_norm_follow_its_layer():
 def test_frozen_weights_are_blended_where_that_is_asked_for():
     models = peers("a", "norm_a")
     before = models[0].get_weights()
-    Graft(blend_frozen=True).apply(models)
+    Graft(blend_frozen=True).mix(models)
     assert moved(models[0], before) == {"a", "norm_a", "b", "norm_b", "head"}
     asked, trained = GraftPlan.of(models[0], blend_frozen=True), GraftPlan.of(network())
     assert [group.members for group in asked.groups] == [g.members for g in trained.groups]
@@ -104,10 +105,10 @@ def test_a_head_on_a_frozen_backbone_is_all_that_moves():
         return keras.Model(images, layers.Dense(2, name="new")(backbone(images)))
 
     models = [transfer(k) for k in range(2)]
-    plan = Graft().check(models)
+    plan = Graft().plan(models)
     assert [group.name.split("/")[-2] for group in plan.groups] == ["new"]
     before = models[0].get_weights()
-    Graft().apply(models)
+    Graft().mix(models)
     assert moved(models[0], before) == {"new"}
 
 
@@ -116,7 +117,7 @@ def test_a_single_frozen_weight_is_left_alone():
     for model in models:
         model.get_layer("b").bias.trainable = False
     before = models[0].get_weights()
-    Graft().apply(models)
+    Graft().mix(models)
     pairs = zip(models[0].weights, before, models[0].get_weights(), strict=True)
     assert [w.path.split("/", 1)[1] for w, a, b in pairs if np.array_equal(a, b)] == ["b/bias"]
 
@@ -132,17 +133,17 @@ def test_every_mixer_leaves_them_alone(mixer):
         for name in ("a", "b"):
             kernel = model.get_layer(name).kernel
             kernel.assign(kernel * np.float32([1e-6, 1, 1, 1, 1, 1]))
-    plan = mixer.check(models)
+    run = Driven(mixer, models)
     before = models[0].get_weights()
-    mixer.apply(models, plan)
-    mixer.step(models, plan, 0)
+    run.epoch(0)
+    run.step(0)
     assert "a" in moved(models[0], before)
     assert not {"b", "norm_b"} & moved(models[0], before)
 
 
 def test_repr_drops_no_frozen_filters():
     with pytest.raises(UserError, match="nothing that RePr could drop"):
-        RePr(1, 1, 1).check(peers("b"))
+        RePr(1, 1, 1).plan(peers("b"))
 
 
 def test_peers_that_are_frozen_differently_are_refused():
@@ -151,9 +152,9 @@ def test_peers_that_are_frozen_differently_are_refused():
     with pytest.raises(
         UserError, match=r"b/kernel is frozen \(trainable=False\) in peer 2 and trains in peer 1"
     ):
-        Graft().check(models)
+        Graft().plan(models)
     with pytest.raises(UserError, match="frozen"):
-        Graft(blend_frozen=True).check(models[::-1])
+        Graft(blend_frozen=True).plan(models[::-1])
 
 
 def test_where_everything_is_frozen_there_is_nothing_to_graft():
@@ -161,14 +162,14 @@ def test_where_everything_is_frozen_there_is_nothing_to_graft():
     for model in models:
         model.trainable = False
     with pytest.raises(UserError, match="no kernel that trains"):
-        Graft().check(models)
-    assert len(Graft(blend_frozen=True).check(models).groups) == 2
+        Graft().plan(models)
+    assert len(Graft(blend_frozen=True).plan(models).groups) == 2
 
 
 def test_the_plan_is_of_the_moment_it_is_read():
     models = peers("a")
-    frozen = Graft().check(models)
+    frozen = Graft().plan(models)
     for model in models:
         model.get_layer("a").trainable = True
-    assert len(Graft().check(models).groups) == len(frozen.groups) + 1
+    assert len(Graft().plan(models).groups) == len(frozen.groups) + 1
     assert kgraft.GraftPlan.of(models[0]).frozen == frozenset()

@@ -39,11 +39,11 @@ def peers(count):
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_one_grafting_equals_the_reference(count):
     models = peers(count)
-    plan = Graft().check(models)
+    plan = Graft().plan(models)
     before = [model.get_weights() for model in models]
     groups = [(group.kernel, group.members) for group in plan.groups]
     expected, alphas = reference.graft(before, groups)
-    record = Graft().apply(models)
+    record = Graft().mix(models)
     if count == 1:
         expected, alphas = before, np.ones((1, len(groups)))
     np.testing.assert_allclose(record.coefficients, alphas, atol=1e-12)
@@ -55,9 +55,9 @@ def test_one_grafting_equals_the_reference(count):
 def test_authors_mode_bins_in_float32_and_rounds_to_two_decimals():
     models = peers(3)
     before = [model.get_weights() for model in models]
-    groups = [(g.kernel, g.members) for g in Graft.authors().check(models).groups]
+    groups = [(g.kernel, g.members) for g in Graft.authors().plan(models).groups]
     _, alphas = reference.graft(before, groups, reference.authors_entropy)
-    record = Graft.authors().apply(models)
+    record = Graft.authors().mix(models)
     np.testing.assert_array_equal(record.coefficients, np.round(alphas, 2))
 
 
@@ -66,7 +66,7 @@ def test_equal_peers_stay_as_they_are():
     for model in models[1:]:
         model.set_weights(models[0].get_weights())
     before = models[0].get_weights()
-    record = Graft().apply(models)
+    record = Graft().mix(models)
     assert (record.coefficients == 0.5).all()
     for model in models:
         for weight, value in zip(model.get_weights(), before, strict=True):
@@ -81,7 +81,7 @@ def test_what_is_no_float_weight_keeps_its_value():
     for model, count in zip(models, (10, 20), strict=True):
         model.layers[0].adapt(np.random.default_rng(count).normal(size=(count, 4)))
     before = [int(model.layers[0].count) for model in models]
-    Graft().apply(models)
+    Graft().mix(models)
     assert [int(model.layers[0].count) for model in models] == before
 
 
@@ -94,7 +94,7 @@ def test_a_peer_with_nan_weights_is_no_donor_and_is_named_once(caplog):
     told = set()
     with caplog.at_level(logging.WARNING, "kgraft"):
         for _ in range(2):
-            record = Graft().apply(models)
+            record = Graft().mix(models)
             warn_of_sick_peers(record, told)
     assert record.donors == (2, None, 0)
     assert [r.message for r in caplog.records] == [caplog.records[0].message]
@@ -107,20 +107,20 @@ def test_a_peer_with_nan_weights_is_no_donor_and_is_named_once(caplog):
 def test_infinite_normalisation_statistics_make_a_peer_sick():
     models = peers(2)
     models[0].layers[1].moving_variance.assign([np.inf] * 4)
-    assert Graft().apply(models).donors == (None, None)
+    assert Graft().mix(models).donors == (None, None)
 
 
 def test_a_constant_criterion_averages_peers():
     models = peers(2)
     mean = [(a + b) / 2 for a, b in zip(*[m.get_weights() for m in models], strict=True)]
-    Graft(criterion=lambda kernel: 1.0).apply(models)
+    Graft(criterion=lambda kernel: 1.0).mix(models)
     for weight, value in zip(models[0].get_weights(), mean, strict=True):
         np.testing.assert_allclose(weight, value, atol=1e-6)
 
 
 def test_a_criterion_that_gives_no_number_is_named():
     with pytest.raises(UserError, match=r"gave nan for .*kernel"):
-        Graft(criterion=lambda kernel: np.nan).apply(peers(2))
+        Graft(criterion=lambda kernel: np.nan).mix(peers(2))
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_options_are_checked(wrong, message):
 def test_peers_that_cannot_form_a_ring_are_refused():
     model = network()
     with pytest.raises(UserError, match="no peers"):
-        Graft().check([])
+        Graft().plan([])
     with pytest.raises(UserError, match="twice"):
-        Graft().check([model, model])
+        Graft().plan([model, model])
     with pytest.raises(UserError, match="peer 1 and peer 3 differ"):
-        Graft().check([model, network(), network(5)])
+        Graft().plan([model, network(), network(5)])

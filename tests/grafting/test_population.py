@@ -26,13 +26,13 @@ def clones(models):
 def grafted_on_a_device(models, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(populations.HostMatrix, "of", classmethod(lambda cls, models: None))
-        return kgraft.Graft().apply(models)
+        return kgraft.Graft().mix(models)
 
 
 def test_host_and_device_graft_alike(monkeypatch):
     models = peers()
     copies = clones(models)
-    record = kgraft.Graft().apply(models)
+    record = kgraft.Graft().mix(models)
     other = grafted_on_a_device(copies, monkeypatch)
     assert np.array_equal(record.coefficients, other.coefficients)
     for own, theirs in zip(models, copies, strict=True):
@@ -42,10 +42,10 @@ def test_host_and_device_graft_alike(monkeypatch):
 
 def test_weights_changed_by_others_are_read_anew():
     models = peers(2)
-    kgraft.Graft().apply(models)
+    kgraft.Graft().mix(models)
     for model, value in zip(models, (1.0, 3.0), strict=True):
         model.set_weights([np.full_like(weight, value) for weight in model.get_weights()])
-    kgraft.Graft().apply(models)
+    kgraft.Graft().mix(models)
     for model in models:
         assert all((weight == 2.0).all() for weight in model.get_weights())
 
@@ -76,3 +76,19 @@ def test_large_finite_weights_are_no_reason_to_exclude_a_peer():
     models = peers(1)
     models[0].set_weights([np.full_like(w, 3e38) for w in models[0].get_weights()])
     assert population(models).is_finite(0)
+
+
+def test_values_may_change_places(monkeypatch):
+    """A peer's old value is another's new one, and is written over meanwhile."""
+    for on_device in (False, True):
+        with monkeypatch.context() as patch:
+            if on_device:
+                patch.setattr(populations.HostMatrix, "of", classmethod(lambda cls, models: None))
+            models = peers(2)
+            before = [model.get_weights() for model in models]
+            weights = population(models)
+            weights.mix(range(len(before[0])), lambda values: values[::-1])
+            weights.commit()
+            for model, expected in zip(models, before[::-1], strict=True):
+                for own, other in zip(model.get_weights(), expected, strict=True):
+                    assert np.array_equal(own, other)

@@ -8,6 +8,7 @@ import kgraft
 from kgraft.grafting import RePr
 from kgraft.grafting.chains import chains
 from kgraft.grafting.repr import most_overlapping, orthogonal_filters, overlap
+from tests.grafting.driven import Driven
 
 pytestmark = pytest.mark.core
 
@@ -60,35 +61,35 @@ def test_without_room_new_filters_take_the_least_used_directions():
 
 def test_dropped_filters_are_silent_until_they_come_back():
     model, mixer = network(), RePr(full_epochs=1, pruned_epochs=1, cycles=1, share=0.3)
-    plan = mixer.check([model])
+    run = Driven(mixer, [model])
     links = chains(model)
-    mixer.apply([model], plan, 0)
+    run.epoch(0)
     weights = model.get_weights()
     silent = {i: weights[c.scale] == 0 for i, c in enumerate(links)}
     assert not silent[0].any()
     filters = sum(len(own) for i, own in silent.items() if i)
     assert sum(own.sum() for own in silent.values()) == round(0.3 * filters)
     model.set_weights([w + np.float32(0.1) for w in weights])
-    mixer.step([model], plan, 0)
+    run.step(0)
     held = model.get_weights()
     for i, chain in enumerate(links):
         assert (held[chain.kernel][..., silent[i]] == 0).all()
         assert (held[chain.scale][silent[i]] == 0).all()
         assert (held[chain.shift][silent[i]] == 0).all()
         assert (held[chain.kernel][..., ~silent[i]] != 0).any()
-    mixer.apply([model], plan, 1)
+    run.epoch(1)
     back = model.get_weights()
     for i, chain in enumerate(links):
         assert (back[chain.scale][silent[i]] == 1).all()
         assert (np.abs(back[chain.kernel][..., silent[i]]).sum(axis=(0, 1, 2)) > 0).all()
-    mixer.apply([model], plan, 2)
+    run.epoch(2)
     assert all(np.array_equal(a, b) for a, b in zip(back, model.get_weights(), strict=True))
 
 
 def test_a_dropped_filter_changes_nothing_that_its_layer_says():
     """The network with silent filters says what one with any other weights in them says."""
     model, mixer = network(), RePr(1, 1, 1, 0.3)
-    mixer.apply([model], mixer.check([model]), 0)
+    mixer.mix([model])
     x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
     before = keras.ops.convert_to_numpy(model(x, training=False))
     weights = model.get_weights()
@@ -117,90 +118,74 @@ def count(masks):
     return sum(int(mask.sum()) for mask in masks)
 
 
-def dropped(mixer=None):
+def dropped():
     """A model, and a RePr that has just dropped its filters."""
-    model, mixer = network(), mixer or RePr(full_epochs=1, pruned_epochs=2, cycles=1)
-    plan = mixer.check([model])
-    mixer.begin([model])
-    mixer.apply([model], plan, 0)
+    model = network()
+    run = Driven(RePr(full_epochs=1, pruned_epochs=2, cycles=1), [model])
+    run.epoch(0)
     assert count(silent_filters(model)) > 0
-    return model, mixer, plan
+    return model, run
 
 
 def test_a_training_that_ends_without_them_brings_filters_back():
-    model, mixer, plan = dropped()
-    mixer.end([model], plan)
+    model, run = dropped()
+    run.finish()
     assert count(silent_filters(model)) == 0
     back = model.get_weights()
-    mixer.step([model], plan, 0)
+    run.step(0)
     assert all(np.array_equal(a, b) for a, b in zip(back, model.get_weights(), strict=True))
 
 
 def test_what_one_training_drops_is_not_held_in_another():
-    model, mixer, plan = dropped()
+    model, run = dropped()
     other = network(1)
     before = other.get_weights()
-    mixer.begin([other])
-    mixer.step([other], plan, 0)
+    Driven(run.mixer, [other]).step(0)
     assert all(np.array_equal(a, b) for a, b in zip(before, other.get_weights(), strict=True))
     model.set_weights([w + np.float32(0.1) for w in model.get_weights()])
-    mixer.step([model], plan, 0)
+    run.step(0)
     assert count(silent_filters(model)) > 0
 
 
 def test_a_training_on_new_weights_forgets_what_was_dropped():
-    model, mixer, plan = dropped()
+    model, run = dropped()
     model.set_weights(network(1).get_weights())
     before = model.get_weights()
-    mixer.begin([model])
-    mixer.step([model], plan, 0)
-    mixer.apply([model], plan, 2)
-    mixer.end([model], plan)
+    again = Driven(run.mixer, [model], run.state)
+    again.step(0)
+    again.epoch(2)
+    again.finish()
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
 def test_one_that_goes_on_in_another_process_holds_and_brings_back_what_is_silent(caplog):
-    model, _, plan = dropped()
-    again = RePr(full_epochs=1, pruned_epochs=2, cycles=1)
+    model, run = dropped()
     masks = silent_filters(model)
     with caplog.at_level("WARNING", "kgraft"):
-        again.begin([model])
+        again = Driven(run.mixer, [model])
     assert f"{count(masks)} filters of" in caplog.text
     model.set_weights([w + np.float32(0.1) for w in model.get_weights()])
-    again.step([model], plan, 0)
+    again.step(0)
     assert all(np.array_equal(a, b) for a, b in zip(masks, silent_filters(model), strict=True))
-    again.apply([model], plan, 1)
+    again.epoch(1)
     assert count(silent_filters(model)) == count(masks)
-    again.apply([model], plan, 2)
+    again.epoch(2)
     assert count(silent_filters(model)) == 0
 
 
 def test_within_a_process_it_goes_on_with_what_it_knows():
-    model, mixer, plan = dropped()
-    straight, other, _ = dropped()
-    mixer.begin([model])
-    for one, repr_ in ((model, mixer), (straight, other)):
-        repr_.apply([one], plan, 2)
+    model, run = dropped()
+    straight, other = dropped()
+    Driven(run.mixer, [model], run.state).epoch(2)
+    other.epoch(2)
     for a, b in zip(model.get_weights(), straight.get_weights(), strict=True):
         assert np.array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    ("mixer", "schedule", "text"),
-    [
-        (RePr(1, 1, 1), (2, None, "after"), "every=2"),
-        (RePr(2, 3, 1), (2, None, "after"), "every=2"),
-        (RePr(2, 1, 2), (1, 5, "before"), "epochs_grafted=5.*need 6"),
-    ],
-)
-def test_schedules_under_which_it_would_not_drop_or_not_come_back_are_refused(
-    mixer, schedule, text
-):
-    with pytest.raises(kgraft.UserError, match=text):
-        mixer.check_schedule(*schedule)
-
-
-def test_schedules_that_meet_its_epochs_are_fine():
-    RePr(2, 4, 1).check_schedule(2, None, "after")
-    RePr(2, 1, 2).check_schedule(1, 6, "before")
-    kgraft.Graft().check_schedule(7, 1, "before")
+@pytest.mark.parametrize("schedule", [{"every": 2}, {"epochs": 5}])
+def test_another_schedule_than_its_own_is_refused(schedule):
+    name = next(iter(schedule))
+    with pytest.raises(kgraft.UserError, match=f"RePr has a schedule of its own: {name}="):
+        RePr(1, 1, 1).scheduled(**schedule)
+    assert RePr(1, 1, 1).scheduled(evaluate="before").evaluate == "before"
+    assert kgraft.Graft().scheduled(every=7, epochs=1, evaluate="before").every == 7

@@ -26,7 +26,7 @@ def test_noise_moves_invalid_filters_only_and_less_every_epoch():
     for epoch in (0, 3):
         model, plan = model_with_invalid_filters()
         before = model.get_weights()
-        Noise(decay=0.5, threshold=0.1, seed=2).apply([model], plan, epoch)
+        Noise(decay=0.5, threshold=0.1, seed=2).mix([model], epoch)
         after = model.get_weights()
         kernel = plan.groups[1].kernel
         for i, (old, new) in enumerate(zip(before, after, strict=True)):
@@ -40,7 +40,7 @@ def test_noise_moves_invalid_filters_only_and_less_every_epoch():
 
 def test_noise_differs_between_peers_and_layers():
     (first, plan), (second, _) = model_with_invalid_filters(), model_with_invalid_filters()
-    Noise(seed=2).apply([first, second], plan, 0)
+    Noise(seed=2).mix([first, second])
     kernel = plan.groups[1].kernel
     assert not np.array_equal(first.get_weights()[kernel], second.get_weights()[kernel])
 
@@ -49,7 +49,7 @@ def test_internal_adds_the_strongest_filters_to_the_weakest():
     model, plan = model_with_invalid_filters()
     kernel = plan.groups[1].kernel
     before = model.get_weights()
-    Internal(threshold=0.1).apply([model], plan)
+    Internal(threshold=0.1).mix([model])
     after = model.get_weights()
     old = before[kernel].reshape(-1, before[kernel].shape[-1])
     order = np.argsort(np.abs(old).sum(0))
@@ -62,11 +62,11 @@ def test_internal_adds_the_strongest_filters_to_the_weakest():
 
 
 def test_weights_that_are_not_finite_are_left():
-    model, plan = model_with_invalid_filters()
+    model, _ = model_with_invalid_filters()
     weights = model.get_weights()
     weights[0][0] = np.nan
     model.set_weights(weights)
-    Internal().apply([model], plan)
+    Internal().mix([model])
     for a, b in zip(weights, model.get_weights(), strict=True):
         assert np.array_equal(a, b, equal_nan=np.issubdtype(a.dtype, np.floating))
 

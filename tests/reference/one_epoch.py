@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from kgraft import data, models
-from kgraft.engines.eager import Stepper
+from kgraft.engines.stepper import Stepper
 from kgraft.grafting import Graft
 from kgraft.training.optimizers import SGD
 
@@ -40,7 +40,7 @@ def main(weights_file: Path, out: Path) -> None:
         )
 
     before = [peer.get_weights() for peer in peers]
-    record = Graft().apply(peers)
+    record = Graft().mix(peers)
     results = {
         f"blended_{k}_{i}": w for k, p in enumerate(peers) for i, w in enumerate(p.get_weights())
     }

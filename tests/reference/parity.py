@@ -112,7 +112,7 @@ def compare(name, *, side=16, batch=16, grafts=2, nesterov=False, rate=RATE):
     watches = [Watch(), Watch()]
     run = GraftingFit(
         peers,
-        graft=Graft(criterion=Entropy(binning="authors"), decimals=2),
+        mixer=Graft(criterion=Entropy(binning="authors"), decimals=2),
         epochs_grafted=grafts,
     )
     run.fit(

@@ -65,7 +65,7 @@ def main(data_dir, peers=1, seed=0):
         augment=data.Augment(0, False, cifar.mean, cifar.std),
         shuffle=False,
     )
-    run = GraftingFit(ours, graft=Graft(criterion=Entropy(binning="authors"), decimals=2))
+    run = GraftingFit(ours, mixer=Graft(criterion=Entropy(binning="authors"), decimals=2))
     histories = run.fit(stream, epochs=EPOCHS, verbose=0, validation_data=test)
 
     def batches(epoch, peer):

@@ -5,7 +5,8 @@ from kgraft.runs.config import Config
 
 def changed(config, **changes):
     for key, value in changes.items():
-        config = config.changed(key.replace("__", "."), value, "test")
+        table, _, name = key.partition("__")
+        config = config.changed(f"{table.replace('_', '-')}.{name}", value, "test")
     return config
 
 

@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,8 @@ from kgraft.errors import UserError
 from kgraft.runs import config as configs
 from kgraft.runs.comparisons.file import read_comparison
 from kgraft.runs.config import Config
+from kgraft.runs.methods import tables
+from kgraft.settings import default_of, keys_of
 
 ROOT = Path(__file__).parents[2]
 COMPARISONS = sorted((ROOT / "configs" / "comparisons").glob("*.toml"))
@@ -60,10 +61,15 @@ AUTHORS = {
 AUTHORS_GRAFTING = {"graft.decimals": 2, "graft.grouping": "authors", "graft.evaluate": "before"}
 
 
+METHODS_SETTINGS = {
+    f"{table}.{key}": default_of(owner, key)
+    for table, owner in tables().items()
+    for key in keys_of(owner)
+}
+
+
 def flat(config):
-    tables = dataclasses.asdict(config)
-    tables.pop("given")
-    return {f"{t}.{k}": v for t, settings in tables.items() for k, v in settings.items()}
+    return {**METHODS_SETTINGS, **config.flat()}
 
 
 @pytest.mark.parametrize(
@@ -201,26 +207,18 @@ def test_an_assignment_without_a_value_is_refused():
 
 
 def test_every_setting_has_a_default_of_its_own_type():
-    tables = [field.name for field in dataclasses.fields(Config) if field.name != "given"]
-    for table in tables:
-        settings = getattr(Config(), table)
-        for setting in dataclasses.fields(settings):
-            value = getattr(settings, setting.name)
-            if value is not None:
-                Config().changed(
-                    f"{table}.{setting.name}",
-                    list(value) if isinstance(value, tuple) else value,
-                    "default",
-                )
+    for key, value in flat(Config()).items():
+        if value is not None:
+            given = list(value) if isinstance(value, tuple) else value
+            assert flat(Config().changed(key, given, "default")) == flat(Config())
 
 
-FLOATS = [
-    f"{table.name}.{setting.name}"
-    for table in dataclasses.fields(Config)
-    if table.name != "given"
-    for setting in dataclasses.fields(getattr(Config(), table.name))
-    if setting.type in (float, "float")
-]
+FLOATS = [key for key, value in flat(Config()).items() if isinstance(value, float)]
+
+
+def test_the_numbers_of_every_method_are_tried():
+    assert {"optimizer.lr", "graft.sharpness", "papa.rate", "mutual.weight"} < set(FLOATS)
+    assert len(FLOATS) == 20
 
 
 @pytest.mark.parametrize("key", FLOATS)

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import pytest
 
+from kgraft import settings
 from kgraft.errors import UserError
-from kgraft.grafting import FilterGraft, Graft, Mixer, Noise, Papa
+from kgraft.grafting import Average, FilterGraft, Graft, L1Norm, Noise, Papa
 from kgraft.runs import config as configs
 from kgraft.runs import selection
 from kgraft.runs.assembly import assemble
 from kgraft.runs.config import Config
-from kgraft.runs.methods import METHODS, method_of, settled, unread_by
+from kgraft.runs.methods import METHODS, Ensemble, mixer_of, settled, unread_by
 from kgraft.runs.run import accuracy, execute, grafting_fit, predict
 from kgraft.runs.selection import select
 from kgraft.training.optimizers import SGD
@@ -34,12 +35,12 @@ SMALL = {
 
 def small(method):
     """Small settings, without those that the method would refuse."""
-    unread = unread_by(METHODS[method], Config())
+    unread = unread_by(METHODS[method], changed(Config(), run__method=method))
     return {key: value for key, value in SMALL.items() if key.replace("__", ".") not in unread}
 
 
-def mixer_of(config):
-    return method_of(config).mixer(config)
+def name_of(method):
+    return method.table.replace("-", "_")
 
 
 def of(method, **changes):
@@ -145,22 +146,28 @@ def test_numbers_that_a_method_cannot_have_are_refused(method, changes, text):
             {"graft__sharpness": 9.0},
             "papa does not read graft.sharpness: take that out. It ",
         ),
-        ("papa", {"papa__every_epochs": 3}, "papa does not read papa.every_epochs"),
-        ("papa", {"papa__variant": "all", "papa__rate": 0.5}, "does not read papa.rate"),
+        ("papa-all", {"papa__rate": 0.5}, "papa-all does not read papa.rate"),
+        ("papa", {"papa_all__every": 3}, "papa does not read papa-all.every"),
         ("papa", {"graft__epochs": 3}, "does not read graft.epochs"),
         (
             "graft",
-            {"graft__alpha": 0.3},
-            "graft does not read graft.alpha: take that out. It reads ",
+            {"fixed__alpha": 0.3},
+            "graft does not read fixed.alpha: take that out. It reads ",
         ),
-        ("graft", {"graft__level": "filter", "graft__bins": 3}, "does not read graft.bins"),
+        ("filter-graft", {"graft__bins": 3}, "does not read graft.bins"),
+        ("graft", {"graft__criterion": "l1", "graft__bins": 3}, "does not read graft.bins"),
+        (
+            "graft",
+            {"graft__criterion": "filter-entropy", "graft__binning": "authors"},
+            "does not read graft.binning",
+        ),
         ("graft", {"teachers__temperature": 3.0}, "graft does not read teachers.temperature"),
         (
             "baseline",
             {"ema__decay": 0.5},
             "ema.decay: take that out. It reads no method's settings.",
         ),
-        ("internal", {"scion__decay": 0.5}, "It reads scion.threshold, graft.every, graft.epochs"),
+        ("internal", {"noise__decay": 0.5}, "It reads internal.every, internal.epochs, internal."),
         ("repr", {"graft__every": 2, "run__epochs": 90}, "repr does not read graft.every"),
         ("repr", {"graft__epochs": 5, "run__epochs": 90}, "repr does not read graft.epochs"),
         ("repr", {"graft__evaluate": "before", "run__epochs": 90}, "read graft.evaluate"),
@@ -177,9 +184,9 @@ def test_a_run_file_may_describe_the_grafting_and_teachers_it_would_have():
     described = changed(Config(), graft__sharpness=9.0, teachers__temperature=3.0)
     baseline = settled(changed(described, peers__count=1, teachers__count=0))
     assert baseline.run.method == "baseline"
-    assert (baseline.graft, baseline.teachers.temperature) == (Config().graft, 2.0)
+    assert (baseline.methods, baseline.teachers.temperature) == ({}, 2.0)
     assert settled(baseline) == baseline
-    assert settled(described).graft.sharpness == 9.0
+    assert mixer_of(settled(described)).sharpness == 9.0
     assert of("graft", teachers__count=0, teachers__temperature=3.0).teachers.temperature == 2.0
 
 
@@ -189,58 +196,37 @@ def test_a_resolved_run_file_holds_no_other_methods_tables():
     assert settled(configs.parse(text, "resolved")) == of("papa")
 
 
-VARIANTS = [(name, {}) for name in METHODS] + [
-    ("graft", {"graft__level": "filter"}),
-    ("papa", {"papa__variant": "all"}),
-]
+OTHERS = {  # than the defaults
+    **{"criterion": "l1", "bins": 7, "binning": "authors", "amplitude": 0.3, "sharpness": 9.0},
+    **{"decimals": 2, "grouping": "authors", "blend_frozen": True, "biases": False, "alpha": 0.3},
+    **{"every": 3, "epochs": 4, "evaluate": "before", "threshold": 0.2, "decay": 0.5, "rate": 0.9},
+    **{"every_steps": 7, "lr_scaling": "none", "share": 0.2, "by_depth": False, "weight": 2.0},
+    **{"full_epochs": 2, "pruned_epochs": 3, "cycles": 4, "temperature": 3.0},
+}
 
 
-class Watched:
-    """Settings that note which of them are read."""
-
-    def __init__(self, settings, name, seen):
-        self._settings, self._name, self._seen = settings, name, seen
-
-    def __getattr__(self, name):
-        value = getattr(self._settings, name)
-        if dataclasses.is_dataclass(value):
-            return Watched(value, f"{name}.", self._seen)
-        self._seen.add(self._name + name)
-        return value
-
-
-@pytest.mark.parametrize(("name", "changes"), VARIANTS)
-def test_a_method_reads_what_it_says_it_reads(name, changes):
-    method, seen = METHODS[name], set()
-    config = changed(Config(), run__method=name, run__epochs=90, **changes)
-    watched = Watched(settled(config), "", seen)
-    for part in (method.mixer, method.mutual, method.every):
-        part(watched)
-    unread = set(unread_by(method, config))
-    own = {key for key in seen if not key.startswith("run.")}
-    elsewhere = {"graft.epochs", "graft.evaluate", "ema.decay"}  # run.py and assembly.py
-    assert own & unread <= {"graft.every"}  # of a mixer that does nothing at epochs' ends
-    everything = {
-        f"{table}.{setting.name}"
-        for table in ("graft", "mutual", "papa", "wash", "scion", "repr", "ema")
-        for setting in dataclasses.fields(getattr(Config(), table))
-    }
-    idle = {"graft.bins", "graft.binning"} - own  # other criteria's
-    assert everything - unread - own <= elsewhere | idle
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_a_method_reaches_it(name):
+    method = METHODS[name]
+    for key, owner in settings.keys_of(method).items():
+        mixer = mixer_of(of(name, run__epochs=999, **{f"{name_of(method)}__{key}": OTHERS[key]}))
+        if key == "criterion":
+            assert mixer.criterion == L1Norm()
+        else:
+            assert getattr(mixer if owner is method else mixer.criterion, key) == OTHERS[key]
 
 
 def test_settings_reach_the_mixer():
     assert mixer_of(of("papa", papa__rate=0.9, papa__every_steps=7)) == Papa(0.9, 7)
     assert mixer_of(of("papa", papa__lr_scaling="none")) == Papa(lr_scaling="none")
-    assert mixer_of(of("graft", graft__frozen=True)).blend_frozen and not Graft().blend_frozen
-    assert mixer_of(of("noise")) == Noise(decay=0.975)
-    assert mixer_of(of("graft", graft__level="filter")) == FilterGraft()
-    theirs = of("graft", graft__level="filter", graft__grouping="authors")
-    assert mixer_of(theirs) == FilterGraft(biases=False)
+    assert mixer_of(of("graft", graft__blend_frozen=True)).blend_frozen
+    assert mixer_of(of("noise", run__seed=3)) == Noise(decay=0.975, seed=3)
+    assert mixer_of(of("filter-graft", filter_graft__biases=False)) == FilterGraft(biases=False)
+    assert isinstance(mixer_of(of("papa-all")), Average) and mixer_of(of("papa-all")).every == 5
     assert mixer_of(of("graft", graft__sharpness=3.0)) == Graft(
         criterion=mixer_of(of("graft")).criterion, sharpness=3.0
     )
-    assert type(mixer_of(of("ensemble"))) is Mixer
+    assert type(mixer_of(of("ensemble"))) is Ensemble
 
 
 @pytest.mark.core

@@ -12,7 +12,7 @@ from kgraft.errors import UserError
 from kgraft.runs import config as configs
 from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
-from kgraft.runs.methods import METHODS
+from kgraft.runs.methods import mixer_of
 from kgraft.runs.run import accuracy, ensemble, execute
 
 
@@ -124,7 +124,7 @@ def test_authors_order_is_recorded(tiny, tmp_path):
     config = tiny(graft__evaluate="before", teachers__count=0, graft__binning="authors")
     execute(assemble(config), tmp_path / "run")
     assert {row["epoch"] for row in lines(tmp_path / "run" / "grafts.jsonl")} == {1}
-    assert configs.read(tmp_path / "run" / "run.toml").graft.evaluate == "before"
+    assert mixer_of(configs.read(tmp_path / "run" / "run.toml")).evaluate == "before"
 
 
 def test_settings_reach_the_grafting_the_optimizer_and_the_schedule(tiny):
@@ -137,7 +137,7 @@ def test_settings_reach_the_grafting_the_optimizer_and_the_schedule(tiny):
         schedule__every=1,
         schedule__spread=False,
     )
-    graft = METHODS["graft"].mixer(config)
+    graft = mixer_of(config)
     assert (type(graft.criterion).__name__, graft.amplitude) == ("L1Norm", 0.2)
     optimizer = assemble(config).peers[0].optimizer
     assert (optimizer.l2, optimizer.nesterov) == (0.001, True)

@@ -241,10 +241,10 @@ def test_two_peers_with_everything_in_common_are_warned_of_once(caplog):
 
 def test_settings_are_json():
     peers = [compiled(2), compiled(3)]
-    grafting = GraftCallback(peers, graft=Graft.authors(), data=[arrays(), arrays()], every=2)
+    grafting = GraftCallback(peers, mixer=Graft.authors(), data=[arrays(), arrays()], every=2)
     assert json.loads(json.dumps(grafting.get_config())) == {
         "peers": ["net2", "net3"],
-        "graft": {
+        "mixer": {
             "mixer": "Graft",
             "criterion": {"name": "Entropy", "bins": 10, "binning": "authors"},
             "amplitude": 0.4,
@@ -252,21 +252,21 @@ def test_settings_are_json():
             "grouping": "authors",
             "decimals": 2,
             "blend_frozen": False,
+            "every": 2,
+            "epochs": None,
+            "evaluate": "after",
         },
         "data": ["tuple", "tuple"],
         "class_weight": None,
         "train_peers": True,
-        "every": 2,
-        "epochs_grafted": None,
-        "evaluate": "after",
         "backup_dir": None,
         "engine": "auto",
     }
     for criterion, expected in [("l1", "l1"), (np.std, "function"), (Entropy(), None)]:
-        config = GraftCallback(peers, graft=Graft(criterion=criterion)).get_config()
+        config = GraftCallback(peers, mixer=Graft(criterion=criterion)).get_config()
         assert json.dumps(config)
         if expected == "l1":
-            assert config["graft"]["criterion"] == expected
+            assert config["mixer"]["criterion"] == expected
 
 
 @pytest.mark.parametrize(
@@ -278,17 +278,17 @@ def test_settings_are_json():
         (lambda: ["net"], {}, r"peers\[0\] is 'net'"),
         (lambda: [compiled(2)], {"evaluate": "befor"}, "Did you mean 'before'"),
         (lambda: [compiled(2)], {"every": 0}, "every=0"),
-        (lambda: [compiled(2)], {"every": "2"}, "every='2'"),
-        (lambda: [compiled(2)], {"epochs_grafted": 1.5}, "epochs_grafted=1.5"),
+        (lambda: [compiled(2)], {"every": "2"}, r"every=2\): expected a whole number"),
+        (lambda: [compiled(2)], {"epochs_grafted": 1.5}, "epochs=1.5"),
         (lambda: [compiled(2)], {"epochs_grafted": -1}, "-1"),
         (lambda: [compiled(2)], {"data": 1, "train_peers": False}, "train_peers=False"),
         (lambda: (), {"data": arrays()}, "no peers"),
         (lambda: 3, {}, "peers is 3"),
         (lambda: network, {}, "peers is the function 'network'"),
         (lambda: "net", {}, "peers is 'net'"),
-        (lambda: [compiled(2)], {"graft": "entropy"}, r"Graft\(criterion='entropy'\)"),
-        (lambda: [compiled(2)], {"graft": Graft}, r"class Graft: pass Graft\("),
-        (lambda: [compiled(2)], {"graft": Entropy()}, "graft is an Entropy: expected a mixer"),
+        (lambda: [compiled(2)], {"mixer": "entropy"}, r"Graft\(criterion='entropy'\)"),
+        (lambda: [compiled(2)], {"mixer": Graft}, r"class Graft: pass Graft\("),
+        (lambda: [compiled(2)], {"mixer": Entropy()}, "mixer is an Entropy: expected a mixer"),
         (lambda: [compiled(2)], {"data": arrays()[0]}, "data is an array without targets"),
         (lambda: [compiled(2)], {"data": [*arrays()]}, r"data\[0\] is an array without"),
         (lambda: [compiled(2)], {"data": [None]}, r"data\[0\] is None"),

@@ -136,7 +136,7 @@ def test_two_losses_and_two_metrics_of_one_name_stay_apart():
     x = rng.normal(size=(8, 3)).astype("float32")
     y = {name: rng.normal(size=(8, 1)).astype("float32") for name in "ab"}
     model, peer, twin = compiled_as(two_heads(1)), two_heads(2), compiled_as(two_heads(2))
-    grafting = GraftCallback([peer], graft=kgraft.grafting.Mixer(), engine="eager")
+    grafting = GraftCallback([peer], mixer=kgraft.grafting.Independent(), engine="eager")
     history = model.fit(x, y, batch_size=4, shuffle=False, verbose=0, callbacks=[grafting]).history
     expected = twin.fit(x, y, batch_size=4, shuffle=False, verbose=0).history
     for own, other in zip(peer.get_weights(), twin.get_weights(), strict=True):

@@ -88,26 +88,29 @@ class Begins(Mixer):
     def __init__(self):
         self.calls = []
 
-    def begin(self, models):
-        steps = [int(keras.ops.convert_to_numpy(m.optimizer.iterations)) for m in models]
+    def init(self, peers, last=None):
+        steps = [int(keras.ops.convert_to_numpy(m.optimizer.iterations)) for m in peers.models]
         self.calls.append(("begin", steps))
+        return {"graftings": last["graftings"] if last else 0}
 
-    def apply(self, models, plan=None, epoch=0):
-        self.calls.append(("apply", epoch))
+    def apply(self, peers, state, moment):
+        self.calls.append(("apply", moment.epoch))
+        return {"graftings": state["graftings"] + 1}, None
 
-    def end(self, models, plan):
-        assert isinstance(plan, GraftPlan)
-        self.calls.append(("end", len(models)))
+    def finish(self, peers, state):
+        assert isinstance(peers.plan, GraftPlan)
+        self.calls.append(("end", len(peers), state["graftings"]))
+        return state
 
 
 @pytest.mark.core
 def test_a_mixer_is_told_when_a_training_begins_and_when_it_has_ended():
     mixer = Begins()
-    model, grafting = compiled(1), GraftCallback([compiled(2)], graft=mixer)
+    model, grafting = compiled(1), GraftCallback([compiled(2)], mixer=mixer)
     fit(model, [grafting], epochs=2)
     fit(model, [grafting])
-    once = [("begin", [0, 0]), ("apply", 0), ("apply", 1), ("end", 2)]
-    assert mixer.calls == [*once, ("begin", [12, 12]), ("apply", 0), ("end", 2)]
+    once = [("begin", [0, 0]), ("apply", 0), ("apply", 1), ("end", 2, 2)]
+    assert mixer.calls == [*once, ("begin", [12, 12]), ("apply", 0), ("end", 2, 3)]
 
 
 def test_a_mixer_of_peers_that_are_not_built_begins_as_soon_as_they_are():
@@ -116,8 +119,8 @@ def test_a_mixer_of_peers_that_are_not_built_begins_as_soon_as_they_are():
         return compile_(keras.Sequential(parts))
 
     mixer = Begins()
-    fit(late(), [GraftCallback([late()], graft=mixer)])
-    assert mixer.calls == [("begin", [1, 0]), ("apply", 0), ("end", 2)]
+    fit(late(), [GraftCallback([late()], mixer=mixer)])
+    assert mixer.calls == [("begin", [1, 0]), ("apply", 0), ("end", 2, 1)]
 
 
 def test_a_grafting_put_off_at_the_end_of_a_fit_is_done_when_the_next_one_begins():
@@ -208,6 +211,52 @@ def test_a_fit_killed_after_its_last_epoch_still_restores_the_peers(tmp_path):
     model, peer, callbacks = case()
     fit(model, callbacks, epochs=2)
     assert_same(everything(peer), trained)
+
+
+class Sums(Mixer):
+    """Knows the sum of the peers' first weights at the ends of all epochs; grafts nothing."""
+
+    def __init__(self):
+        self.finished = []
+
+    def init(self, peers, last=None):
+        return last or {"sums": [np.zeros(3) for _ in peers.models]}
+
+    def apply(self, peers, state, moment):
+        own = [model.get_weights()[0].sum((0, 1, 2)) for model in peers.models]
+        return {"sums": [a + b for a, b in zip(state["sums"], own, strict=True)]}, None
+
+    def finish(self, peers, state):
+        self.finished.append(state["sums"])
+        return state
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("at", ["on_epoch_begin", "on_train_end"])
+def test_what_a_mixer_knows_survives_a_kill_in_an_epoch_and_after_the_last(tmp_path, at):
+    class Killed(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if at == "on_epoch_begin" and epoch == 2:
+                raise RuntimeError("killed")
+
+        def on_train_end(self, logs=None):
+            if at == "on_train_end":
+                raise RuntimeError("killed")
+
+    def case(name):
+        model, peer, mixer = compile_(network(1, dropout=0)), compiled(2), Sums()
+        grafting = GraftCallback([peer], mixer=mixer, backup_dir=tmp_path / name)
+        return model, mixer, [grafting, keras.callbacks.BackupAndRestore(tmp_path / f"{name}-own")]
+
+    model, whole, callbacks = case("whole")
+    fit(model, callbacks, epochs=3)
+    model, killed, callbacks = case("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(model, [Killed(), *callbacks], epochs=3)
+    model, resumed, callbacks = case("killed")
+    fit(model, callbacks, epochs=3)
+    assert killed.finished == []
+    assert_same(resumed.finished[0], whole.finished[0])
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -48,7 +48,7 @@ def step(feature_losses, teachers, loss_weight=1.0):
         teachers,
         distillation_weight=loss_weight,
         feature_losses=feature_losses,
-        graft=kgraft.grafting.Mixer(),
+        mixer=kgraft.grafting.Independent(),
     )
     (history,) = run.fit(x, y, batch_size=len(x), shuffle=False, verbose=0)
     return student, history.history

@@ -10,7 +10,7 @@ import kgraft
 from kgraft import data
 from kgraft.data.order import epoch_order
 from kgraft.errors import UserError
-from kgraft.grafting import Mixer
+from kgraft.grafting import Independent
 from kgraft.training.feeds import (
     feed_of,
     feeds_of,
@@ -79,12 +79,12 @@ def test_a_data_set_is_told_of_each_epoch_once_as_in_model_fit():
         return model
 
     ours, theirs = Batches(), Batches()
-    GraftingFit([dense() for _ in range(3)], graft=Mixer()).fit(ours, epochs=2, verbose=0)
+    GraftingFit([dense() for _ in range(3)], mixer=Independent()).fit(ours, epochs=2, verbose=0)
     dense().fit(theirs, epochs=2, verbose=0)
     assert ours.told == theirs.told
     listed = Batches()
     peers = [dense() for _ in range(2)]
-    GraftingFit(peers, graft=Mixer()).fit([listed, listed], epochs=2, verbose=0)
+    GraftingFit(peers, mixer=Independent()).fit([listed, listed], epochs=2, verbose=0)
     assert listed.told == theirs.told
 
 
@@ -141,7 +141,7 @@ def test_arrays_in_tuples_are_one_data_set_a_peer():
     for a, b in zip(peers, alone, strict=True):
         b.set_weights(a.get_weights())
     half = [(X[:30], Y[:30]), (X[30:], Y[30:], np.linspace(0, 1, 30))]
-    GraftingFit(peers, graft=Mixer()).fit(half, batch_size=10, shuffle=False, verbose=0)
+    GraftingFit(peers, mixer=Independent()).fit(half, batch_size=10, shuffle=False, verbose=0)
     for model, (x, y, *weights) in zip(alone, half, strict=True):
         weights = weights[0] if weights else None
         model.fit(x, y, sample_weight=weights, batch_size=10, shuffle=False, verbose=0)
@@ -223,7 +223,7 @@ def test_validation_of_what_can_be_read_once_is_the_same_for_all_peers_and_epoch
 
     peers = [network(lr=0.0), network(lr=0.0)]
     peers[1].set_weights(peers[0].get_weights())
-    run = GraftingFit(peers, graft=Mixer())
+    run = GraftingFit(peers, mixer=Independent())
     histories = run.fit(
         X, Y, epochs=2, verbose=0, shuffle=False, validation_data=generator(), validation_steps=4
     )
@@ -263,6 +263,18 @@ def test_one_order_for_all_peers_is_said_once(caplog):
         "all peers read the data in one order, the weakest setting of the papers: shuffle them, or "
         "give a list with one data set for every peer."
     ]
+
+
+def test_two_peers_of_shared_batches_and_one_learning_rate_are_warned_of_once(caplog):
+    with caplog.at_level(logging.WARNING, "kgraft"):
+        alone = GraftingFit([network(), network()], mixer=Independent())
+        alone.fit(X, Y, verbose=0, shared_batches=True)
+        assert not caplog.records
+        run = GraftingFit([network(), network()])
+        for _ in range(2):
+            run.fit(X, Y, verbose=0, shared_batches=True)
+    (warning,) = [record.message for record in caplog.records if record.name == "kgraft"]
+    assert "2 peers learn from the same batches" in warning and "shared_batches" in warning
 
 
 @pytest.mark.skipif(keras.config.backend() != "torch", reason="torch DataLoader")

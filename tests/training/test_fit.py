@@ -4,10 +4,9 @@ import pytest
 from keras import layers
 
 from kgraft.errors import UserError
-from kgraft.grafting import Graft, Mixer
+from kgraft.grafting import Graft, Independent, Moment
 from kgraft.training.feeds import feed_of
 from kgraft.training.fit import GraftingFit
-from kgraft.training.graft_schedule import GraftSchedule
 from tests.reference import grafting as reference
 
 pytestmark = pytest.mark.core
@@ -55,16 +54,16 @@ def test_every_epoch_ends_with_the_blend_of_the_weights_before_it():
     grafted, ungrafted = [], []
 
     class Spy(Graft):
-        def apply(self, models, plan=None, epoch=0):
-            ungrafted.append([model.get_weights() for model in models])
-            record = super().apply(models, plan)
+        def apply(self, peers, state, moment):
+            ungrafted.append([model.get_weights() for model in peers.models])
+            state, record = super().apply(peers, state, moment)
             grafted.append(record)
-            return record
+            return state, record
 
     snapshots = Snapshots(peers)
-    run = GraftingFit(peers, graft=Spy())
+    run = GraftingFit(peers, mixer=Spy())
     run.fit(*digits(), batch_size=20, epochs=3, verbose=0, callbacks=[snapshots])
-    groups = [(g.kernel, g.members) for g in Graft().check(peers).groups]
+    groups = [(g.kernel, g.members) for g in Graft().plan(peers).groups]
     assert len(grafted) == len(run.records) == 3
     for before, record, after in zip(ungrafted, grafted, snapshots.after, strict=True):
         expected, alphas = reference.graft(before, groups)
@@ -133,7 +132,7 @@ def test_only_some_epochs_are_grafted():
     run = GraftingFit([network(), network()], every=2, epochs_grafted=5)
     run.fit(*digits(), epochs=8, verbose=0)
     assert [epoch for epoch, _ in run.records] == [1, 3]
-    assert [e for e in range(4) if GraftSchedule().due(e)] == [0, 1, 2, 3]
+    assert [e for e in range(4) if Graft().due(Moment(e))] == [0, 1, 2, 3]
 
 
 def test_callbacks_watch_the_first_peer_or_one_each():
@@ -189,7 +188,7 @@ class Numbers(keras.utils.PyDataset):
 def test_a_data_set_is_iterated_by_every_peer():
     peers = [network(), network()]
     peers[1].set_weights(peers[0].get_weights())
-    GraftingFit(peers, graft=Mixer()).fit(Numbers(), epochs=2, verbose=0, shuffle=False)
+    GraftingFit(peers, mixer=Independent()).fit(Numbers(), epochs=2, verbose=0, shuffle=False)
     for a, b in zip(*[peer.get_weights() for peer in peers], strict=True):
         np.testing.assert_array_equal(a, b)
     assert int(peers[1].optimizer.iterations) == 6
@@ -309,7 +308,7 @@ def test_unbuilt_peers_are_built_from_the_first_batch():
         (lambda: GraftingFit([network(compiled=False)]), "peer 1 .* is not compiled"),
         (lambda: GraftingFit([network(), network(5)]), "peer 1 and peer 2 differ"),
         (lambda: GraftingFit([network()], every=0), "every=0"),
-        (lambda: GraftingFit([network()], epochs_grafted=-1), "epochs_grafted=-1"),
+        (lambda: GraftingFit([network()], epochs_grafted=-1), "epochs=-1"),
         (lambda: GraftingFit([network()], evaluate="befor"), "Did you mean 'before'"),
         (lambda: GraftingFit([network()]).fit(*digits(), batch_size=0), "batch_size=0.*1 or more"),
         (lambda: GraftingFit([network()]).fit(digits()[0], digits(9)[1]), r"\[9, 60\] examples"),

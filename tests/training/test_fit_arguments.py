@@ -8,7 +8,7 @@ import pytest
 
 import kgraft
 from kgraft.errors import UserError
-from kgraft.grafting import Graft, Mixer
+from kgraft.grafting import Graft, Independent, Mixer
 from kgraft.training.fit import GraftingFit
 from tests.training.test_fit import Numbers, digits, network
 
@@ -143,7 +143,7 @@ def test_alpha_is_logged_in_every_epoch_and_is_one_without_grafting():
     run = GraftingFit([network(), network()], evaluate="before")
     history = run.fit(*digits(), epochs=3, verbose=0)[0].history
     assert history["alpha"] == [1.0, *[record.mean_coefficients[0] for _, record in run.records]]
-    alone = GraftingFit([network()], graft=Mixer()).fit(*digits(), epochs=1, verbose=0)
+    alone = GraftingFit([network()], mixer=Independent()).fit(*digits(), epochs=1, verbose=0)
     assert alone[0].history["alpha"] == [1.0]
 
 
@@ -195,15 +195,17 @@ class Generous(Graft):
         super().__init__()
         self.called = []
 
-    def begin(self, models):
-        self.called.append(("begin", [m.optimizer.built for m in models]))
+    def init(self, peers, last=None):
+        self.called.append(("begin", [m.optimizer.built for m in peers.models]))
+        return {}
 
-    def apply(self, models, plan=None, epoch=0):
-        self.called.append(("apply", epoch))
-        return super().apply(models, plan, epoch)
+    def apply(self, peers, state, moment):
+        self.called.append(("apply", moment.epoch))
+        return super().apply(peers, state, moment)
 
-    def end(self, models, plan):
-        self.called.append(("end", plan is not None))
+    def finish(self, peers, state):
+        self.called.append(("end", peers.plan is not None))
+        return state
 
 
 def test_a_mixer_hears_where_a_training_begins_and_ends_whatever_happens():
@@ -216,7 +218,7 @@ def test_a_mixer_hears_where_a_training_begins_and_ends_whatever_happens():
             raise RuntimeError("out of power")
 
     mixer = Generous()
-    run = GraftingFit([network(), network()], graft=mixer)
+    run = GraftingFit([network(), network()], mixer=mixer)
     run.fit(*digits(), epochs=2, verbose=0, callbacks=Watch())
     begin, end = ("begin", [True, True]), ("end", True)
     assert mixer.called == [begin, ("apply", 0), ("apply", 1), end, ("callbacks",)]
@@ -248,13 +250,13 @@ X, Y = digits()
             lambda: GraftingFit([network()], teachers=["t.keras"]),
             "teacher 1 is 't.keras': load it with keras.models.load_model",
         ),
-        (lambda: GraftingFit([network()], graft="entropy"), "graft is 'entropy': expected a mixer"),
-        (lambda: GraftingFit([network()], graft=kgraft.Graft), r"class Graft: pass Graft\("),
-        (lambda: GraftingFit([network()], graft=False), "graft is False: expected a mixer"),
+        (lambda: GraftingFit([network()], mixer="entropy"), "mixer is 'entropy': expected a mixer"),
+        (lambda: GraftingFit([network()], mixer=kgraft.Graft), r"class Graft: pass Graft\("),
+        (lambda: GraftingFit([network()], mixer=False), "mixer is False: expected a mixer"),
         (lambda: GraftingFit([network()], mutual=True), r"mutual is True: expected kgraft.Mutual"),
         (lambda: GraftingFit([network()], mutual=kgraft.Mutual), "mutual is the class Mutual"),
-        (lambda: GraftingFit([network()], every="2"), "every='2'"),
-        (lambda: GraftingFit([network()], epochs_grafted=1.5), r"epochs_grafted=1\.5"),
+        (lambda: GraftingFit([network()], every="2"), r"every=2\): expected a whole number"),
+        (lambda: GraftingFit([network()], epochs_grafted=1.5), r"epochs=1\.5"),
         (lambda: GraftingFit([network()], seed=-1), "seed=-1: expected a whole number, 0 or more"),
         (lambda: GraftingFit([network()]).fit(), "x is None"),
         (
@@ -339,5 +341,20 @@ def test_a_model_with_a_loss_of_its_own_needs_no_targets():
     x = np.random.default_rng(0).normal(size=(20, 4)).astype("float32")
     peer = Autoencoder()
     peer.compile("sgd")
-    history = GraftingFit([peer], graft=Mixer()).fit(x, epochs=1, verbose=0)
+    history = GraftingFit([peer], mixer=Independent()).fit(x, epochs=1, verbose=0)
     assert len(history[0].history["loss"]) == 1
+
+
+def test_old_names_work_for_a_version():
+    with pytest.warns(DeprecationWarning, match="graft= is called mixer="):
+        run = GraftingFit([network()], graft=Graft(amplitude=0.2))
+    assert run.mixer == Graft(amplitude=0.2)
+    with pytest.warns(DeprecationWarning, match="graft= is called mixer="):
+        callback = kgraft.GraftCallback([network()], graft=Graft(sharpness=3.0))
+    assert callback.mixer == Graft(sharpness=3.0)
+    with pytest.warns(DeprecationWarning, match=r"Mixer\(\) is called Independent\(\)"):
+        run = GraftingFit([network(), network()], mixer=Mixer())
+    run.fit(*digits(), epochs=1, verbose=0)
+    assert run.records == []
+    with pytest.raises(UserError, match="graft= is the old name of mixer="):
+        GraftingFit([network()], graft=Graft(), mixer=Graft())

@@ -62,16 +62,20 @@ def test_callbacks_count_each_fit_anew_and_the_run_counts_all():
             told.append(epoch)
 
     class Spy(Mixer):
-        every_steps = 1
+        between_steps = True
 
-        def apply(self, models, plan=None, epoch=0):
-            numbers.append(epoch)
+        def due(self, moment):
+            return True
 
-        def step(self, models, plan, number):
-            steps.append(number)
+        def apply(self, peers, state, moment):
+            if moment.ends_epoch:
+                numbers.append(moment.epoch)
+            else:
+                steps.append(moment.step)
+            return state, None
 
     steps: list[int] = []
-    run = GraftingFit([network()], graft=Spy())
+    run = GraftingFit([network()], mixer=Spy())
     for given in ({"epochs": 2}, {"epochs": 1}, {"epochs": 6, "initial_epoch": 5}, {"epochs": 1}):
         run.fit(*DATA, batch_size=30, verbose=0, callbacks=Told(), **given)
     assert told == [0, 1, 0, 5, 0]
@@ -106,11 +110,12 @@ def test_an_epoch_that_was_interrupted_is_begun_anew():
                 raise KeyboardInterrupt
 
     class Spy(Mixer):
-        def apply(self, models, plan=None, epoch=0):
-            epochs.append(epoch)
+        def apply(self, peers, state, moment):
+            epochs.append(moment.epoch)
+            return state, None
 
     epochs: list[int] = []
-    run = GraftingFit([network()], graft=Spy())
+    run = GraftingFit([network()], mixer=Spy())
     with pytest.raises(KeyboardInterrupt):
         run.fit(*DATA, batch_size=30, epochs=3, verbose=0, callbacks=Fail())
     run.fit(*DATA, batch_size=30, epochs=1, verbose=0)
@@ -152,6 +157,26 @@ def test_a_killed_run_with_a_backup_of_every_peer_goes_on_where_it_was(tmp_path,
     assert_equal(whole, again)
     run.fit(*DATA, epochs=1, verbose=0)  # what callbacks restored once counts in that fit only
     assert len(run.peers[0].history.epoch) == 1
+
+
+def test_a_mixer_begins_on_what_callbacks_have_restored(tmp_path):
+    class Begins(Mixer):
+        def __init__(self):
+            self.found = []
+
+        def init(self, peers, last=None):
+            self.found += [model.get_weights()[0].copy() for model in peers.models]
+            return {}
+
+    def fit(peer, mixer, *callbacks):
+        callbacks = [BackupAndRestore(tmp_path), *callbacks]
+        GraftingFit([peer], mixer=mixer).fit(*DATA, epochs=2, verbose=0, callbacks=callbacks)
+
+    peer, mixer = network(), Begins()
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(peer, None, Killed(1))
+    fit(network(), mixer)
+    np.testing.assert_array_equal(mixer.found[0], peer.get_weights()[0])
 
 
 def test_a_backup_of_one_peer_is_that_of_the_only_one(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import kgraft
-from kgraft.grafting import Mixer
+from kgraft.grafting import Independent
 from kgraft.training.mutual import Mutual, mutual_loss
 
 pytestmark = pytest.mark.core
@@ -78,7 +78,7 @@ def test_one_step_is_that_of_k_separate_losses(engine):
     x, y = images()
     peers = [network(k, lr) for k, lr in enumerate((0.1, 0.05))]
     start = [peer.get_weights() for peer in peers]
-    run = kgraft.GraftingFit(peers, graft=Mixer(), mutual=Mutual(weight=0.7), engine=engine)
+    run = kgraft.GraftingFit(peers, mixer=Independent(), mutual=Mutual(weight=0.7), engine=engine)
     histories = run.fit(x, y, batch_size=len(x), shuffle=False, epochs=1, verbose=0)
 
     logits, parameters = [], []
@@ -131,7 +131,7 @@ def test_without_a_weight_every_peer_trains_as_if_it_were_alone(engine):
                 kgraft.SGD(0.01, momentum=0.9, l2=1e-3),
                 keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             )
-        run = kgraft.GraftingFit(peers, graft=Mixer(), mutual=mutual, engine=engine)
+        run = kgraft.GraftingFit(peers, mixer=Independent(), mutual=mutual, engine=engine)
         run.fit(x, y, batch_size=8, shuffle=False, epochs=2, verbose=0)
         return [weight for peer in peers for weight in peer.get_weights()]
 
@@ -142,7 +142,7 @@ def test_without_a_weight_every_peer_trains_as_if_it_were_alone(engine):
 def test_peers_are_ordinary_models_afterwards_and_keep_their_optimizers():
     x, y = images()
     peers = [network(k, 0.1) for k in range(3)]
-    run = kgraft.GraftingFit(peers, graft=Mixer(), mutual=Mutual())
+    run = kgraft.GraftingFit(peers, mixer=Independent(), mutual=Mutual())
     run.fit(x, y, batch_size=8, epochs=2, verbose=0, validation_data=(x, y))
     for peer in peers:
         assert int(keras.ops.convert_to_numpy(peer.optimizer.iterations)) == 6

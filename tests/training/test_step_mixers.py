@@ -5,26 +5,27 @@ import numpy as np
 import pytest
 
 import kgraft
-from kgraft.grafting import Mixer, Papa
+from kgraft.grafting import Papa, StepMixer
 from tests.training.test_fit import digits, network
 
 pytestmark = pytest.mark.core
 
 
-class Spy(Mixer):
+class Spy(StepMixer):
     every_steps = 3
 
     def __init__(self):
         self.seen = []
 
-    def step(self, models, plan, number):
-        self.seen.append((number, models[0].get_weights()[0].copy()))
+    def apply(self, peers, state, moment):
+        self.seen.append((moment.step, peers.models[0].get_weights()[0].copy()))
+        return state, None
 
 
 def test_a_mixer_sees_every_nth_step_over_all_epochs():
     x, y = digits(40)
     spy = Spy()
-    run = kgraft.GraftingFit([network(), network()], graft=spy)
+    run = kgraft.GraftingFit([network(), network()], mixer=spy)
     run.fit(x, y, batch_size=10, epochs=2, verbose=0)
     assert [number for number, _ in spy.seen] == [2, 5]
     assert not np.array_equal(spy.seen[0][1], spy.seen[1][1])
@@ -33,7 +34,7 @@ def test_a_mixer_sees_every_nth_step_over_all_epochs():
 def test_a_resumed_run_goes_on_counting():
     x, y = digits(40)
     spy = Spy()
-    run = kgraft.GraftingFit([network(), network()], graft=spy)
+    run = kgraft.GraftingFit([network(), network()], mixer=spy)
     run.fit(x, y, batch_size=10, epochs=3, initial_epoch=2, verbose=0)
     assert [number for number, _ in spy.seen] == [8, 11]
 
@@ -42,7 +43,7 @@ def test_what_a_mixer_writes_is_what_the_next_step_reads():
     """With a rate of 0 after every step both peers are equal at the end of each."""
     x, y = digits(40)
     peers = [network(lr=0.1), network(lr=0.01)]
-    run = kgraft.GraftingFit(peers, graft=Papa(rate=0.0, every_steps=1))
+    run = kgraft.GraftingFit(peers, mixer=Papa(rate=0.0, every_steps=1))
     run.fit(x, y, batch_size=10, epochs=1, verbose=0)
     for a, b in zip(*(peer.get_weights() for peer in peers), strict=True):
         assert np.array_equal(a, b)
@@ -52,15 +53,16 @@ def test_what_a_mixer_writes_is_what_the_next_step_reads():
 
 def test_in_fit_of_one_model_they_are_refused():
     with pytest.raises(kgraft.UserError, match="Papa acts between steps"):
-        kgraft.GraftCallback([network()], graft=Papa())
+        kgraft.GraftCallback([network()], mixer=Papa())
 
 
 def test_the_callback_takes_any_other_mixer():
     x, y = digits(40)
     model, peer = network(), network(lr=0.01)
-    callback = kgraft.GraftCallback([peer], graft=kgraft.grafting.Average())
+    callback = kgraft.GraftCallback([peer], mixer=kgraft.grafting.Average())
     model.fit(x, y, epochs=1, verbose=0, callbacks=[callback])
     for a, b in zip(model.get_weights(), peer.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert callback.get_config()["graft"] == {"mixer": "Average"}
+    schedule = {"every": 1, "epochs": None, "evaluate": "after"}
+    assert callback.get_config()["mixer"] == {"mixer": "Average", **schedule}
     assert keras.tree.flatten(callback.get_config())

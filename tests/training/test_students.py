@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 import kgraft
-from kgraft.grafting import Mixer
+from kgraft.grafting import Independent
 from kgraft.training.distiller import Distiller, distil
 
 pytestmark = pytest.mark.core
@@ -105,7 +105,7 @@ def data(count=24):
 
 def fit(models, engine, **options):
     x, y, weights = data()
-    run = kgraft.GraftingFit(models, graft=Mixer(), engine=engine, **options)
+    run = kgraft.GraftingFit(models, mixer=Independent(), engine=engine, **options)
     return run.fit(x, y, sample_weight=weights, batch_size=8, epochs=2, shuffle=False, verbose=0)
 
 
@@ -219,8 +219,8 @@ def test_a_teacher_of_one_run_trains_in_the_next():
         np.testing.assert_array_equal(a, b)
     fresh = network(0)
     fresh.compile(kgraft.SGD(0.05), cross_entropy())
-    run = kgraft.GraftingFit([teacher], [student], graft=Mixer())
-    again = kgraft.GraftingFit([fresh], [student], graft=Mixer())
+    run = kgraft.GraftingFit([teacher], [student], mixer=Independent())
+    again = kgraft.GraftingFit([fresh], [student], mixer=Independent())
     for one in (run, again):
         one.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     for a, b, c in zip(teacher.get_weights(), fresh.get_weights(), before, strict=True):

@@ -14,7 +14,7 @@ class Kgraft:
         import kgraft
         from kgraft import models
         from kgraft.engines.choose import Engine
-        from kgraft.grafting import Graft
+        from kgraft.grafting import Graft, Moment, Peers
 
         self._stream, classes = batches_of(task)
         keras.utils.set_random_seed(0)
@@ -31,8 +31,9 @@ class Kgraft:
         self._engine = Engine(
             self.models, "eager" if task.contender == "kgraft-eager" else "compiled"
         )
-        self._graft = Graft()
-        self._plan = self._graft.check(self.models)
+        graft = Graft()
+        peers = Peers(self.models, graft.plan(self.models))
+        self._graft = lambda: graft.apply(peers, {}, Moment())
 
     def block(self, number: int, steps: int) -> None:
         """See `Contender`."""
@@ -45,7 +46,7 @@ class Kgraft:
 
     def exchange(self) -> None:
         """Graft."""
-        self._graft.apply(self.models, self._plan)
+        self._graft()
         self._engine.wait()
 
     def peak_bytes(self) -> int:

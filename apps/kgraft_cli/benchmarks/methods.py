@@ -65,7 +65,7 @@ def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
 def _prepared(task: Task, method: str) -> _Measured:
     from kgraft.runs.assembly import assemble
     from kgraft.runs.config import Config
-    from kgraft.runs.methods import METHODS, unread_by
+    from kgraft.runs.methods import METHODS, reads
     from kgraft.runs.run import grafting_fit
 
     changes: dict[str, Any] = {
@@ -84,9 +84,9 @@ def _prepared(task: Task, method: str) -> _Measured:
     if METHODS[method].least > 1:
         changes["peers.count"] = max(task.peers, METHODS[method].least)
     config = Config()
-    unread = unread_by(METHODS[method], config)
+    read = reads(METHODS[method], config)
     for key, value in changes.items():
-        if key not in unread:
+        if not key.startswith(("repr.", "teachers.")) or key in read:
             config = config.changed(key, value, "kgraft bench")
     assembly = assemble(config)
     return _Measured(grafting_fit(assembly, assembly.untrained), assembly)
@@ -106,7 +106,7 @@ def _round(own: _Measured, task: Task) -> None:
         keras.ops.convert_to_numpy(peer.weights[-1].value)
     whole = time.perf_counter() - started
     started = time.perf_counter()
-    run.graft.apply(run.peers, None, 1)
+    run.mixer.mix(run.peers, 1)
     for peer in run.peers:
         keras.ops.convert_to_numpy(peer.weights[-1].value)
     end = time.perf_counter() - started

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kgraft.engines.eager import Logs
+from kgraft.engines.steps import Logs
 from kgraft.engines.torch.trace import Trace
 
 _log = logging.getLogger("kgraft")

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import torch
 
 from kgraft.keras_private import in_stateless_scope
 
 _DEVICES = ("cpu", "cuda", "mps")  # torch's own optimizers use the kernel there
 
 
-def updates_lists(variables: Sequence[Any]) -> bool:
+def moves(variables: Sequence[Any]) -> bool:
     """Whether torch's kernel can move these variables in place.
 
     Not where `torch.compile` reads the step (`compile(jit_compile=True)`), which knows nothing of
@@ -22,11 +23,8 @@ def updates_lists(variables: Sequence[Any]) -> bool:
     Args:
         variables: Keras variables, one or more, on one device.
     """
-    if keras.config.backend() != "torch" or in_stateless_scope():
-        return False
-    import torch
-
-    return not torch.compiler.is_compiling() and variables[0].value.device.type in _DEVICES
+    known = not in_stateless_scope() and not torch.compiler.is_compiling()
+    return known and variables[0].value.device.type in _DEVICES
 
 
 def sgd(
@@ -50,8 +48,6 @@ def sgd(
         l2: coefficient of each variable's L2 term.
         nesterov: whether to step ahead along the new velocity.
     """
-    import torch
-
     rate = learning_rate
     if not isinstance(rate, int | float):
         rate = keras.ops.convert_to_tensor(rate)

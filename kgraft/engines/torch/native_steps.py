@@ -13,12 +13,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras
-
-from kgraft.engines.eager import Logs, TorchSteps
+from kgraft.engines.torch.eager_steps import TorchSteps
 from kgraft.engines.torch.network import NativeNetwork
 from kgraft.engines.torch.settings import settings_of
-from kgraft.keras_private import Functional, get_keras_mask, unpack_singleton
+from kgraft.keras_private import (
+    Functional,
+    flat_layers,
+    get_keras_mask,
+    graph_of,
+    unpack_singleton,
+)
 
 
 class NativeSteps(TorchSteps):
@@ -43,20 +47,9 @@ class NativeSteps(TorchSteps):
         super().training(on)
         self._in_doubt = True
 
-    def train(self, data: tuple[Any, ...]) -> Logs:
-        """See `Steps`."""
+    def _take(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
         with self._native():
-            return super().train(data)
-
-    def test(self, data: tuple[Any, ...]) -> Logs:
-        """See `Steps`."""
-        with self._native():
-            return super().test(data)
-
-    def predict(self, x: Any) -> Any:
-        """See `Steps`."""
-        with self._native():
-            return super().predict(x)
+            return super()._take(step, data)
 
     @contextlib.contextmanager
     def _native(self) -> Iterator[None]:
@@ -92,8 +85,8 @@ def functional_models(model: Any) -> list[Any]:
     A model with a `call` of its own, in its class or set on it, is not among them.
     """
     found = []
-    for layer in [model, *model._flatten_layers(include_self=False)]:
-        inner = layer._functional if isinstance(layer, keras.Sequential) else layer
+    for layer in flat_layers(model):
+        inner = graph_of(layer)
         if (
             isinstance(inner, Functional)
             and type(inner).call is Functional.call

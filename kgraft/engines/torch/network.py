@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from kgraft.engines.torch.layers import TO_FIRST, TO_LAST, NativeLayer, native_layer, padding_of
-from kgraft.keras_private import operation_fn
+from kgraft.keras_private import nodes_of, operation_fn
 
 _Values = dict[int, Any]
 
@@ -36,7 +36,6 @@ class NativeNetwork:
 
     Attributes:
         native_layers: how many layers have a native computation.
-        keras_layers: names of the operations that stay Keras'.
     """
 
     def __init__(self, function: Any) -> None:
@@ -44,13 +43,7 @@ class NativeNetwork:
         self._outputs = [id(tensor) for tensor in function.outputs]
         self._structure = function._outputs_struct
         self.native_layers = 0
-        self.keras_layers: list[str] = []
-        nodes = [
-            node
-            for depth in sorted(function._nodes_by_depth, reverse=True)
-            for node in function._nodes_by_depth[depth]
-            if node.operation and not node.is_input
-        ]
+        nodes = [node for node in nodes_of(function) if node.operation and not node.is_input]
         self._readers = Counter(id(t) for node in nodes for t in node.input_tensors)
         self._readers.update(self._outputs)
         self._channels_first: set[int] = set()
@@ -84,7 +77,6 @@ class NativeNetwork:
         """The node's call and the tensors it reads; no call for padding that a reader does."""
         found = self._native(node, nodes)
         if found is None:
-            self.keras_layers.append(node.operation.name)
             return self._keras_call(node), [id(t) for t in node.input_tensors]
         self.native_layers += 1
         layer, tensors = found

@@ -17,26 +17,14 @@ import keras
 import numpy as np
 import torch
 
+from kgraft.keras_private import BOOKS, flat_layers
+
 _Optimizer = keras.optimizers.Optimizer
 _PLAIN = (bool, int, float, complex, str, bytes, types.NoneType)
-# What Keras writes down while it builds and runs, and says nothing about what a step does.
-_BOOKS = frozenset(
-    {
-        *("_auto_config", "_build_shapes_dict", "_called", "_compile_config", "_input_spec"),
-        *("_call_context_args", "_call_has_context_arg", "_call_signature"),
-        *("_compiled_trainable_state", "_eval_epoch_iterator", "_exclude_from_weight_decay_cache"),
-        *("_inbound_nodes", "_initial_epoch", "_inputs", "_layers", "_lock", "_loss_ids"),
-        *("_losses", "_losses_override", "_metrics", "_nodes", "_nodes_by_depth"),
-        *("_non_trainable_variables", "_operations", "_operations_by_depth", "_outbound_nodes"),
-        *("_outputs", "_parent_path", "_path", "_tracker", "_trainable_variables"),
-        *("_trainable_variables_indices", "_variables", "built", "call_signature_parameters"),
-        *("history", "predict_function", "stop_training", "test_function", "train_function"),
-    }
-)
 _HOOKS = frozenset(
     {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}
 )
-_SKIPPED = _BOOKS | frozenset(vars(torch.nn.Module())) - _HOOKS
+_SKIPPED = BOOKS | frozenset(vars(torch.nn.Module())) - _HOOKS
 # How a model inside of another was compiled has no part in the other's step.
 _COMPILED = frozenset(
     {"_compile_loss", "_compile_metrics", "_loss_tracker", "compiled", "loss", "optimizer"}
@@ -142,7 +130,7 @@ def optimizers_of(model: Any) -> list[Any]:
 def _parts(model: Any) -> list[tuple[Any, dict[str, Any]]]:
     """Every object with settings that takes part in a model's step, and its attributes."""
     found: dict[int, tuple[Any, dict[str, Any]]] = {}
-    for layer in model._flatten_layers():
+    for layer in flat_layers(model):
         own = _own(layer)
         if layer is not model:
             own = {name: value for name, value in own.items() if name not in _COMPILED}

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kgraft.engines.eager import Logs
+from kgraft.engines.steps import Logs
 
 _ASKED = "what the step does depends on the value of a tensor"
 _FACTORIES = ("aten.scalar_tensor", "aten.full", "aten.zeros", "aten.ones", "aten.arange")
@@ -48,7 +48,7 @@ class Trace:
         try:
             program = make_fx(flat_step)(*tensors_of(batch))
         except Exception as error:
-            if watch.asked:  # Keras wraps what it is told in its own words
+            if watch.questions.asked:  # Keras wraps what it is told in its own words
                 raise RuntimeError(_ASKED) from error
             raise
         self._program = without_constants(program)
@@ -76,11 +76,6 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.questions = _Questions()
-
-    @property
-    def asked(self) -> bool:
-        """Whether Python has asked for a value."""
-        return self.questions.asked
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None

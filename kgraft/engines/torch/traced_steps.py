@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import torch
 
-from kgraft.engines.eager import Logs, on_device
+from kgraft.engines.steps import Logs, on_device
 from kgraft.engines.torch.cuda_graph import captured, farthest, line_of, restore
 from kgraft.engines.torch.native_steps import NativeSteps
 from kgraft.engines.torch.settings import (
@@ -26,6 +26,7 @@ from kgraft.engines.torch.settings import (
     variables_of,
 )
 from kgraft.engines.torch.trace import Trace, tensors_of
+from kgraft.keras_private import flat_layers
 
 _log = logging.getLogger("kgraft")
 _AFTER = 40  # steps of one form before a trace: a fit that is shorter is not worth one
@@ -52,7 +53,6 @@ class TracedSteps(NativeSteps):
         self._numbers: Numbers | None = None
 
     def train(self, data: tuple[Any, ...]) -> Logs:
-        """See `Steps`."""
         self._compare()
         data = on_device(data)
         tensors = tensors_of(data)
@@ -132,7 +132,7 @@ def why_not(model: Any) -> str | None:
         return "it is not compiled"
     if model.run_eagerly:
         return "it is compiled with run_eagerly=True"
-    for layer in model._flatten_layers():
+    for layer in flat_layers(model):
         if isinstance(layer, keras.layers.Lambda):
             return f"layer {layer.name!r} is not Keras'"
         if layer._seed_generators:

@@ -32,6 +32,7 @@ from typing import Any
 from kgraft.errors import UserError, suggest
 from kgraft.runs.config import Config
 from kgraft.runs.methods import for_everybody, method_of, settled
+from kgraft.runs.old_files import modern
 
 RESULTS = ("peer", "soup", "ensemble")
 _SAME = (
@@ -201,20 +202,18 @@ def differences(key: str, own: Config, other: Config) -> list[tuple[str, Any, An
     """Settings that differ.
 
     Args:
-        key: a table, or `"table.key"`.
+        key: a table, `"table.key"`, or `""` for all.
         own: settings.
         other: settings to compare them with.
 
     Returns:
         `"table.key"` and both values of each that differs.
     """
-    table, _, name = key.partition(".")
-    a, b = getattr(own, table), getattr(other, table)
-    names = [name] if name else [f.name for f in dataclasses.fields(a)]
+    mine, theirs = own.flat(), other.flat()
     return [
-        (f"{table}.{n}", getattr(a, n), getattr(b, n))
-        for n in names
-        if getattr(a, n) != getattr(b, n)
+        (name, mine.get(name), theirs.get(name))
+        for name in dict.fromkeys([*mine, *theirs])
+        if f"{name}.".startswith(key and f"{key}.") and mine.get(name) != theirs.get(name)
     ]
 
 
@@ -299,7 +298,7 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
 
 
 def _with(config: Config, tables: Mapping[str, Any], source: str) -> Config:
-    for table, settings in tables.items():
+    for table, settings in modern(tables, source).items():
         if not isinstance(settings, Mapping):
             raise UserError(f"{source} {table} is a value; expected a table, e.g. run.epochs = 15.")
         for name, value in settings.items():

@@ -138,16 +138,13 @@ def _ensure(
 def _check_settings(path: Path, config: Config) -> None:
     known = without_unread(read_run(path)[0])
     wanted = _filled(config, known)
-    for part in dataclasses.fields(Config):
-        if part.name == "given":
+    for where, a, b in differences("", known, wanted):
+        if where == "data.directory" or (where == "teachers.files" and _same_runs(a, b)):
             continue
-        for where, a, b in differences(part.name, known, wanted):
-            if where == "data.directory" or (where == "teachers.files" and _same_runs(a, b)):
-                continue
-            raise UserError(
-                f"{path} holds a run with {where} = {a!r}, the comparison wants {b!r}: "
-                "remove it, or give another --out."
-            )
+        raise UserError(
+            f"{path} holds a run with {where} = {a!r}, the comparison wants {b!r}: "
+            "remove it, or give another --out."
+        )
 
 
 def _same_runs(own: tuple[str, ...], other: tuple[str, ...]) -> bool:

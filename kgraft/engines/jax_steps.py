@@ -1,8 +1,8 @@
-"""The compiled engine on jax: one donated program for all peers that run the same one.
+"""Steps on jax: the eager engine's, and one donated program for all peers that run the same one.
 
-The state goes into the program and comes out of it; what the variables held before is donated, so
-that a step needs no second copy of weights and velocities. Variables are pointed at the new state
-after every step, and hold valid values whenever Python looks.
+The state goes into a step and comes out of it. What the variables held before is donated to the
+compiled engine's program, so that a step needs no second copy of weights and velocities. Variables
+are pointed at the new state after every step, and hold valid values whenever Python looks.
 """
 
 import threading
@@ -12,10 +12,32 @@ from typing import Any
 import keras
 import numpy as np
 
-from kgraft.engines.eager import JaxSteps, Logs
 from kgraft.engines.interrupts import InterruptHeld
+from kgraft.engines.steps import Logs, on_device
 
 _State = tuple[list[Any], ...]
+
+
+class JaxSteps:
+    """Steps of one model on jax: one jitted call each, no buffer donated."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._train = _jitted(model, model.train_step)
+        self._test = _jitted(model, model.test_step)
+        self._predict = _jitted(model, model.predict_step)
+
+    def training(self, on: bool) -> None:
+        """Nothing to switch: the steps say themselves whether they train."""
+
+    def train(self, data: tuple[Any, ...]) -> Logs:
+        return _run(self._train, _trained(self._model), data)
+
+    def test(self, data: tuple[Any, ...]) -> Logs:
+        return _run(self._test, [*_read(self._model), self._model.metrics_variables], data)
+
+    def predict(self, x: Any) -> Any:
+        return self._predict(_values(_read(self._model)), (x,))[0]
 
 
 class Programs:
@@ -69,20 +91,11 @@ class DonatedSteps(JaxSteps):
         self._kept: list[Any] = []
 
     def train(self, data: tuple[Any, ...]) -> Logs:
-        """See `Steps`."""
         import jax
 
-        model = self._model
-        data = keras.tree.map_structure(
-            lambda part: None if part is None else keras.ops.convert_to_tensor(part), data
-        )
-        parts = [
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            model.metrics_variables,
-        ]
-        rate = _rate(model.optimizer)
+        data = on_device(data)
+        parts = _trained(self._model)
+        rate = _rate(self._model.optimizer)
         state = self._unshared(parts)
         shapes = (
             jax.tree.structure(data),
@@ -131,3 +144,46 @@ def _rate(optimizer: Any) -> Any:
     rate = optimizer._learning_rate
     is_schedule = isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
     return rate(optimizer.iterations.value) if is_schedule else None
+
+
+def _read(model: Any) -> list[list[Any]]:
+    return [model.trainable_variables, model.non_trainable_variables]
+
+
+def _trained(model: Any) -> list[list[Any]]:
+    return [*_read(model), model.optimizer.variables, model.metrics_variables]
+
+
+def _values(parts: list[list[Any]]) -> _State:
+    return tuple([variable.value for variable in variables] for variables in parts)
+
+
+def _run(step: Callable[..., Any], parts: list[list[Any]], data: tuple[Any, ...]) -> Logs:
+    logs, state = step(_values(parts), data)
+    for variables, values in zip(parts, state, strict=True):
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+    return logs
+
+
+def _jitted(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step as the model was compiled: jitted, unless it is to run eagerly or without a jit.
+
+    jax remembers traces of equal functions, and a model's step before and after a `compile()` are
+    equal methods: a new function each time is not.
+    """
+    import jax
+
+    def run(*arguments: Any) -> Any:
+        return step(*arguments)
+
+    return run if why_not(model) else jax.jit(run)
+
+
+def why_not(model: Any) -> str | None:
+    """Why a model's steps are not to be jitted, None if they are."""
+    if model.run_eagerly:
+        return f"{model.name!r} is compiled with run_eagerly=True"
+    if model.compiled and not model.jit_compile:
+        return f"{model.name!r} is compiled with jit_compile=False"
+    return None

@@ -1,0 +1,124 @@
+"""What a backend does for kgraft."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from kgraft.engines.steps import Steps
+
+Batch = tuple[Any, ...]
+Call = Callable[..., Any]
+Fed = tuple[list[Batch], Any]
+
+
+class Transfer(Protocol):
+    """The floating-point weights of K peers, on the host, to the rows of a matrix and back."""
+
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None: ...
+
+    def read(self, out: NDArray[Any]) -> None:
+        """Copy the weights into the rows."""
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Copy the rows into the weights."""
+
+
+class Backend(Protocol):
+    """One of Keras' backends.
+
+    Attributes:
+        how: what the compiled engine does, in a few words.
+        compiles: whether steps are programs of the backend's compiler. Else they are single
+            operations, each of which keeps all cores busy.
+        empties: whether `fit` takes the values out of a model's variables while it trains.
+        eager_steps: the eager engine's steps of a model.
+        transfer: a way to and from the floating-point weights of K peers, each peer's Keras
+            variables, all on the host, of one dtype and of equal shapes.
+    """
+
+    how: str
+    compiles: bool = True
+    empties: bool = False
+    eager_steps: type[Steps]
+    transfer: type[Transfer]
+
+    def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
+        """The compiled engine's steps of a model, or why there are none.
+
+        Args:
+            model: a built model.
+            shared: whatever the models of one engine have in common, empty at first.
+        """
+
+    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+        """Run one call that a running `fit` makes; the batches it was fed, and what it returned.
+
+        Args:
+            model: the model that `fit` trains.
+            function: its train or test function.
+            arguments: what `fit` gives to the function.
+        """
+
+    def devices(self) -> list[str]:
+        """The accelerators, or the CPU where there is none, e.g. `["cuda:0 NVIDIA H200"]`.
+
+        `keras.distribution.list_devices` has no answer on torch.
+        """
+
+    def fits(self, count: int) -> bool:
+        """Whether so many bytes leave the device room to train: at most half of what is free.
+
+        Args:
+            count: bytes.
+
+        Returns:
+            True also where the device is the host, or does not say.
+        """
+        del count
+        return True
+
+    def allow_tf32(self, allowed: bool) -> None:
+        """TF32 products on or off for the whole process; without effect on a CPU."""
+
+    def without_gradients(self) -> AbstractContextManager[object]:
+        """Where nothing that is computed inside is kept for a backward pass.
+
+        jax and tensorflow decide by what the gradients are asked for: there it does nothing.
+        """
+        return contextlib.nullcontext()
+
+    def keep_compiled(self) -> Path | None:
+        """Keep what is compiled on disk, so that the same run starts faster the next time.
+
+        Returns:
+            The directory in use; None where nothing is kept.
+        """
+        return None
+
+    def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
+        """The kernel that moves some variables by a step of `kgraft.SGD`, None if there is none.
+
+        Args:
+            variables: Keras variables, one or more, on one device.
+        """
+        del variables
+        return None
+
+    def is_on_host(self, value: Any) -> bool:
+        """Whether a tensor's (or TensorFlow variable's) memory is the host's."""
+
+    def view(self, value: Any) -> NDArray[Any]:
+        """The memory of a tensor on the host, not to be written to; bfloat16 may be widened."""
+
+
+def pull(iterator: Iterator[Batch], count: int) -> list[Batch]:
+    """Up to `count` batches; as `next` does, it raises StopIteration when there is none."""
+    batches = list(itertools.islice(iterator, count))
+    if not batches:
+        raise StopIteration
+    return batches

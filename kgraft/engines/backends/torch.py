@@ -1,0 +1,81 @@
+"""torch."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kgraft.engines.backends.base import Backend, Call, Fed
+from kgraft.engines.steps import Steps
+from kgraft.engines.torch import fused_sgd
+from kgraft.engines.torch.eager_steps import TorchSteps
+
+
+class _Transfer:
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
+        self._peers = peers
+
+    def read(self, out: NDArray[Any]) -> None:
+        for peer, row in zip(self._peers, out, strict=True):
+            np.concatenate([view.reshape(-1) for view in _views(peer)], out=row)
+
+    def write(self, rows: NDArray[Any]) -> None:
+        for peer, row in zip(self._peers, rows, strict=True):
+            start = 0
+            for view in _views(peer):
+                np.copyto(view, row[start : start + view.size].reshape(view.shape))
+                start += view.size
+
+
+def _views(peer: Sequence[Any]) -> list[NDArray[Any]]:
+    return [variable.value.detach().numpy() for variable in peer]
+
+
+class Torch(Backend):
+    """See `Backend`."""
+
+    how = "fused operations on channels-last memory, traced where that pays"
+    compiles = False
+    eager_steps = TorchSteps
+    transfer = _Transfer
+
+    def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
+        from kgraft.engines.torch import native_steps, traced_steps
+
+        if traced_steps.why_not(model) is None:
+            return traced_steps.TracedSteps(model)
+        return native_steps.why_not(model) or native_steps.NativeSteps(model)
+
+    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+        (data,) = arguments  # all batches of a call, in a list
+        return list(data), function(data)
+
+    def devices(self) -> list[str]:
+        found = range(torch.cuda.device_count())
+        return [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in found] or ["cpu"]
+
+    def fits(self, count: int) -> bool:
+        return not torch.cuda.is_available() or count <= torch.cuda.mem_get_info()[0] / 2
+
+    def allow_tf32(self, allowed: bool) -> None:
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+
+    def without_gradients(self) -> AbstractContextManager[object]:
+        return torch.no_grad()
+
+    def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
+        return fused_sgd.sgd if fused_sgd.moves(variables) else None
+
+    def is_on_host(self, value: Any) -> bool:
+        return value.device.type == "cpu"
+
+    def view(self, value: Any) -> NDArray[Any]:
+        value = value.detach()
+        if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
+            value = value.float()
+        return value.numpy()

@@ -1,0 +1,38 @@
+"""What every engine makes of a model: its training, test and predict steps on one batch.
+
+The eager steps, `BACKEND.eager_steps`, are one Keras train step of one model at a time: the oracle
+that every faster engine is held against. They never go through `Model.fit`, and on torch not
+through `train_function` either: from Keras 3.16 on that wraps the model in DistributedDataParallel
+whenever `torch.distributed` is initialised, which would silently average the gradients of K peers.
+"""
+
+from typing import Any, Protocol
+
+import keras
+
+Logs = dict[str, Any]
+
+
+class Steps(Protocol):
+    """How one model trains, is tested and predicts on one batch."""
+
+    def __init__(self, model: Any) -> None: ...
+
+    def training(self, on: bool) -> None:
+        """Turn to training or to inference mode, where the steps do not say it themselves."""
+
+    def train(self, data: tuple[Any, ...]) -> Logs:
+        """One training step on `(x, y, sample_weight)`; the metrics so far."""
+
+    def test(self, data: tuple[Any, ...]) -> Logs:
+        """Take `(x, y, sample_weight)` into the metrics; the metrics so far."""
+
+    def predict(self, x: Any) -> Any:
+        """Outputs for a batch."""
+
+
+def on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A batch with tensors of the backend in place of arrays."""
+    return keras.tree.map_structure(
+        lambda part: None if part is None else keras.ops.convert_to_tensor(part), data
+    )

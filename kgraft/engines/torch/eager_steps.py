@@ -1,0 +1,40 @@
+"""The eager engine's steps on torch: Keras' own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kgraft.engines.steps import Logs, on_device
+
+
+class TorchSteps:
+    """Steps of one model on torch."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def training(self, on: bool) -> None:
+        self._model.train(on)
+
+    def train(self, data: tuple[Any, ...]) -> Logs:
+        return self._take(self._model.train_step, on_device(data))
+
+    def test(self, data: tuple[Any, ...]) -> Logs:
+        with torch.no_grad():
+            return self._take(self._model.test_step, on_device(data))
+
+    def predict(self, x: Any) -> Any:
+        with torch.no_grad():
+            return self._take(self._model.predict_step, on_device((x,)))
+
+    def _take(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
+        """Run a step with the model's own module, though `evaluate` may have made it a DDP one."""
+        wrapped = vars(self._model).get("ddp_model")
+        if wrapped is None:
+            return step(data)
+        self._model.__dict__["ddp_model"] = None
+        try:
+            return step(data)
+        finally:
+            self._model.__dict__["ddp_model"] = wrapped

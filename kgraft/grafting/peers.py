@@ -1,0 +1,69 @@
+"""K peers with what they have in common, and the moments at which they are mixed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+
+from kgraft.errors import UserError
+from kgraft.grafting.plan import GraftPlan, Grouping
+from kgraft.grafting.population import Population, population
+
+
+@dataclass(frozen=True)
+class Peers:
+    """K built models of one architecture.
+
+    Attributes:
+        models: in ring order: peer k receives from peer k - 1.
+        plan: what is blended with what in all of them.
+    """
+
+    models: Sequence[keras.Model]
+    plan: GraftPlan
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def population(self) -> Population:
+        """Their weights as they are now, to be read and mixed."""
+        return population(self.models)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a mixer may act: after a step, or at the end of an epoch.
+
+    Attributes:
+        epoch: which one, counted from 0 over the whole training.
+        step: the last one taken, counted from 0 over all epochs.
+        ends_epoch: whether the epoch has ended.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    ends_epoch: bool = True
+
+
+def plan_of(
+    models: Sequence[keras.Model], grouping: Grouping = "default", *, blend_frozen: bool = False
+) -> GraftPlan:
+    """The plan that K peers have in common.
+
+    Args:
+        models: the K peers, built.
+        grouping: see `GraftPlan.of`.
+        blend_frozen: see `GraftPlan.of`.
+
+    Raises:
+        UserError: no peer, a model given twice, or peers that do not match; names the first
+            difference.
+    """
+    if not models:
+        raise UserError("no peers: grafting needs at least one model.")
+    if len({id(model) for model in models}) != len(models):
+        raise UserError("a model is in the ring twice: every peer must be its own model.")
+    plan, *others = (GraftPlan.of(m, grouping, blend_frozen=blend_frozen) for m in models)
+    for k, other in enumerate(others, start=2):
+        plan.check_matches(other, "peer 1", f"peer {k}")
+    return plan

@@ -1,0 +1,61 @@
+"""Run files from before every method had a table of its own: what they said is said so now."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kgraft.errors import UserError
+
+MOVED = {
+    "graft.level": 'method = "filter-graft"',
+    "graft.alpha": "[fixed] alpha",
+    "graft.frozen": "[graft] blend_frozen",
+    "papa.variant": 'method = "papa-all"',
+    "papa.every_epochs": "[papa-all] every",
+    "scion.threshold": "[noise] threshold or [internal] threshold",
+    "scion.decay": "[noise] decay",
+}
+"""Keys that are gone, and what stands for them."""
+
+_TIMES = ("every", "epochs", "evaluate")
+
+
+def modern(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The tables of a run file with everything where it belongs now.
+
+    Args:
+        tables: as they are in the file.
+        source: the file's name, for errors.
+
+    Raises:
+        UserError: a key that is gone, where what it meant depends on a method that is not named.
+    """
+    if not all(isinstance(own, Mapping) for own in tables.values()):
+        return dict(tables)
+    new: dict[str, Any] = {name: dict(own) for name, own in tables.items()}
+    graft, papa, scion = (new.get(name, {}) for name in ("graft", "papa", "scion"))
+    method = new.get("run", {}).get("method")
+    if graft.pop("level", "layer") == "filter":
+        plain = method == "graft" or new.get("teachers", {}).get("count") == 0
+        method = "filter-graft" if plain else "filter-graft+"
+        new.setdefault("run", {})["method"] = method
+        if graft.pop("grouping", "default") == "authors":
+            graft["biases"] = False
+        new["filter-graft"] = new.pop("graft", {})
+    if "frozen" in graft:
+        graft["blend_frozen"] = graft.pop("frozen")
+    if papa.pop("variant", "gradual") == "all":
+        method = new["run"]["method"] = "papa-all"
+        own = new["papa-all"] = new.pop("papa")
+        if "every_epochs" in own:
+            own["every"] = own.pop("every_epochs")
+    if method in ("noise", "internal", "rotation", "fixed", "papa-all"):
+        names = _TIMES + (("alpha",) if method == "fixed" else ())
+        moved = {name: graft.pop(name) for name in names if name in graft}
+        moved |= {name: scion.pop(name) for name in ("threshold", "decay") if name in scion}
+        if moved:
+            new[method] = {**new.get(method, {}), **moved}
+    for key, now in MOVED.items():
+        table, _, name = key.partition(".")
+        if name in new.get(table, {}):
+            raise UserError(f"{source}: {key} is gone: write {now}.")
+    return {name: own for name, own in new.items() if own or name not in ("graft", "papa", "scion")}

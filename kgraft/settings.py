@@ -1,0 +1,286 @@
+"""Settings: fields of a dataclass that say what they may be, checked alike wherever they are given.
+
+A field's type says its kind (`Literal` its words) and `setting` its range; the same rule answers
+for `Graft(sharpness=0)` in Python and for `sharpness = 0` in a run file.
+"""
+
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from numbers import Integral, Real
+from typing import Any
+
+from kgraft.errors import UserError, suggest
+
+_MOST = 3.4028234663852886e38  # what float32 holds: more is infinite as soon as it is used
+
+
+def setting(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Any = None,
+    parts: Mapping[str, Any] | None = None,
+    key: bool = True,
+    kw_only: bool = False,
+) -> Any:
+    """A field of a dataclass whose values are checked.
+
+    Args:
+        default: its value where nobody gives one.
+        low: the smallest value.
+        high: the largest.
+        above: what it must be larger than.
+        below: what it must be smaller than.
+        choices: the words that it may be, where `Literal` does not say them.
+        parts: by the field's word, a class with settings of its own, which then stand beside this
+            one in a run file's table. In Python the field may hold an object.
+        key: False for one that no run file sets: it is the run's own, as `seed` is.
+        kw_only: whether it is given by name only.
+    """
+    rule = {
+        "low": low,
+        "high": high,
+        "above": above,
+        "below": below,
+        "choices": choices or parts,
+        "parts": parts,
+        "key": key,
+    }
+    given = {name: limit for name, limit in rule.items() if limit is not None}
+    return field(default=default, metadata={"rule": given}, kw_only=kw_only)
+
+
+def check(owner: Any) -> None:
+    """Refuse an object with a setting that it may not have.
+
+    Args:
+        owner: a dataclass's.
+
+    Raises:
+        UserError: names the first such setting.
+    """
+    for own in _fields(type(owner)).values():
+        value = getattr(owner, own.name)
+        if "parts" in _rule(own) and not isinstance(value, str):
+            continue
+        _, wrong = _read(type(owner), own.name, value, most=math.inf)
+        if wrong:
+            raise UserError(f"{type(owner).__name__}({own.name}={value}){wrong}")
+
+
+def checked(table: type, key: str, value: Any, where: str) -> Any:
+    """A value that a run file or a flag gives to a setting.
+
+    Args:
+        table: the class whose setting it is, or that of one of its parts.
+        key: the setting.
+        value: what was given.
+        where: where it comes from, for errors.
+
+    Returns:
+        The value, of the setting's own type.
+
+    Raises:
+        UserError: an unknown key, a wrong type, or an impossible value.
+    """
+    owners = keys_of(table)
+    if key not in owners:
+        raise UserError(f"{where} unknown key {key!r}." + suggest(key, owners))
+    value, wrong = _read(owners[key], key, value)
+    if wrong:
+        raise UserError(f"{where} {key} = {to_toml(value)}{wrong}")
+    return value
+
+
+def keys_of(table: type) -> dict[str, type]:
+    """The keys of a class's table in a run file, and of each the class that has it.
+
+    Args:
+        table: a class with settings.
+    """
+    found: dict[str, type] = {}
+    for own in _fields(table).values():
+        if _rule(own).get("key", True):
+            found[own.name] = table
+        for part in _rule(own).get("parts", {}).values():
+            found = {**found, **{key: part for key in _fields(part) if key not in found}}
+    return found
+
+
+def default_of(table: type, key: str) -> Any:
+    """What a key of a class's table is where nobody sets it."""
+    return _fields(keys_of(table)[key])[key].default
+
+
+def read_of(table: type, values: Mapping[str, Any]) -> list[str]:
+    """The keys of a class's table that count, which may depend on the words of its parts.
+
+    Args:
+        table: a class with settings.
+        values: what is set; the rest is default.
+    """
+    own = [key for key, owner in keys_of(table).items() if owner is table]
+    for name in list(own):
+        part = _part(table, name, values)
+        if part is not None:
+            own += [key for key in _fields(part) if key not in own]
+    return [key for key in keys_of(table) if key in own]
+
+
+def made(table: type, values: Mapping[str, Any], **more: Any) -> Any:
+    """An object from the settings of its table.
+
+    Args:
+        table: its class.
+        values: what is set, its parts' settings too; the rest is default.
+        more: arguments that are no settings.
+    """
+    arguments = dict(more)
+    for key, owner in keys_of(table).items():
+        if owner is not table:
+            continue
+        part = _part(table, key, values)
+        if part is not None:
+            own = {name: values[name] for name in _fields(part) if name in values}
+            arguments[key] = part(**own)
+        elif key in values:
+            arguments[key] = values[key]
+    return table(**arguments)
+
+
+def described(owner: Any) -> dict[str, Any]:
+    """The settings of an object by name, JSON-able; of other objects in it, their names."""
+    return {own.name: _described(getattr(owner, own.name)) for own in _fields(type(owner)).values()}
+
+
+def _described(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"name": type(value).__name__, **described(value)}
+    return value.__name__ if inspect.isroutine(value) else type(value).__name__
+
+
+def _part(table: type, key: str, values: Mapping[str, Any]) -> Any:
+    """The part that a key's word chooses, None for a key that chooses none."""
+    own = _fields(table).get(key)
+    parts = {} if own is None else _rule(own).get("parts", {})
+    return None if own is None else parts.get(values.get(key, own.default))
+
+
+def _fields(owner: type) -> dict[str, dataclasses.Field[Any]]:
+    if not dataclasses.is_dataclass(owner):
+        return {}
+    return {own.name: own for own in dataclasses.fields(owner) if own.init}
+
+
+def _hints(owner: type) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
+
+
+def _rule(own: "dataclasses.Field[Any]") -> Mapping[str, Any]:
+    return own.metadata.get("rule", {})
+
+
+def _read(owner: type, name: str, value: Any, most: float = _MOST) -> tuple[Any, str]:
+    """A value as the setting's own type, and what is wrong with it, `""` for nothing."""
+    rule = _rule(_fields(owner)[name])
+    kinds, words = _kinds(_hints(owner)[name], rule)
+    words = rule.get("choices", words)
+    value, fits = _typed(value, kinds)
+    if not fits:
+        expected = " or ".join(_NAMES[kind] for kind in kinds if kind is not types.NoneType)
+        return value, f": expected {expected}."
+    if value is None:
+        return value, ""
+    if words and value not in words:
+        return value, "." + suggest(value, words)
+    numbers = value if isinstance(value, tuple) else (value,)
+    low, high, above, below = (rule.get(end) for end in ("low", "high", "above", "below"))
+    if above is not None and not all(number > above for number in numbers):
+        limit = f"more than {above}" if below is None else f"between {above} and {below}"
+        return value, f": expected {limit}."
+    if below is not None and not all(number < below for number in numbers):
+        return value, f": expected between {above} and {below}."
+    if low is not None and not low <= value <= (math.inf if high is None else high):
+        limit = f"{low} or more" if high is None else f"{low}..{high}"
+        return value, f": expected {limit}."
+    floats = [number for number in numbers if isinstance(number, float)]
+    if not all(math.isfinite(number) and abs(number) <= most for number in floats):
+        finite = "finite numbers" if isinstance(value, tuple) else "a finite number"
+        return value, f": expected {finite}."
+    return value, ""
+
+
+_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    tuple[str, ...]: "a list of strings",
+    tuple[float, ...]: "a list of numbers",
+}
+
+
+def _typed(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, bool]:
+    """A value as one of the kinds, and whether it can be read as one."""
+    if value is None or isinstance(value, bool | str):
+        return value, type(value) in kinds
+    if int in kinds and isinstance(value, Integral):
+        return int(value), True
+    if float in kinds and isinstance(value, Real):
+        return _as_float(value), True
+    if isinstance(value, list | tuple):
+        if tuple[float, ...] in kinds and all(type(part) in (int, float) for part in value):
+            return tuple(map(_as_float, value)), True
+        if tuple[str, ...] in kinds and all(type(part) is str for part in value):
+            return tuple(value), True
+    return value, False
+
+
+def _as_float(number: Any) -> float:
+    """A number as a float, infinite where there is none so large."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
+
+
+def _kinds(hint: Any, rule: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What a value may be, and the words of a `Literal`."""
+    if "parts" in rule:  # in Python also an object
+        return (str,), ()
+    hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds: list[Any] = []
+    words: list[Any] = []
+    for one in hints:
+        literal = typing.get_args(one) if typing.get_origin(one) is typing.Literal else ()
+        words += literal
+        kinds += [str] if literal else [one]
+    return tuple(kinds), tuple(words)
+
+
+def to_toml(value: Any) -> str:
+    """A value as TOML."""
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            return (
+                '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+            )
+        case list() | tuple():
+            return "[" + ", ".join(map(to_toml, value)) + "]"
+        case _:
+            return str(value)

@@ -1,0 +1,196 @@
+"""One grafting, first step to last, whoever trains: GraftingFit's loop or Keras' `fit`."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import keras
+
+from kgraft.grafting.graft import warn_of_sick_peers
+from kgraft.grafting.mixer import Independent, Mixer, State
+from kgraft.grafting.peers import Moment, Peers
+from kgraft.grafting.ring import GraftRecord
+from kgraft.keras_private import flat_layers
+from kgraft.training.distiller import student_of
+from kgraft.training.preflight import learning_rates, preflight
+
+_log = logging.getLogger("kgraft")
+
+
+class Session:
+    """The grafting of some models, over one fit or several.
+
+    Whoever trains says what has happened: `check`, `begin`, then `begin_epoch`, `end_of_step` and
+    `end_of_epoch`, and `end`. What is due then is done here, or put off to the next epoch. Two
+    things differ, because Keras tells a callback less than a loop knows: a `fit` that is broken off
+    ends in GraftingFit only, elsewhere the next one begins without an end; and GraftCallback saves
+    the session with its peers, where GraftingFit's peers are saved by callbacks that know nothing
+    of it, and `resume` works out what was put off.
+
+    Args:
+        models: what is trained, in ring order; of a Distiller the student is grafted.
+        mixer: what is done to their weights, and when.
+        records: gets what each grafting measured and did, as `(epoch, GraftRecord)`.
+
+    Attributes:
+        alphas: each model's mean coefficient in this epoch, 1 where nothing was grafted.
+        epochs_done: whole epochs so far, that is, the number of the next one.
+    """
+
+    def __init__(
+        self, models: Sequence[keras.Model], mixer: Mixer, records: list[tuple[int, GraftRecord]]
+    ) -> None:
+        self.models, self.students = list(models), [student_of(model) for model in models]
+        self.mixer, self.records = mixer, records
+        self.alphas = [1.0 for _ in models]
+        self.epochs_done = 0
+        self._peers: Peers | None = None  # as far as they are built
+        self._state: State | None = None
+        self._steps = 0
+        self._put_off: Moment | None = None  # to the beginning of the next epoch
+        self._begun = self._in_epoch = self._warned = False
+        self._sick: set[int] = set()
+
+    def is_of(self, models: Sequence[keras.Model], mixer: Mixer) -> bool:
+        """Whether it is the grafting of these models, by this mixer."""
+        return [*map(id, (mixer, *models))] == [*map(id, (self.mixer, *self.models))]
+
+    def check(self) -> bool:
+        """Compare the models; anew in every fit, some of their layers may be frozen since.
+
+        Returns:
+            Whether they are built, so that `begin` may be called.
+
+        Raises:
+            UserError: they do not match.
+        """
+        self._begun, built = False, all(map(_is_built, self.students))
+        self._peers = self._compared() if built else None
+        return built
+
+    def begin(self, *, same_batches: bool = False) -> None:
+        """Once a fit, when all models are built and have what an earlier fit has left.
+
+        Args:
+            same_batches: whether all learn from the very same batches.
+
+        Raises:
+            UserError: the models do not match.
+        """
+        if self._begun:
+            return
+        self._peers = self._peers or self._compared()
+        self._state = self.mixer.init(self._peers, self._state)
+        self._begun = True
+        preflight(self.models)
+        if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
+            self._warned = _warn_of_twins(self.models)
+
+    def begin_epoch(self, epoch: int, steps: int | None = None) -> None:
+        """Do what was put off.
+
+        Args:
+            epoch: its number, counted from 0 over all fits.
+            steps: how many it has, None where nobody knows.
+        """
+        self.epochs_done, self._in_epoch = epoch, True
+        self.alphas = [1.0 for _ in self.models]
+        self._steps = self._steps if steps is None else epoch * steps
+        if self._put_off is not None:
+            self._mix(self._put_off)
+            self._put_off = None
+
+    def end_of_step(self) -> None:
+        """What the mixer does between steps."""
+        moment = Moment(self.epochs_done, self._steps, ends_epoch=False)
+        self._steps += 1
+        if self.mixer.between_steps and self.mixer.due(moment):
+            self._mix(moment)
+
+    def end_of_epoch(self) -> None:
+        """Graft, or put it off; before the epoch's validation. Said again, nothing happens."""
+        if not self._in_epoch:
+            return
+        moment = Moment(self.epochs_done, self._steps - 1)
+        if self.mixer.due(moment):
+            if self.mixer.evaluate == "after":
+                self._mix(moment)
+            else:
+                self._put_off = moment
+        self.epochs_done, self._in_epoch = self.epochs_done + 1, False
+
+    def end(self, trained: Iterable[keras.Model] = ()) -> None:
+        """Leave the models as networks to be used.
+
+        Args:
+            trained: those whose optimizers' averaged weights (`use_ema`) take their place, as
+                Keras' `fit` does it to its model; none where the training was broken off.
+        """
+        for model in trained:
+            if isinstance(model.optimizer, keras.Optimizer) and model.optimizer.built:
+                model.optimizer.finalize_variable_values(model.trainable_weights)
+        if self._begun and self._peers is not None and self._state is not None:
+            self._state = self.mixer.finish(self._peers, self._state)
+        self._begun = False
+
+    def resume(self, epoch: int, *, before_grafting: bool) -> None:
+        """Go on from weights that somebody else has saved and restored.
+
+        Args:
+            epoch: whole epochs that they have seen.
+            before_grafting: whether a grafting that is put off was still to come.
+        """
+        self.epochs_done, moment = epoch, Moment(epoch - 1)
+        put_off = before_grafting and self.mixer.evaluate == "before" and self.mixer.due(moment)
+        self._put_off = moment if put_off else None
+
+    def save(self) -> dict[str, Any]:
+        """What `restore` needs to go on from the end of an epoch; the models are not in it.
+
+        Returns:
+            JSON-able values and NumPy arrays.
+        """
+        return {
+            "epochs_done": self.epochs_done,
+            "steps": self._steps,
+            "put_off": self._put_off and asdict(self._put_off),
+            "mixer": self._state,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` gave, with the models' weights of that time."""
+        self.epochs_done, self._steps = saved["epochs_done"], saved["steps"]
+        self._put_off = saved["put_off"] and Moment(**saved["put_off"])
+        self._state = saved["mixer"]
+
+    def _compared(self) -> Peers:
+        return Peers(self.students, self.mixer.plan(self.students))
+
+    def _mix(self, moment: Moment) -> None:
+        self.begin()
+        assert self._peers is not None and self._state is not None
+        self._state, record = self.mixer.apply(self._peers, self._state, moment)
+        if record is not None:
+            warn_of_sick_peers(record, self._sick)
+            self.records.append((moment.epoch, record))
+            self.alphas = record.mean_coefficients.tolist()
+
+
+def _is_built(model: keras.Model) -> bool:
+    """Whether it has all its weights: a built backbone may have an unbuilt head."""
+    return bool(model.weights) and all(layer.built for layer in flat_layers(model))
+
+
+def _warn_of_twins(models: Sequence[keras.Model]) -> bool:
+    """Say so when two peers that see the same batches have the same learning rate."""
+    if len(models) != 2:
+        return False
+    first, second = learning_rates(models)
+    if first == second:
+        _log.warning(
+            "2 peers learn from the same batches with the same learning rate and are equal right "
+            "after each grafting, the weakest setting of the papers: GraftCallback(data=...), or "
+            "fit without shared_batches, gives the peer an order of its own."
+        )
+    return first == second
