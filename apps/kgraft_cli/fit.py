@@ -64,8 +64,8 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
     from kgraft.runs import config as configs
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import check_free, default_path
+    from kgraft.runs.execution import execute
     from kgraft.runs.methods import settled
-    from kgraft.runs.run import execute
     from kgraft_cli.messages import messages_on
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import summary_table

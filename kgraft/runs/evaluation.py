@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kgraft.runs.assembly import images_of, in_order
 from kgraft.runs.directory import peer_file, read_model, read_run
-from kgraft.runs.run import accuracy, ensemble, predict
+from kgraft.runs.scoring import accuracy, ensemble, predict
 
 
 def evaluate_run(

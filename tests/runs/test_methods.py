@@ -14,8 +14,9 @@ from kgraft.runs import config as configs
 from kgraft.runs import selection
 from kgraft.runs.assembly import assemble
 from kgraft.runs.config import Config
+from kgraft.runs.execution import execute, grafting_fit
 from kgraft.runs.methods import METHODS, Ensemble, mixer_of, settled, unread_by
-from kgraft.runs.run import accuracy, execute, grafting_fit, predict
+from kgraft.runs.scoring import accuracy, predict
 from kgraft.runs.selection import select
 from kgraft.training.optimizers import SGD
 from tests.runs.conftest import changed

@@ -9,7 +9,7 @@ from kgraft import models
 from kgraft.errors import UserError
 from kgraft.runs import state_dict
 from kgraft.runs.assembly import assemble
-from kgraft.runs.run import execute
+from kgraft.runs.execution import execute
 from kgraft.runs.weights import export_weights, import_weights
 from tests.reference.torch_models import (
     TWINS,

@@ -65,8 +65,8 @@ def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
 def _prepared(task: Task, method: str) -> _Measured:
     from kgraft.runs.assembly import assemble
     from kgraft.runs.config import Config
+    from kgraft.runs.execution import grafting_fit
     from kgraft.runs.methods import METHODS, reads
-    from kgraft.runs.run import grafting_fit
 
     changes: dict[str, Any] = {
         "run.method": method,
