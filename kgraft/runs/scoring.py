@@ -5,7 +5,7 @@ import numpy as np
 from scipy.special import softmax
 
 from kgraft.data import BatchStream
-from kgraft.engines.choose import stepper_for
+from kgraft.engines.engine import stepper_for
 
 
 def predict(model: keras.Model, stream: BatchStream) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import keras
 
-from kgraft.engines.choose import check
+from kgraft.engines.engine import check
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord

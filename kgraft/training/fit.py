@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord

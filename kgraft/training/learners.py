@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from kgraft.engines.choose import stepper_for
+from kgraft.engines.engine import stepper_for
 from kgraft.errors import UserError
 from kgraft.training.feeds import AdapterFeed, ArrayFeed, Batch, Feed, feed_of, innermost
 from kgraft.training.preflight import optimizers_of

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.engines.stepper import compilation
 from kgraft.engines.steps import Logs
 from kgraft.training.batches import Batch, Feed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs
 from kgraft.training.batches import Feed, first_batch, side_by_side
@@ -52,7 +52,7 @@ class PeerLoop:
             for stepper, own in zip(steppers, learning.given([batch] * len(steppers)), strict=True):
                 stepper.build(own)
         engine = learning.engine()
-        engine.choose()
+        engine.settle()
         return engine
 
     def run(self, epochs: range, *, same_batches: bool = False) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.engines.steps import Logs
 from kgraft.equations import widened
 from kgraft.errors import UserError

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.engines.choose import Engine, predictions_of
+from kgraft.engines.engine import Engine, predictions_of
 from kgraft.equations import mean_probabilities
 from kgraft.training.distiller import Distiller, Taught, distil
 from kgraft.training.feeds import ArrayFeed, Batch, Feed

@@ -12,7 +12,7 @@ from keras import layers
 
 import kgraft
 from kgraft import data, models
-from kgraft.engines.choose import Engine
+from kgraft.engines.engine import Engine
 from kgraft.errors import UserError
 from kgraft.training.distiller import distil
 from tests.reference.random_models import random_model

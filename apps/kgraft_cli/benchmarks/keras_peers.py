@@ -13,7 +13,7 @@ class Kgraft:
 
         import kgraft
         from kgraft import models
-        from kgraft.engines.choose import Engine
+        from kgraft.engines.engine import Engine
         from kgraft.grafting import Graft, Moment, Peers
 
         self._stream, classes = batches_of(task)
