@@ -4,35 +4,17 @@ from typing import Any, Literal
 
 import keras
 
+from kgraft.convolutions import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
 from kgraft.keras_private import flat_layers
 
 Kind = Literal["convolution", "dense"]
 
-CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
 ATTENTION = (
     keras.layers.MultiHeadAttention,
     keras.layers.GroupQueryAttention,
     keras.layers.Attention,
     keras.layers.AdditiveAttention,
 )
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 _DENSE = (  # attention and recurrent layers are built of these
     keras.layers.Dense,
     keras.layers.EinsumDense,
@@ -94,11 +76,11 @@ def filter_axes(layer: keras.Layer, weight: Any) -> tuple[int, ...]:
     rank = len(weight.shape)
     if isinstance(layer, keras.layers.TorchModuleWrapper):
         return (0,)
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         return (rank - 2,)
-    if isinstance(layer, _DEPTHWISE):
+    if isinstance(layer, DEPTHWISE):
         return (rank - 2, rank - 1)
-    if isinstance(layer, _SEPARABLE) and weight is layer.depthwise_kernel:
+    if isinstance(layer, SEPARABLE) and weight is layer.depthwise_kernel:
         return (rank - 2, rank - 1)
     if isinstance(layer, keras.layers.EinsumDense):
         inputs, outputs = layer.equation.replace(" ", "").split("->")

@@ -6,23 +6,9 @@ from typing import Any
 
 import keras
 
+from kgraft.convolutions import CONVOLUTIONS, TRANSPOSED
 from kgraft.errors import UserError
 from kgraft.keras_private import graph_of, nodes_of
-
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
-)
 
 
 def parameters(model: keras.Model) -> int:
@@ -81,9 +67,7 @@ def filters(model: keras.Model) -> int:
     """
     layers = {id(node.operation): node for node in _nodes(model)}
     return sum(
-        _channels(node)
-        for node in layers.values()
-        if isinstance(node.operation, (*_CONVOLUTIONS, *_TRANSPOSED))
+        _channels(node) for node in layers.values() if isinstance(node.operation, CONVOLUTIONS)
     )
 
 
@@ -106,9 +90,9 @@ def _node_macs(node: Any) -> int:
     layer = node.operation
     if isinstance(layer, keras.layers.Dense):
         return math.prod(layer.kernel.shape) * _fixed(layer, node.output_tensors[0].shape[1:-1])
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         return _kernel_sizes(layer) * _positions(layer, node.input_tensors[0].shape)
-    if isinstance(layer, _CONVOLUTIONS):
+    if isinstance(layer, CONVOLUTIONS):
         return _kernel_sizes(layer) * _positions(layer, node.output_tensors[0].shape)
     return 0
 
