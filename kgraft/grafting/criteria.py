@@ -195,11 +195,6 @@ BY_NAME: dict[str, type[Criterion]] = {
 }
 
 
-def names() -> tuple[str, ...]:
-    """The criteria that have a name."""
-    return tuple(BY_NAME)
-
-
 def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criterion:
     """A criterion from its name, itself, or a function of one kernel.
 

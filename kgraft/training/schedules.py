@@ -3,7 +3,6 @@
 | function | PyTorch | the papers |
 |---|---|---|
 | `step_decay` | `StepLR` | "slr": x0.1 every 60 epochs |
-| `milestone_decay` | `MultiStepLR` | |
 | `cosine` | `CosineAnnealingLR`, stepped per epoch | |
 | `cosine_per_step` | `CosineAnnealingLR`, stepped per batch | "dlr", with `spread` over the peers |
 | `warmup` | `LinearLR`, chained with another | |
@@ -14,7 +13,6 @@ A Keras schedule counts optimizer steps, a PyTorch scheduler epochs: each functi
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -49,41 +47,6 @@ def step_decay(
     _check(lr=lr, every=every, steps_per_epoch=steps_per_epoch, factor=factor)
     return keras.optimizers.schedules.ExponentialDecay(
         lr, decay_steps=every * steps_per_epoch, decay_rate=factor, staircase=True
-    )
-
-
-def milestone_decay(
-    lr: float, *, milestones: Sequence[int], steps_per_epoch: int, factor: float = 0.1
-) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Learning rate that is multiplied by `factor` when an epoch of `milestones` begins.
-
-    Args:
-        lr: learning rate of the first epoch, positive.
-        milestones: the epochs, counted from 0, that begin with a lower rate; increasing.
-        steps_per_epoch: optimizer steps in an epoch, at least 1.
-        factor: what each drop multiplies by, in (0, 1].
-
-    Returns:
-        The schedule, as `keras.optimizers.schedules.PiecewiseConstantDecay`.
-
-    Raises:
-        UserError: an argument is out of range, or `milestones` is empty or not increasing.
-
-    Example:
-        >>> schedule = milestone_decay(0.1, milestones=(60, 120), steps_per_epoch=391)
-        >>> [round(float(schedule(epoch * 391)), 6) for epoch in (0, 59, 60, 119, 120, 199)]
-        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
-    """
-    _check(lr=lr, steps_per_epoch=steps_per_epoch, factor=factor)
-    epochs = list(milestones)
-    if not epochs or epochs[0] < 1 or epochs != sorted(set(epochs)):
-        raise UserError(
-            f"milestones={epochs}: the epochs that begin with a lower rate, increasing, from 1."
-        )
-    # Keras keeps a value while step <= boundary; the milestone's own first step has the next one.
-    return keras.optimizers.schedules.PiecewiseConstantDecay(
-        [epoch * steps_per_epoch - 1 for epoch in epochs],
-        [lr * factor**drops for drops in range(len(epochs) + 1)],
     )
 
 

@@ -9,7 +9,6 @@ from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import (
     cosine,
     cosine_per_step,
-    milestone_decay,
     spread,
     step_decay,
     warmup,
@@ -48,12 +47,6 @@ def test_step_decay_drops_with_the_first_step_of_the_epoch():
     )
 
 
-def test_milestones_drop_with_the_first_step_of_the_epoch():
-    schedule = milestone_decay(0.1, milestones=[2, 3], steps_per_epoch=STEPS, factor=0.5)
-    expected = [0.1] * (2 * STEPS) + [0.05] * STEPS + [0.025] * STEPS
-    assert rates(schedule, 4) == pytest.approx(expected, rel=1e-6)
-
-
 def test_cosine_stands_still_within_an_epoch_and_stays_at_zero():
     schedule = cosine(0.1, epochs=4, steps_per_epoch=STEPS)
     by_hand = [0.1, 0.05 * (1 + math.sqrt(0.5)), 0.05, 0.05 * (1 - math.sqrt(0.5)), 0.0, 0.0]
@@ -63,11 +56,6 @@ def test_cosine_stands_still_within_an_epoch_and_stays_at_zero():
 def test_schedules_are_those_of_torch():
     assert rates(step_decay(0.3, every=3, steps_per_epoch=STEPS), 8) == pytest.approx(
         torch_rates(lambda module, o: module.StepLR(o, 3, 0.1), 0.3, 8), rel=1e-6
-    )
-    assert rates(
-        milestone_decay(0.3, milestones=(2, 5), steps_per_epoch=STEPS), 8
-    ) == pytest.approx(
-        torch_rates(lambda module, o: module.MultiStepLR(o, [2, 5], 0.1), 0.3, 8), rel=1e-6
     )
     assert rates(cosine(0.3, epochs=8, steps_per_epoch=STEPS), 8) == pytest.approx(
         torch_rates(lambda module, o: module.CosineAnnealingLR(o, 8), 0.3, 8), rel=2e-5
@@ -173,13 +161,12 @@ def test_warmup_drives_an_optimizer_that_is_saved_and_loaded(tmp_path):
     "schedule",
     [
         step_decay(0.1, every=2, steps_per_epoch=STEPS),
-        milestone_decay(0.1, milestones=(1, 2), steps_per_epoch=STEPS),
         cosine(0.1, epochs=4, steps_per_epoch=STEPS),
         cosine_per_step(0.1, epochs=4, steps_per_epoch=STEPS),
         warmup(0.1, epochs=2, steps_per_epoch=STEPS),
         warmup(cosine(0.1, epochs=4, steps_per_epoch=STEPS), epochs=2, steps_per_epoch=STEPS),
     ],
-    ids=["step", "milestones", "cosine", "cosine per step", "warm-up", "warm-up of cosine"],
+    ids=["step", "cosine", "cosine per step", "warm-up", "warm-up of cosine"],
 )
 def test_schedules_survive_serialisation(schedule):
     config = keras.optimizers.schedules.serialize(schedule)
@@ -213,14 +200,6 @@ def test_spread_rises_to_the_full_rate(K):
         (
             lambda: step_decay(0.1, every=1, steps_per_epoch=1, factor=2.0),
             "factor=2.0: a drop multiplies by a number in (0, 1].",
-        ),
-        (
-            lambda: milestone_decay(0.1, milestones=(3, 2), steps_per_epoch=1),
-            "milestones=[3, 2]: the epochs that begin with a lower rate, increasing, from 1.",
-        ),
-        (
-            lambda: milestone_decay(0.1, milestones=(), steps_per_epoch=1),
-            "milestones=[]: the epochs that begin with a lower rate, increasing, from 1.",
         ),
     ],
 )
