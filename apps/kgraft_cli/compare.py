@@ -7,7 +7,7 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from kgraft.analysis.comparison import Line
+    from kgraft.analysis.comparison_table import Line
 
 
 @click.command("compare")
@@ -31,7 +31,7 @@ def command(
 
     from rich.console import Console
 
-    from kgraft.analysis.comparison import by_compute, header, lines, markdown, notes
+    from kgraft.analysis.comparison_table import by_compute, header, lines, markdown, notes
     from kgraft.engines.backends import BACKEND
     from kgraft.errors import UserError
     from kgraft.runs.comparisons.file import in_directory, read_comparison

@@ -76,10 +76,10 @@ class Engine:
         models = f"{count} model{'s' if count > 1 else ''}"
         return f"{self.name} on {keras.config.backend()} ({self.reason}), {models}"
 
-    def choose(self) -> None:
+    def settle(self) -> None:
         """Settle how the models take their steps, which are all built by now."""
         for stepper in self.steppers:
-            stepper.choose()
+            stepper.steps()
 
     def begin_epoch(self) -> None:
         """Reset all metrics and turn to training mode."""

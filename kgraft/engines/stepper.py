@@ -49,7 +49,7 @@ class Stepper:
             self.model._symbolic_build(data_batch=_triple(data))
             self._built = True
             self._steps = None  # those chosen so far knew neither metrics nor loss
-        self.choose()
+        self.steps()
 
     def begin_epoch(self) -> None:
         """Reset the metrics and turn to training mode."""
@@ -71,7 +71,7 @@ class Stepper:
             The metrics so far, as tensors on the device.
         """
         self.build(data)
-        self._last = self.choose().train(_triple(data))
+        self._last = self.steps().train(_triple(data))
         return self._last
 
     def logs(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Stepper:
             if before_batch is not None:
                 before_batch(step)
             self.build(data)
-            self._last = self.choose().test(_triple(data))
+            self._last = self.steps().test(_triple(data))
             if after_batch is not None:
                 after_batch(step, self._last)
         return self.logs()
@@ -126,7 +126,7 @@ class Stepper:
             Outputs of shape `(n, ...)`, nested as the model's are.
         """
         self._train_mode(False)
-        steps = self.choose() if self.model.built else BACKEND.eager_steps(self.model)
+        steps = self.steps() if self.model.built else BACKEND.eager_steps(self.model)
         outputs = [
             keras.tree.map_structure(keras.ops.convert_to_numpy, steps.predict(data[0]))
             for data in batches
@@ -138,7 +138,7 @@ class Stepper:
         if self._steps is not None:
             self._steps.training(on)
 
-    def choose(self) -> Steps:
+    def steps(self) -> Steps:
         """How the model, built by now, takes its steps; others since it was compiled anew."""
         self._notice()
         if self._steps is None:

@@ -30,7 +30,19 @@ def host_view(value: Any) -> NDArray[Any] | None:
     return view if view.dtype in (np.float32, np.float64) else view.astype(np.float32)
 
 
-def on_host(value: Any) -> NDArray[Any]:
+def host_array(value: Any) -> NDArray[Any]:
+    """A weight to be read on the host: its view, or a float32 copy where it lies elsewhere.
+
+    Args:
+        value: as for `host_view`.
+    """
+    view = host_view(value)
+    if view is not None:
+        return view
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(value)).astype(np.float32, copy=False)
+
+
+def host_copy(value: Any) -> NDArray[Any]:
     """A copy on the host, to be written to.
 
     Args:

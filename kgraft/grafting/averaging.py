@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kgraft.grafting.arrays import on_host
+from kgraft.grafting.arrays import host_copy
 from kgraft.grafting.mixer import EpochMixer, State, StepMixer
 from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.plan import GraftPlan
@@ -133,7 +133,7 @@ def _shuffled(
     chosen = random.choice(size, random.binomial(size, share), replace=False)
     if not len(chosen):
         return values
-    flat = {k: on_host(values[k]).reshape(-1) for k in among}
+    flat = {k: host_copy(values[k]).reshape(-1) for k in among}
     dealt = np.argsort(random.random((len(among), len(chosen))), axis=0)
     drawn = np.take_along_axis(np.stack([flat[k][chosen] for k in among]), dealt, axis=0)
     for k, own in zip(among, drawn, strict=True):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kgraft import equations
 from kgraft.equations import Float64
 from kgraft.errors import UserError, suggest
-from kgraft.grafting.arrays import host_view
+from kgraft.grafting.arrays import host_array, host_view
 from kgraft.settings import check, setting
 
 
@@ -131,7 +131,7 @@ class FilterEntropy:
         """Sum of filter entropies of each kernel, nats, `(len(kernels),)`; see `Criterion`."""
         return np.array(
             [
-                equations.filter_entropy(_readable(kernel), self.bins, axes)
+                equations.filter_entropy(host_array(kernel), self.bins, axes)
                 for kernel, axes in zip(kernels, filter_axes, strict=True)
             ]
         )
@@ -147,7 +147,7 @@ class L1Norm:
         """L1 norm of each kernel, shape `(len(kernels),)`; see `Criterion`."""
         return np.array(
             [
-                equations.filter_l1(_readable(kernel), axes).sum()
+                equations.filter_l1(host_array(kernel), axes).sum()
                 for kernel, axes in zip(kernels, filter_axes, strict=True)
             ]
         )
@@ -168,7 +168,7 @@ class Measured:
     ) -> Float64:
         """What `measure` says of each kernel, shape `(len(kernels),)`; see `Criterion`."""
         del filter_axes
-        return np.array([self._number(_readable(kernel)) for kernel in kernels], np.float64)
+        return np.array([self._number(host_array(kernel)) for kernel in kernels], np.float64)
 
     def _number(self, kernel: np.ndarray) -> float:
         value = self.measure(kernel)
@@ -193,11 +193,6 @@ BY_NAME: dict[str, type[Criterion]] = {
     "filter-entropy": FilterEntropy,
     "l1": L1Norm,
 }
-
-
-def names() -> tuple[str, ...]:
-    """The criteria that have a name."""
-    return tuple(BY_NAME)
 
 
 def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criterion:
@@ -233,12 +228,3 @@ def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criteri
 
 def _is_half(kernel: Any) -> bool:
     return keras.backend.standardize_dtype(kernel.dtype) in ("float16", "bfloat16")
-
-
-def _readable(kernel: Any) -> np.ndarray:
-    view = host_view(kernel)
-    if view is not None:
-        return view
-    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(kernel)).astype(
-        np.float32, copy=False
-    )

@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
+from kgraft.convolutions import CONVOLUTIONS
 from kgraft.errors import UserError
-from kgraft.grafting.layer_kinds import CONVOLUTIONS
 from kgraft.keras_private import flat_layers, graph_of, nodes_of
 
 _PADDINGS = (

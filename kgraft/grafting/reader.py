@@ -6,10 +6,10 @@ from typing import Any
 
 import keras
 
+from kgraft.convolutions import CONVOLUTIONS
 from kgraft.grafting.graph import Shortcuts, is_chain, residual_branches
 from kgraft.grafting.layer_kinds import (
     ATTENTION,
-    CONVOLUTIONS,
     Kind,
     filter_axes,
     is_block,

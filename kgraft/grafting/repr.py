@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kgraft.errors import UserError
-from kgraft.grafting.arrays import on_host
+from kgraft.grafting.arrays import host_copy
 from kgraft.grafting.chains import Chain, chains
 from kgraft.grafting.mixer import Mixer, State
 from kgraft.grafting.peers import Moment, Peers, plan_of
@@ -147,7 +147,7 @@ class RePr(Mixer):
             random = np.random.default_rng([self.seed, epoch, k])
             for entry in own:
                 chain, mask = Chain(**entry["chain"]), entry["filters"]
-                kernel = on_host(weights.weights(k, [chain.kernel])[0])
+                kernel = host_copy(weights.weights(k, [chain.kernel])[0])
                 rows = _filters(kernel)
                 kernel[..., mask] = (
                     orthogonal_filters(rows[~mask], entry["before"], random)
@@ -157,7 +157,7 @@ class RePr(Mixer):
                 weights.replace(k, chain.kernel, kernel)
                 fresh = {chain.scale: 1.0, chain.statistics[0]: 0.0, chain.statistics[1]: 1.0}
                 for index in chain.vectors:
-                    vector = on_host(weights.weights(k, [index])[0])
+                    vector = host_copy(weights.weights(k, [index])[0])
                     vector[mask] = fresh.get(index, 0.0)
                     weights.replace(k, index, vector)
         weights.commit()
@@ -254,7 +254,7 @@ def _still_silent(model: keras.Model, plan: GraftPlan, known: _Dropped) -> _Drop
     before = {own["chain"]["kernel"]: (own["filters"], own["before"]) for own in known}
     found: _Dropped = []
     for chain in _prunable(model, plan):
-        kernel, *vectors = (on_host(model.weights[index].value) for index in _held(chain))
+        kernel, *vectors = (host_copy(model.weights[index].value) for index in _held(chain))
         filters = _filters(kernel)
         silent = ~filters.any(axis=1) & np.all([vector == 0 for vector in vectors], axis=0)
         if silent.any():
@@ -271,7 +271,7 @@ def _held(chain: Chain) -> list[int]:
 
 
 def _filters(kernel: Any) -> np.ndarray:
-    host = on_host(kernel).astype(np.float64)
+    host = host_copy(kernel).astype(np.float64)
     return host.reshape(-1, host.shape[-1]).T
 
 

@@ -53,8 +53,8 @@ class HostMatrix:
         known = _KNOWN.get(models[0])
         if known is None or _ids(known._peers) != _ids(peers):
             dtypes = {weight.dtype for peer in peers for weight in peer if is_float(weight)}
-            on_host = all(BACKEND.is_on_host(weight.value) for peer in peers for weight in peer)
-            if not on_host or len(dtypes) != 1 or not dtypes <= set(_FLOATS):
+            elsewhere = not all(BACKEND.is_on_host(w.value) for peer in peers for w in peer)
+            if elsewhere or len(dtypes) != 1 or not dtypes <= set(_FLOATS):
                 return None
             known = _KNOWN[models[0]] = cls(peers)
         return known

@@ -31,10 +31,10 @@ def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> 
     observer = observer or Silent()
     directory = RunDirectory(out, assembly.config, environment(_seeds(assembly)))
     teachers, teacher_rows = _teach(assembly, directory, observer)
-    run, recorder, seconds = _graft(assembly, teachers, directory, observer)
+    training, recorder, seconds = _graft(assembly, teachers, directory, observer)
     test, validation = assembly.test, assembly.validation
     rows, logits = [], []
-    for k, peer in enumerate(run.peers):
+    for k, peer in enumerate(training.peers):
         directory.save_model(peer, None, f"peers/peer-{k + 1}")
         directory.save_model(peer, recorder.best_weights[k], f"peers/peer-{k + 1}-best")
         logits.append(predict(peer, test))
@@ -57,7 +57,7 @@ def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> 
             "validation_accuracy": None
             if validation is None or assembly.dataset.validation is None
             else accuracy(
-                ensemble([predict(peer, validation) for peer in run.peers]),
+                ensemble([predict(peer, validation) for peer in training.peers]),
                 assembly.dataset.validation.labels,
             ),
         },
@@ -127,17 +127,17 @@ def _graft(
     observer: Observer,
 ) -> tuple[GraftingFit, Recorder, float]:
     config = assembly.config
-    run = grafting_fit(assembly, teachers)
+    training = grafting_fit(assembly, teachers)
     written = 0
 
     def write(rows: list[dict[str, Any]]) -> None:
         nonlocal written
         directory.add_metrics(rows)
-        for epoch, record in run.records[written:]:
+        for epoch, record in training.records[written:]:
             directory.add_grafts(record.to_rows(epoch=epoch + 1))
-        written = len(run.records)
+        written = len(training.records)
 
-    recorder = Recorder("peers", run.peers, observer, write)
+    recorder = Recorder("peers", training.peers, observer, write)
 
     def callbacks(k: int) -> list[keras.callbacks.Callback]:
         averaged = (
@@ -147,10 +147,10 @@ def _graft(
         )
         return [*averaged, *recorder.callbacks(k)]
 
-    observer.begin("peers", len(run.peers), config.run.epochs, assembly.train.steps)
+    observer.begin("peers", len(training.peers), config.run.epochs, assembly.train.steps)
     keras.utils.set_random_seed(seed_of(config, 0))
     started = time.perf_counter()
-    run.fit(
+    training.fit(
         assembly.train,
         epochs=config.run.epochs,
         verbose=0,
@@ -158,7 +158,7 @@ def _graft(
         callbacks=callbacks,
         shared_batches=config.data.shared,
     )
-    return run, recorder, time.perf_counter() - started
+    return training, recorder, time.perf_counter() - started
 
 
 def _scores(model: keras.Model, assembly: Assembly) -> dict[str, float | None]:

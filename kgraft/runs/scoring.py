@@ -1,7 +1,8 @@
-"""What networks say of images, alone and together, and how much of it is right."""
+"""What models answer, and how often they are right."""
 
 import keras
 import numpy as np
+from scipy.special import softmax
 
 from kgraft.data import BatchStream
 from kgraft.engines.engine import stepper_for
@@ -21,9 +22,4 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def ensemble(logits: list[np.ndarray]) -> np.ndarray:
     """Mean of several models' softmax probabilities, `(n, classes)`."""
-    return np.mean([_softmax(part.astype(np.float64)) for part in logits], axis=0)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return np.mean([softmax(part.astype(np.float64), axis=1) for part in logits], axis=0)

@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from kgraft.analysis.comparison import by_compute, lines, markdown, notes
+from kgraft.analysis.comparison_table import by_compute, lines, markdown, notes
 from kgraft.analysis.statistics import Spread, paired_difference
 
 

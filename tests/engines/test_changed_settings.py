@@ -126,7 +126,7 @@ def test_what_somebody_changes_while_a_trace_is_played_counts_as_in_keras(name):
     expected, _ = _followed(change, "eager", place)
     unchanged, _ = _followed(change, "eager", None)
     found, stepper = _followed(change, "compiled", place)
-    assert isinstance(stepper.choose(), TracedSteps)
+    assert isinstance(stepper.steps(), TracedSteps)
     assert _distance(found, expected) < 2e-4 < 2e-3 < _distance(unchanged, expected)
 
 

@@ -66,7 +66,7 @@ def steps_of(model, steps):
     engine.steppers[0].build(steps[0])
     engine.begin_epoch()
     logs = [{name: float(value) for name, value in engine.step([b])[0].items()} for b in steps]
-    return engine.steppers[0].choose(), logs
+    return engine.steppers[0].steps(), logs
 
 
 def assert_same_bits(make, steps, after):
@@ -311,7 +311,7 @@ def test_a_trace_lasts_for_all_epochs(after):
         engine.step([batch])
         engine.end_epoch()
         engine.steppers[0].evaluate([batch])
-        played.append(list(engine.steppers[0].choose()._plays.values()))
+        played.append(list(engine.steppers[0].steps()._plays.values()))
     assert played[0] and played[0] == played[1] == played[2] != [None]
 
 

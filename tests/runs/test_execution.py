@@ -14,7 +14,6 @@ from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
 from kgraft.runs.execution import execute
 from kgraft.runs.methods import mixer_of
-from kgraft.runs.scoring import accuracy, ensemble
 
 
 def lines(path):
@@ -189,15 +188,6 @@ def test_a_directory_of_another_run_is_left_alone(tiny, tmp_path):
     with pytest.raises(UserError, match="holds another run"):
         execute(assemble(tiny()), tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["run.toml"]
-
-
-def test_accuracy_and_ensemble_by_hand():
-    logits = [np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [0.0, 1.0]])]
-    labels = np.array([0, 0])
-    assert [accuracy(part, labels) for part in logits] == [0.5, 0.0]
-    sure, less = np.exp(2) / (np.exp(2) + 1), np.exp(1) / (np.exp(1) + 1)
-    np.testing.assert_allclose(ensemble(logits)[0], [(sure + 1 - less) / 2, (1 - sure + less) / 2])
-    assert accuracy(ensemble(logits), labels) == 0.5
 
 
 def test_the_authors_way_selects_on_the_test_images(tiny, tmp_path):
