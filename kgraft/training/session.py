@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kgraft.errors import UserError
 from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Independent, Mixer, State
 from kgraft.grafting.peers import Moment, Peers
@@ -170,7 +171,13 @@ class Session:
     def _mix(self, moment: Moment) -> None:
         self.begin()
         assert self._peers is not None and self._state is not None
-        self._state, record = self.mixer.apply(self._peers, self._state, moment)
+        done = self.mixer.apply(self._peers, self._state, moment)
+        if not (isinstance(done, tuple) and len(done) == 2):
+            raise UserError(
+                f"{type(self.mixer).__name__}.apply gave {type(done).__name__}: expected a state and "
+                "a record, or None for no record."
+            )
+        self._state, record = done
         if record is not None:
             warn_of_sick_peers(record, self._sick)
             self.records.append((moment.epoch, record))

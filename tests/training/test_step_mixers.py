@@ -66,3 +66,13 @@ def test_the_callback_takes_any_other_mixer():
     schedule = {"every": 1, "epochs": None, "evaluate": "after"}
     assert callback.get_config()["mixer"] == {"mixer": "Average", **schedule}
     assert keras.tree.flatten(callback.get_config())
+
+
+def test_a_mixer_that_forgets_its_state_is_told_so():
+    class Forgets(StepMixer):
+        def apply(self, peers, state, moment):
+            return None
+
+    run = kgraft.GraftingFit([network()], mixer=Forgets())
+    with pytest.raises(kgraft.UserError, match=r"Forgets\.apply gave NoneType: expected a state"):
+        run.fit(*digits(20), epochs=1, verbose=0)
