@@ -174,8 +174,8 @@ class Session:
         done = self.mixer.apply(self._peers, self._state, moment)
         if not (isinstance(done, tuple) and len(done) == 2):
             raise UserError(
-                f"{type(self.mixer).__name__}.apply gave {type(done).__name__}: expected a state and "
-                "a record, or None for no record."
+                f"{type(self.mixer).__name__}.apply gave {type(done).__name__}: expected a state "
+                "and a record, or None for no record."
             )
         self._state, record = done
         if record is not None:
