@@ -4,22 +4,33 @@ At the end of every epoch each layer of a peer is blended with the same layer of
 in a ring, weighted by the entropy of the two layers' weights (filter grafting, CVPR 2020).
 """
 
-from etils import epy as _epy
-
 from kgraft import backend as _backend
 
-_backend.choose()  # before anybody imports Keras
+_backend.settle()
 
-with _epy.lazy_api_imports(globals()):  # Keras comes with the first name that is used
-    from kgraft import data, grafting, models
-    from kgraft.errors import UserError
-    from kgraft.grafting import Entropy, FilterEntropy, Graft, GraftPlan, GraftRecord, L1Norm
-    from kgraft.training.callback import GraftCallback
-    from kgraft.training.distiller import Distiller
-    from kgraft.training.fit import GraftingFit
-    from kgraft.training.mutual import Mutual
-    from kgraft.training.optimizers import SGD
-    from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
+# Only now may Keras be imported.
+from kgraft import data, grafting, models  # noqa: E402
+from kgraft.errors import UserError  # noqa: E402
+from kgraft.grafting import (  # noqa: E402
+    Entropy,
+    FilterEntropy,
+    Graft,
+    GraftPlan,
+    GraftRecord,
+    L1Norm,
+)
+from kgraft.training.callback import GraftCallback  # noqa: E402
+from kgraft.training.distiller import Distiller  # noqa: E402
+from kgraft.training.fit import GraftingFit  # noqa: E402
+from kgraft.training.mutual import Mutual  # noqa: E402
+from kgraft.training.optimizers import SGD  # noqa: E402
+from kgraft.training.schedules import (  # noqa: E402
+    cosine,
+    cosine_per_step,
+    spread,
+    step_decay,
+    warmup,
+)
 
 __all__ = [
     "GraftingFit",

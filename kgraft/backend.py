@@ -52,7 +52,7 @@ def installed_version(backend: str) -> str | None:
     return None
 
 
-def choose() -> str:
+def settle() -> str:
     """Settle the backend before Keras is imported; called by `import kgraft`.
 
     `KERAS_BACKEND` wins, then a `keras.json` that somebody has written, then torch. When Keras is

@@ -108,7 +108,7 @@ def keys_of(table: type) -> dict[str, type]:
     """
     found: dict[str, type] = {}
     for own in _fields(table).values():
-        if _rule(own).get("key", True):
+        if _rule(own).get("key", own.default_factory is dataclasses.MISSING):
             found[own.name] = table
         for part in _rule(own).get("parts", {}).values():
             found = {**found, **{key: part for key in _fields(part) if key not in found}}
@@ -116,8 +116,9 @@ def keys_of(table: type) -> dict[str, type]:
 
 
 def default_of(table: type, key: str) -> Any:
-    """What a key of a class's table is where nobody sets it."""
-    return _fields(keys_of(table)[key])[key].default
+    """What a key of a class's table is where nobody sets it; None where it must be set."""
+    default = _fields(keys_of(table)[key])[key].default
+    return None if default is dataclasses.MISSING else default
 
 
 def read_of(table: type, values: Mapping[str, Any]) -> list[str]:
@@ -153,6 +154,8 @@ def made(table: type, values: Mapping[str, Any], **more: Any) -> Any:
             arguments[key] = part(**own)
         elif key in values:
             arguments[key] = values[key]
+        elif _fields(table)[key].default is dataclasses.MISSING:
+            raise UserError(f"{table.__name__} needs a {key}: set it in its table.")
     return table(**arguments)
 
 
@@ -197,6 +200,8 @@ def _read(owner: type, name: str, value: Any, most: float = _MOST) -> tuple[Any,
     rule = _rule(_fields(owner)[name])
     kinds, words = _kinds(_hints(owner)[name], rule)
     words = rule.get("choices", words)
+    if not all(kind in _NAMES for kind in kinds if kind is not types.NoneType):
+        return value, ""  # a kind that the class checks itself
     value, fits = _typed(value, kinds)
     if not fits:
         expected = " or ".join(_NAMES[kind] for kind in kinds if kind is not types.NoneType)

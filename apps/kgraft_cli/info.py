@@ -12,7 +12,7 @@ def command() -> None:
     from kgraft import backend
     from kgraft.engines.backends import BACKEND
 
-    in_use = backend.choose()
+    in_use = backend.settle()
     rows = {"kgraft": version("kgraft"), "python": platform.python_version()}
     rows |= {name: version(name) for name in ("keras", "numpy", "tensorflow-datasets")}
     for name in backend.BACKENDS:
