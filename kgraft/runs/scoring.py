@@ -1,4 +1,4 @@
-"""What networks say of images, alone and together, and how much of it is right."""
+"""What models answer, and how often they are right."""
 
 import keras
 import numpy as np

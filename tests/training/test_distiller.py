@@ -15,6 +15,7 @@ from kgraft.training.distiller import (
     student_of,
 )
 from kgraft.training.optimizers import SGD
+from kgraft.training.schedules import step_decay
 from tests.reference import distillation as reference
 
 pytestmark = pytest.mark.core
@@ -333,7 +334,7 @@ def test_student_without_shapes_is_built_by_the_first_batch():
 
 def test_saved_distiller_goes_on_as_if_it_had_not_stopped(tmp_path):
     student = compiled(linear("student"))
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.01])
+    schedule = step_decay(0.1, every=1, steps_per_epoch=2)
     model = Distiller(student, [noisy("teacher"), linear("other")], temperature=3.0)
     compiled(model, SGD(schedule, l2=1e-3))
     fit(model)

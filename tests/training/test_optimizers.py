@@ -5,6 +5,7 @@ from keras import ops
 
 from kgraft.errors import UserError
 from kgraft.training.optimizers import SGD
+from kgraft.training.schedules import step_decay
 from tests.reference import sgd as reference
 
 pytestmark = pytest.mark.core
@@ -134,11 +135,7 @@ def test_saved_model_goes_on_as_if_it_had_not_stopped(tmp_path):
     x, y = rng.normal(size=(24, 5)).astype("float32"), rng.integers(3, size=24)
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
     model.compile(
-        SGD(
-            keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.01]),
-            momentum=0.9,
-            l2=1e-2,
-        ),
+        SGD(step_decay(0.1, every=1, steps_per_epoch=4), momentum=0.9, l2=1e-2),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     fit = {"batch_size": 8, "epochs": 1, "shuffle": False, "verbose": 0}
