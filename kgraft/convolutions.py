@@ -1,13 +1,9 @@
-"""Keras' convolution layers, by what their kernels are."""
+"""Keras' convolutions by what their kernels are."""
 
 from keras import layers
 
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-CONVOLUTIONS = (
-    *(layers.Conv1D, layers.Conv2D, layers.Conv3D),
-    *TRANSPOSED,
-    *DEPTHWISE,
-    *SEPARABLE,
-)
+PLAIN = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+CONVOLUTIONS = (*PLAIN, *TRANSPOSED, *DEPTHWISE, *SEPARABLE)

@@ -76,7 +76,7 @@ class Engine:
         models = f"{count} model{'s' if count > 1 else ''}"
         return f"{self.name} on {keras.config.backend()} ({self.reason}), {models}"
 
-    def settle(self) -> None:
+    def choose(self) -> None:
         """Settle how the models take their steps, which are all built by now."""
         for stepper in self.steppers:
             stepper.steps()

@@ -52,7 +52,7 @@ class PeerLoop:
             for stepper, own in zip(steppers, learning.given([batch] * len(steppers)), strict=True):
                 stepper.build(own)
         engine = learning.engine()
-        engine.settle()
+        engine.choose()
         return engine
 
     def run(self, epochs: range, *, same_batches: bool = False) -> None:
