@@ -8,7 +8,7 @@
 | 3 | `filter_l1` | l1 norm of every filter |
 | 4, 6 | `bin_edges`, `authors_bin_edges`, `bin_counts`, `entropy` | entropy of a set of weights |
 | 5 | `filter_entropy` | sum of the filters' entropies |
-| 7 | `graft_coefficient` | share of its own that a receiver keeps |
+| 7 | `graft_coefficient`, `literal_graft_coefficient` | share of its own that a receiver keeps |
 | 8-12 | `mean_probabilities`, `distillation_loss` | what the M teachers add to a student's loss |
 
 Numbers as in Cheng, Meng et al., arXiv 2004.12311v2 (Meng, Cheng et al., CVPR 2020, has the same).
@@ -206,6 +206,31 @@ def graft_coefficient(
         raise ValueError(f"own={own!r}, donor={donor!r}: information must be finite")
     difference = np.asarray(own, np.float64) - np.asarray(donor, np.float64)
     return amplitude / np.pi * np.arctan(sharpness * difference) + 0.5
+
+
+def literal_graft_coefficient(
+    own: ArrayLike, donor: ArrayLike, *, amplitude: float, sharpness: float
+) -> Float64:
+    """Eq. 7 as printed: alpha = A * arctan(c * (H_own - H_donor)) + 1/2, without the pi.
+
+    Args:
+        own: information H_own of the receiver, nats, shape `(...)`.
+        donor: information H_donor of the donor, nats, same shape.
+        amplitude: A, in [0, 1/pi]; the papers' A = 0.4 would leave [0, 1].
+        sharpness: c, 1/nats, positive.
+
+    Returns:
+        alpha in [0, 1], shape `(...)`, float64.
+
+    Raises:
+        ValueError: alpha could leave [0, 1], or `sharpness` is not positive.
+    """
+    if not 0 <= amplitude <= 1 / np.pi:
+        raise ValueError(
+            f"amplitude={amplitude}: eq. 7 without the division by pi stays in [0, 1] only "
+            f"for A in [0, 1/pi = {1 / np.pi:.4f}]; use graft_coefficient"
+        )
+    return graft_coefficient(own, donor, amplitude=amplitude * np.pi, sharpness=sharpness)
 
 
 def blend(own: Any, donor: Any, alpha: float) -> Any:

@@ -142,6 +142,13 @@ def test_information_that_is_not_finite_has_no_coefficient(wrong):
             equations.graft_coefficient(own, donor, **PAPERS)
 
 
+def test_the_literal_reading_is_refused_where_alpha_could_leave_its_range():
+    with pytest.raises(ValueError, match="1/pi"):
+        equations.literal_graft_coefficient(1.0, 0.0, **PAPERS)
+    alpha = equations.literal_graft_coefficient(1.0, 0.0, amplitude=0.3, sharpness=1.0)
+    assert alpha == pytest.approx(0.3 * np.pi / 4 + 0.5)
+
+
 def tensor(values):
     return keras.ops.convert_to_tensor(np.asarray(values, np.float32))
 

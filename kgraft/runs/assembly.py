@@ -267,7 +267,8 @@ def _compiled(
             momentum=wanted.momentum,
             l2=wanted.l2,
             nesterov=wanted.nesterov,
-            **({} if ema is None else {"use_ema": True, "ema_momentum": ema}),
+            use_ema=ema is not None,
+            ema_momentum=0.99 if ema is None else ema,  # Keras' own where it has no part
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
