@@ -185,16 +185,11 @@ class Config:
         return {**found, **self.methods}
 
     def to_toml(self) -> str:
-        """The settings as a run file that `parse` reads back to the same settings.
-
-        Once the method has been named, the teachers' defaults are left out where there are none.
-        """
-        untaught = self.run.method is not None and not method_of(self).taught
+        """The settings as a run file that `parse` reads back to the same settings."""
         blocks: dict[str, list[str]] = {}
         for key, value in self.flat().items():
             table, _, name = key.partition(".")
-            idle = table == "teachers" and untaught and name != "count"
-            if value is not None and not (idle and value == getattr(Teachers(), name)):
+            if value is not None:
                 blocks.setdefault(f"[{table}]", []).append(f"{name} = {to_toml(value)}")
         return "\n\n".join("\n".join([table, *own]) for table, own in blocks.items()) + "\n"
 
