@@ -45,15 +45,8 @@ def setting(
         key: False for one that no run file sets: it is the run's own, as `seed` is.
         kw_only: whether it is given by name only.
     """
-    rule = {
-        "low": low,
-        "high": high,
-        "above": above,
-        "below": below,
-        "choices": choices or parts,
-        "parts": parts,
-        "key": key,
-    }
+    limits = {"low": low, "high": high, "above": above, "below": below}
+    rule = {**limits, "choices": choices or parts, "parts": parts, "key": key}
     given = {name: limit for name, limit in rule.items() if limit is not None}
     return field(default=default, metadata={"rule": given}, kw_only=kw_only)
 
