@@ -66,7 +66,8 @@ def check(owner: Any) -> None:
             continue
         _, wrong = _read(type(owner), own.name, value, most=math.inf)
         if wrong:
-            raise UserError(f"{type(owner).__name__}({own.name}={value}){wrong}")
+            told = repr(value) if isinstance(value, str) else value
+            raise UserError(f"{type(owner).__name__}({own.name}={told}){wrong}")
 
 
 def checked(table: type, key: str, value: Any, where: str) -> Any:

@@ -37,11 +37,11 @@ def test_plain_fields_are_settings_as_far_as_their_kinds_are_known():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"share": "1"}, "Own(share=1): expected a number."),
+        ({"share": "1"}, "Own(share='1'): expected a number."),
         ({"share": True}, "Own(share=True): expected a number."),
         ({"share": 1.0, "times": 0}, "Own(times=0): expected 1 or more."),
         ({"share": 1.0, "times": 1.5}, "Own(times=1.5): expected a whole number."),
-        ({"share": 1.0, "mode": "inn"}, "Own(mode=inn). Did you mean 'in'?"),
+        ({"share": 1.0, "mode": "inn"}, "Own(mode='inn'). Did you mean 'in'?"),
         ({"share": float("nan")}, "Own(share=nan): expected a finite number."),
     ],
 )

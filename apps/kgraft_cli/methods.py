@@ -16,7 +16,7 @@ def command() -> None:
 
     table = Table()
     for name in ("method", "what happens", "peers", "teachers", "settings"):
-        table.add_column(name, no_wrap=name == "settings")
+        table.add_column(name, no_wrap=name in ("method", "settings"))
     for name, method in sorted(METHODS.items()):
         defaults = [
             key if default is None else f"{key} = {settings.to_toml(default)}"

@@ -216,6 +216,9 @@ def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criteri
         if criterion not in BY_NAME:
             raise UserError(f"unknown criterion {criterion!r}." + suggest(criterion, BY_NAME))
         return BY_NAME[criterion]()
+    if inspect.isclass(criterion):
+        name = criterion.__name__
+        raise UserError(f"criterion is the class {name}: pass {name}(...).")
     if isinstance(criterion, Criterion):
         return criterion
     if callable(criterion):

@@ -48,7 +48,7 @@ class Mixer:
         name: its word in run files; a class that has one can be asked for by it.
         table: the table of a run file that holds its settings, named as itself by default.
         peers: how many networks a run has where nobody says.
-        least: how many it has at least.
+        least: how many a run has at least; in Python a single peer is trained alone.
         taught: whether its peers learn from teachers; they have none otherwise.
         answer: what answers a question after training, `"peer"` or `"ensemble"`.
         between_steps: whether it acts after steps too.
@@ -68,10 +68,26 @@ class Mixer:
         super().__init_subclass__(**kwargs)
         if "name" in vars(cls):
             cls.table = vars(cls).get("table", cls.name)
+            other = MIXERS.setdefault(cls.name, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise UserError(
+                    f"mixer {cls.__qualname__} is named {cls.name!r}, as {other.__module__}."
+                    f"{other.__qualname__} is: give it another name."
+                )
             MIXERS[cls.name] = cls
 
     def __post_init__(self) -> None:
         settings.check(self)
+
+    @classmethod
+    def check_class(cls) -> None:
+        """Refuse a class that says when to act and not what to do.
+
+        Raises:
+            UserError: it has no `apply` of its own.
+        """
+        if cls.apply is Mixer.apply and not issubclass(cls, Independent):
+            raise UserError(f"mixer {cls.__name__} has no apply(peers, state, moment) of its own.")
 
     def plan(self, models: Sequence[keras.Model]) -> GraftPlan:
         """The plan of the first peer, after comparing the others with it.

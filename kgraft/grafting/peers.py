@@ -56,13 +56,22 @@ def plan_of(
         blend_frozen: see `GraftPlan.of`.
 
     Raises:
-        UserError: no peer, a model given twice, or peers that do not match; names the first
-            difference.
+        UserError: no peer, a model given twice, weights that two peers share and train, or peers
+            that do not match; names the first difference.
     """
     if not models:
         raise UserError("no peers: grafting needs at least one model.")
     if len({id(model) for model in models}) != len(models):
         raise UserError("a model is in the ring twice: every peer must be its own model.")
+    owner: dict[int, int] = {}
+    for k, model in enumerate(models, start=1):
+        for variable in model.trainable_variables:
+            first = owner.setdefault(id(variable), k)
+            if first != k:
+                raise UserError(
+                    f"peer {first} and peer {k} share {variable.path}, which would be trained "
+                    "twice: every peer needs weights of its own."
+                )
     plan, *others = (GraftPlan.of(m, grouping, blend_frozen=blend_frozen) for m in models)
     for k, other in enumerate(others, start=2):
         plan.check_matches(other, "peer 1", f"peer {k}")

@@ -102,11 +102,11 @@ class _Methods(Mapping[str, type[Mixer]]):
         for entry in entry_points(group="kgraft.methods", name=name):
             return _mixer(entry.load(), name)
         module, colon, attribute = name.partition(":")
-        if not colon:
+        if not (module and colon and attribute):
             raise KeyError(name)
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, SyntaxError) as error:
             raise UserError(f"method {name!r} cannot be loaded: {error}.") from error
         return _mixer(found, name)
 
@@ -129,6 +129,7 @@ METHODS = _Methods()
 
 def _mixer(found: object, name: str) -> type[Mixer]:
     if isinstance(found, type) and issubclass(found, Mixer) and found.name:
+        found.check_class()
         return found
     raise UserError(f"method {name!r}: expected a class of kgraft.grafting.Mixer with a name.")
 

@@ -34,20 +34,22 @@ def modern(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
     new: dict[str, Any] = {name: dict(own) for name, own in tables.items()}
     graft, papa, scion = (new.get(name, {}) for name in ("graft", "papa", "scion"))
     method = new.get("run", {}).get("method")
-    if graft.pop("level", "layer") == "filter":
-        plain = method == "graft" or new.get("teachers", {}).get("count") == 0
-        method = "filter-graft" if plain else "filter-graft+"
-        new.setdefault("run", {})["method"] = method
-        if graft.pop("grouping", "default") == "authors":
-            graft["biases"] = False
-        new["filter-graft"] = new.pop("graft", {})
+    if method in (None, "graft", "graft+") and graft.get("level") in ("layer", "filter"):
+        if graft.pop("level") == "filter":
+            plain = method == "graft" or new.get("teachers", {}).get("count") == 0
+            method = "filter-graft" if plain else "filter-graft+"
+            new.setdefault("run", {})["method"] = method
+            if graft.pop("grouping", "default") == "authors":
+                graft["biases"] = False
+            new["filter-graft"] = new.pop("graft")
     if "frozen" in graft:
         graft["blend_frozen"] = graft.pop("frozen")
-    if papa.pop("variant", "gradual") == "all":
-        method = new["run"]["method"] = "papa-all"
-        own = new["papa-all"] = new.pop("papa")
-        if "every_epochs" in own:
-            own["every"] = own.pop("every_epochs")
+    if method == "papa" and papa.get("variant") in ("gradual", "all"):
+        if papa.pop("variant") == "all":
+            method = new["run"]["method"] = "papa-all"
+            own = new["papa-all"] = new.pop("papa")
+            if "every_epochs" in own:
+                own["every"] = own.pop("every_epochs")
     if method in ("noise", "internal", "rotation", "fixed", "papa-all"):
         names = _TIMES + (("alpha",) if method == "fixed" else ())
         moved = {name: graft.pop(name) for name in names if name in graft}

@@ -17,6 +17,7 @@ from kgraft.grafting.ring import GraftRecord
 from kgraft.training.callback_arguments import check_data, checked_peers
 from kgraft.training.callback_run import CallbackRun
 from kgraft.training.fit_arguments import checked_mixer
+from kgraft.training.mutual import Mutual
 from kgraft.training.session import Session
 
 _log = logging.getLogger("kgraft")
@@ -46,9 +47,10 @@ class GraftCallback(keras.callbacks.Callback):
     loss, weights, in capitals what differs from the first one's. When it has ended, peers whose
     optimizer averages weights (`use_ema`) have the averages, as `fit`'s model has.
 
-    `fit` may be called epoch by epoch with the same callback: the peers read their data on, and a
-    grafting that was put off is done. An interrupted `fit` leaves every model usable, and peers
-    move in no other `fit` than one with this callback.
+    `fit` may be called epoch by epoch with the same callback: epochs are counted over all calls
+    (`initial_epoch`, unless 0, sets the count), in `records` and in the mixer's schedule, the peers
+    read their data on, and a grafting that was put off is done. An interrupted `fit` leaves every
+    model usable, and peers move in no other `fit` than one with this callback.
 
     Cost: a training step and the memory of a model for each peer; on jax the peers' steps hold
     their weights twice, because they are not donated. A grafting costs far less than a step.
@@ -119,6 +121,8 @@ class GraftCallback(keras.callbacks.Callback):
         super().__init__()
         self.peers = checked_peers(peers)
         self.mixer: Mixer = checked_mixer(mixer, graft)
+        if isinstance(self.mixer, Mutual):
+            raise UserError("mutual learning is how peers learn, not a mixing: use GraftingFit.")
         if self.mixer.between_steps:
             raise UserError(
                 f"{type(self.mixer).__name__} acts between steps, where fit owns the model's "
@@ -195,7 +199,7 @@ class GraftCallback(keras.callbacks.Callback):
         if not run.resumed:
             run.resume(epoch)
             run.begin()
-        run.session.begin_epoch(epoch)
+        run.session.begin_epoch(run.done_before + epoch)
         for learner in run.learners:
             learner.stepper.begin_epoch()
 

@@ -36,6 +36,7 @@ class CallbackRun:
         place: the model's place in the ring.
         learners: the peers that learn here.
         resumed: whether the peers are where the model is; no epoch has begun before.
+        done_before: epochs of earlier fits, which this one goes on from.
         thread: the one that `fit` runs in.
 
     Raises:
@@ -60,6 +61,7 @@ class CallbackRun:
         self.lockstep = Lockstep(model)
         self.thread = threading.current_thread()
         self.resumed = self._prepared = False
+        self.done_before = 0
         self.backup: PeerBackup | None = None
         self._backup_dir, self._own_data = backup_dir, data is not None
         others = [k for k in range(len(ring)) if k != self.place]
@@ -123,6 +125,7 @@ class CallbackRun:
         for learner in self.learners:
             learner.first_pass = epoch
         if epoch == 0:
+            self.done_before = self.session.epochs_done
             return
         if self.backup is not None and self.backup.holds(epoch):
             kept = self.backup.restore(epoch)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kgraft.errors import UserError
 from kgraft.grafting.graft import Graft
-from kgraft.grafting.mixer import Mixer
+from kgraft.grafting.mixer import Independent, Mixer
 from kgraft.keras_private import train_validation_split
 from kgraft.training.feeds import is_arrays, is_listed
 from kgraft.training.mutual import Mutual
@@ -73,6 +73,8 @@ def checked_mixer(mixer: Any, graft: Any = None) -> Mixer:
         )
     if type(mixer) is Mixer:
         warnings.warn("Mixer() is called Independent() now.", DeprecationWarning, stacklevel=3)
+        return Independent()
+    mixer.check_class()
     return mixer
 
 

@@ -85,6 +85,8 @@ class Session:
         self._state = self.mixer.init(self._peers, self._state)
         self._begun = True
         preflight(self.models)
+        if not isinstance(self.mixer, Independent):
+            _warn_of_averages(self.models)
         if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
             self._warned = _warn_of_twins(self.models)
 
@@ -187,6 +189,17 @@ class Session:
 def _is_built(model: keras.Model) -> bool:
     """Whether it has all its weights: a built backbone may have an unbuilt head."""
     return bool(model.weights) and all(layer.built for layer in flat_layers(model))
+
+
+def _warn_of_averages(models: Sequence[keras.Model]) -> None:
+    """Say so when what a fit leaves behind are averages, which are not mixed."""
+    averaged = [k for k, own in enumerate(models, 1) if getattr(own.optimizer, "use_ema", False)]
+    if averaged:
+        _log.warning(
+            "the optimizers of peers %s average weights (use_ema): weights are mixed, their "
+            "averages, which fit puts in their place, follow with the steps after it only.",
+            averaged,
+        )
 
 
 def _warn_of_twins(models: Sequence[keras.Model]) -> bool:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import kgraft
 from kgraft.errors import UserError
 from kgraft.grafting import Graft
 from kgraft.grafting.graft import warn_of_sick_peers
@@ -145,3 +146,17 @@ def test_peers_that_cannot_form_a_ring_are_refused():
         Graft().plan([model, model])
     with pytest.raises(UserError, match="peer 1 and peer 3 differ"):
         Graft().plan([model, network(), network(5)])
+
+
+def test_weights_that_two_peers_would_both_train_are_refused():
+    shared = keras.layers.Dense(3, name="shared")
+    models = [keras.Sequential([keras.Input((4,)), shared, keras.layers.Dense(2)]) for _ in "ab"]
+    with pytest.raises(kgraft.UserError, match=r"peer 1 and peer 2 share .*shared/kernel"):
+        Graft().mix(models)
+    shared.trainable = False  # e.g. one backbone for all, which nobody trains
+    Graft().mix(models)
+
+
+def test_the_class_of_a_criterion_is_refused():
+    with pytest.raises(kgraft.UserError, match=r"criterion is the class L1Norm: pass L1Norm\("):
+        Graft(criterion=kgraft.L1Norm)

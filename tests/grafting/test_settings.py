@@ -31,7 +31,8 @@ NUMBERS = [
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, np.float32("nan"), "1"])
 @pytest.mark.parametrize(("mixer", "name"), NUMBERS, ids=lambda v: getattr(v, "__name__", v))
 def test_what_is_no_finite_number_is_refused(mixer, name, value):
-    with pytest.raises(kgraft.UserError, match=rf"{mixer.__name__}\({name}={value}\): expected"):
+    told = repr(value) if isinstance(value, str) else value
+    with pytest.raises(kgraft.UserError, match=rf"{mixer.__name__}\({name}={told}\): expected"):
         mixer(**{name: value})
 
 

@@ -62,6 +62,22 @@ def test_filter_level_is_a_method_of_its_own(text, method):
     [
         ("[scion]\ndecay = 0.5", "old.toml: scion.decay is gone: write [noise] decay."),
         ("[graft]\nalpha = 0.5", "old.toml: graft.alpha is gone: write [fixed] alpha."),
+        (
+            '[run]\nmethod = "graft"\n[graft]\nlevel = "filters"',
+            'old.toml: graft.level is gone: write method = "filter-graft".',
+        ),
+        (
+            '[run]\nmethod = "noise"\n[graft]\nlevel = "filter"',
+            'old.toml: graft.level is gone: write method = "filter-graft".',
+        ),
+        (
+            '[papa]\nvariant = "all"',
+            'old.toml: papa.variant is gone: write method = "papa-all".',
+        ),
+        (
+            '[run]\nmethod = "papa"\n[papa]\nvariant = "al"',
+            'old.toml: papa.variant is gone: write method = "papa-all".',
+        ),
     ],
 )
 def test_what_cannot_be_told_says_what_to_write(text, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import kgraft
 from kgraft.errors import UserError
 from kgraft.grafting import Entropy, Graft, GraftPlan
 from kgraft.training.callback import GraftCallback
@@ -278,7 +279,7 @@ def test_settings_are_json():
         (lambda: ["net"], {}, r"peers\[0\] is 'net'"),
         (lambda: [compiled(2)], {"evaluate": "befor"}, "Did you mean 'before'"),
         (lambda: [compiled(2)], {"every": 0}, "every=0"),
-        (lambda: [compiled(2)], {"every": "2"}, r"every=2\): expected a whole number"),
+        (lambda: [compiled(2)], {"every": "2"}, r"every='2'\): expected a whole number"),
         (lambda: [compiled(2)], {"epochs_grafted": 1.5}, "epochs=1.5"),
         (lambda: [compiled(2)], {"epochs_grafted": -1}, "-1"),
         (lambda: [compiled(2)], {"data": 1, "train_peers": False}, "train_peers=False"),
@@ -286,6 +287,7 @@ def test_settings_are_json():
         (lambda: 3, {}, "peers is 3"),
         (lambda: network, {}, "peers is the function 'network'"),
         (lambda: "net", {}, "peers is 'net'"),
+        (lambda: [compiled(2)], {"mixer": kgraft.Mutual()}, "mutual learning is how peers learn"),
         (lambda: [compiled(2)], {"mixer": "entropy"}, r"Graft\(criterion='entropy'\)"),
         (lambda: [compiled(2)], {"mixer": Graft}, r"class Graft: pass Graft\("),
         (lambda: [compiled(2)], {"mixer": Entropy()}, "mixer is an Entropy: expected a mixer"),

@@ -110,7 +110,7 @@ def test_a_mixer_is_told_when_a_training_begins_and_when_it_has_ended():
     fit(model, [grafting], epochs=2)
     fit(model, [grafting])
     once = [("begin", [0, 0]), ("apply", 0), ("apply", 1), ("end", 2, 2)]
-    assert mixer.calls == [*once, ("begin", [12, 12]), ("apply", 0), ("end", 2, 3)]
+    assert mixer.calls == [*once, ("begin", [12, 12]), ("apply", 2), ("end", 2, 3)]
 
 
 def test_a_mixer_of_peers_that_are_not_built_begins_as_soon_as_they_are():
@@ -370,3 +370,35 @@ def test_the_blend_is_still_the_reference_when_the_plan_comes_with_the_first_bat
     for one, wanted in zip((model, peer), expected, strict=True):
         for weight, value in zip(one.get_weights(), wanted, strict=True):
             np.testing.assert_allclose(weight, value, atol=1e-6)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("schedule", [{"every": 2}, {"epochs_grafted": 1}, {"evaluate": "before"}])
+def test_a_schedule_counts_epochs_over_all_fits(schedule):
+    """Four fits of one epoch are one of four."""
+    once, often = (GraftCallback([compiled(2)], **schedule) for _ in range(2))
+    whole, pieces = compiled(1), compiled(1)
+    fit(whole, [once], epochs=4, shuffle=False)
+    for _ in range(4):
+        fit(pieces, [often], epochs=1, shuffle=False)
+    assert [epoch for epoch, _ in often.records] == [epoch for epoch, _ in once.records] != []
+    for own, other in zip(pieces.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+
+
+def test_an_initial_epoch_sets_the_count():
+    grafting = GraftCallback([compiled(2)], every=2)
+    model = compiled(1)
+    fit(model, [grafting], epochs=3)
+    fit(model, [grafting], epochs=6, initial_epoch=4)
+    assert [epoch for epoch, _ in grafting.records] == [1, 5]
+
+
+def test_averages_that_no_grafting_reaches_are_warned_of(caplog):
+    optimizers = [keras.optimizers.SGD(0.1, use_ema=True) for _ in range(2)]
+    model, peer = compiled(1), compiled(2)
+    for own, optimizer in zip((model, peer), optimizers, strict=True):
+        own.compile(optimizer, own.loss)
+    with caplog.at_level("WARNING", "kgraft"):
+        fit(model, [GraftCallback([peer])], epochs=1)
+    assert "the optimizers of peers [1, 2] average weights (use_ema)" in caplog.text

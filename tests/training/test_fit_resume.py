@@ -6,7 +6,7 @@ import pytest
 from keras.callbacks import BackupAndRestore
 
 from kgraft.errors import UserError
-from kgraft.grafting import Mixer
+from kgraft.grafting import Independent, Mixer
 from kgraft.training.fit import GraftingFit
 from tests.training.test_fit import Snapshots, digits, network
 
@@ -160,7 +160,7 @@ def test_a_killed_run_with_a_backup_of_every_peer_goes_on_where_it_was(tmp_path,
 
 
 def test_a_mixer_begins_on_what_callbacks_have_restored(tmp_path):
-    class Begins(Mixer):
+    class Begins(Independent):
         def __init__(self):
             self.found = []
 

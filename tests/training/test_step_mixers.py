@@ -76,3 +76,18 @@ def test_a_mixer_that_forgets_its_state_is_told_so():
     run = kgraft.GraftingFit([network()], mixer=Forgets())
     with pytest.raises(kgraft.UserError, match=r"Forgets\.apply gave NoneType: expected a state"):
         run.fit(*digits(20), epochs=1, verbose=0)
+
+
+def test_a_mixer_with_nothing_to_do_is_refused():
+    class Idle(StepMixer):
+        pass
+
+    with pytest.raises(kgraft.UserError, match=r"mixer Idle has no apply\(peers, state, moment\)"):
+        kgraft.GraftingFit([network()], mixer=Idle())
+
+
+def test_a_name_has_one_mixer():
+    with pytest.raises(kgraft.UserError, match=r"is named 'graft', as kgraft.*\.Graft is"):
+
+        class Mine(StepMixer):
+            name = "graft"
