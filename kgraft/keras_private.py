@@ -47,7 +47,8 @@ attributes of public classes where they are needed. `BOOKS` lists those that nob
 | `MeanMetricWrapper._fn`, `_fn_kwargs` | its function and that one's arguments | none |
 | `Optimizer._learning_rate` | the schedule, or a constant rate's variable | `learning_rate` |
 | `Optimizer._accumulated_gradients` | of several steps, it gets them late | none |
-| `Optimizer._model_variables_moving_average` | likewise | none |
+| `Optimizer._model_variables_moving_average` | likewise; the averages of `use_ema` | none |
+| `Optimizer._trainable_variables` | what it moves, in the order of its own state | none |
 | `Metric._built` | whether one that is built late, e.g. `AUC`, is | none |
 | `Optimizer._exclude_from_weight_decay` | variables without decay | its setter |
 | `Optimizer._exclude_from_weight_decay_pattern` | their names | its setter |

@@ -445,6 +445,7 @@ def test_state_that_comes_late_is_called_as_it_was():
     optimizer = keras.optimizers.SGD(0.1, use_ema=True, gradient_accumulation_steps=2)
     optimizer.build([keras.Variable([1.0])])
     assert optimizer._accumulated_gradients and optimizer._model_variables_moving_average
+    assert len(optimizer._trainable_variables) == len(optimizer._model_variables_moving_average)
     assert "_built" in vars(keras.metrics.AUC())
 
 

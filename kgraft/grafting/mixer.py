@@ -66,7 +66,7 @@ class Mixer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "name" in vars(cls):
+        if vars(cls).get("name"):
             cls.table = vars(cls).get("table", cls.name)
             other = MIXERS.setdefault(cls.name, cls)
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import keras
 
 from kgraft.errors import UserError
+from kgraft.grafting.averages import Averages, WithAverages
 from kgraft.grafting.plan import GraftPlan, Grouping
 from kgraft.grafting.population import Population, population
 
@@ -17,17 +18,21 @@ class Peers:
     Attributes:
         models: in ring order: peer k receives from peer k - 1.
         plan: what is blended with what in all of them.
+        averages: what their optimizers keep as averages of the weights and is mixed with them, one
+            a model; none of any by default.
     """
 
     models: Sequence[keras.Model]
     plan: GraftPlan
+    averages: Sequence[Averages] = ()
 
     def __len__(self) -> int:
         return len(self.models)
 
     def population(self) -> Population:
-        """Their weights as they are now, to be read and mixed."""
-        return population(self.models)
+        """Their weights as they are now, to be read and mixed, with their averages."""
+        weights = population(self.models)
+        return WithAverages(weights, self.averages) if any(self.averages) else weights
 
 
 @dataclass(frozen=True)

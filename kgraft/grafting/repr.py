@@ -30,7 +30,7 @@ class RePr(Mixer):
     epochs they come back, orthogonal to what they were and to the filters that stayed, with fresh
     batch normalisation. N times in all; then the network trains on whole. The first convolution and
     frozen layers are left alone, and no layer loses its last filter. Where training ends earlier,
-    what is dropped then comes back.
+    what is dropped then comes back; a training that goes on from there drops it again.
 
     When: for a single network with redundant filters; each peer by itself. Cost: a pass over the
     batch normalisation of dropped filters after every step of S2; dropped filters are still
@@ -88,13 +88,16 @@ class RePr(Mixer):
         """See `Mixer`: takes up filters that an unfinished training has left silent.
 
         What they were before is unknown if another process dropped them: they will come back
-        orthogonal to those that stayed.
+        orthogonal to those that stayed. Those that came back only because a training ended are
+        dropped again, unless the model has other weights since.
         """
-        known = last["dropped"] if last else [[]] * len(peers)
+        nothing: list[_Dropped] = [[] for _ in peers.models]
+        known = last["dropped"] if last else nothing
+        ended = last.get("ended", nothing) if last else nothing
         dropped = []
-        for model, before in zip(peers.models, known, strict=True):
+        for model, before, back in zip(peers.models, known, ended, strict=True):
             found = _still_silent(model, peers.plan, before)
-            dropped.append(found)
+            dropped.append(found or _still_back(model, back))
             if found:
                 _log.warning(
                     "%d filters of %r are silent, as a RePr that was broken off leaves them: they "
@@ -102,7 +105,9 @@ class RePr(Mixer):
                     sum(int(own["filters"].sum()) for own in found),
                     model.name,
                 )
-        return {"dropped": dropped}
+        state = {"dropped": dropped}
+        _hold(peers, state)
+        return state
 
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`: holds what is dropped at 0; drops and restores at the ends of epochs."""
@@ -118,7 +123,13 @@ class RePr(Mixer):
 
     def finish(self, peers: Peers, state: State) -> State:
         """See `Mixer`: brings back what is still dropped."""
-        return self._restore(peers, state, self.cycles * (self.full_epochs + self.pruned_epochs))
+        end = self.cycles * (self.full_epochs + self.pruned_epochs)
+        back = self._restore(peers, state, end)
+        ended = [
+            [{**own, "after": _rows(model, own)} for own in dropped]
+            for model, dropped in zip(peers.models, state["dropped"], strict=True)
+        ]
+        return {**back, "ended": ended}
 
     def _drop(self, peers: Peers) -> State:
         weights, dropped = peers.population(), []
@@ -262,6 +273,19 @@ def _still_silent(model: keras.Model, plan: GraftPlan, known: _Dropped) -> _Drop
             same = np.array_equal(mask, silent)
             found.append(_dropped(chain, silent, rows if same else filters[silent]))
     return found
+
+
+def _still_back(model: keras.Model, ended: _Dropped) -> _Dropped:
+    """What came back at a training's end, to be dropped again where nothing has changed since."""
+    if not all(np.array_equal(_rows(model, own), own["after"]) for own in ended):
+        return []
+    return [{name: own[name] for name in ("chain", "filters", "before")} for own in ended]
+
+
+def _rows(model: keras.Model, own: dict[str, Any]) -> np.ndarray:
+    """A convolution's filters that were dropped, as they are now."""
+    kernel = model.weights[own["chain"]["kernel"]]
+    return _filters(host_copy(kernel.value))[own["filters"]]
 
 
 def _held(chain: Chain) -> list[int]:

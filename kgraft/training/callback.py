@@ -45,7 +45,8 @@ class GraftCallback(keras.callbacks.Callback):
 
     When a `fit` begins, the log has a line for each model of the ring: optimizer, learning rate,
     loss, weights, in capitals what differs from the first one's. When it has ended, peers whose
-    optimizer averages weights (`use_ema`) have the averages, as `fit`'s model has.
+    optimizer averages weights (`use_ema`) have the averages, as `fit`'s model has; they are grafted
+    as the weights are.
 
     `fit` may be called epoch by epoch with the same callback: epochs are counted over all calls
     (`initial_epoch`, unless 0, sets the count), in `records` and in the mixer's schedule, the peers

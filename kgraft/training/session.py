@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import keras
 
 from kgraft.errors import UserError
+from kgraft.grafting.averages import averages_of
 from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Independent, Mixer, State
 from kgraft.grafting.peers import Moment, Peers
@@ -85,8 +86,6 @@ class Session:
         self._state = self.mixer.init(self._peers, self._state)
         self._begun = True
         preflight(self.models)
-        if not isinstance(self.mixer, Independent):
-            _warn_of_averages(self.models)
         if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
             self._warned = _warn_of_twins(self.models)
 
@@ -134,7 +133,7 @@ class Session:
             if isinstance(model.optimizer, keras.Optimizer) and model.optimizer.built:
                 model.optimizer.finalize_variable_values(model.trainable_weights)
         if self._begun and self._peers is not None and self._state is not None:
-            self._state = self.mixer.finish(self._peers, self._state)
+            self._state = self.mixer.finish(self._with_averages(self._peers), self._state)
         self._begun = False
 
     def resume(self, epoch: int, *, before_grafting: bool) -> None:
@@ -170,10 +169,16 @@ class Session:
     def _compared(self) -> Peers:
         return Peers(self.students, self.mixer.plan(self.students))
 
+    def _with_averages(self, peers: Peers) -> Peers:
+        """The peers with the averages that take their weights' place when the fit ends."""
+        pairs = zip(self.models, self.students, strict=True)
+        return replace(peers, averages=[averages_of(own, net.weights) for own, net in pairs])
+
     def _mix(self, moment: Moment) -> None:
         self.begin()
         assert self._peers is not None and self._state is not None
-        done = self.mixer.apply(self._peers, self._state, moment)
+        peers = self._with_averages(self._peers) if moment.ends_epoch else self._peers
+        done = self.mixer.apply(peers, self._state, moment)
         if not (isinstance(done, tuple) and len(done) == 2):
             raise UserError(
                 f"{type(self.mixer).__name__}.apply gave {type(done).__name__}: expected a state "
@@ -189,17 +194,6 @@ class Session:
 def _is_built(model: keras.Model) -> bool:
     """Whether it has all its weights: a built backbone may have an unbuilt head."""
     return bool(model.weights) and all(layer.built for layer in flat_layers(model))
-
-
-def _warn_of_averages(models: Sequence[keras.Model]) -> None:
-    """Say so when what a fit leaves behind are averages, which are not mixed."""
-    averaged = [k for k, own in enumerate(models, 1) if getattr(own.optimizer, "use_ema", False)]
-    if averaged:
-        _log.warning(
-            "the optimizers of peers %s average weights (use_ema): weights are mixed, their "
-            "averages, which fit puts in their place, follow with the steps after it only.",
-            averaged,
-        )
 
 
 def _warn_of_twins(models: Sequence[keras.Model]) -> bool:

@@ -8,6 +8,7 @@ import kgraft
 from kgraft.grafting import RePr
 from kgraft.grafting.chains import chains
 from kgraft.grafting.repr import most_overlapping, orthogonal_filters, overlap
+from kgraft.training.fit import GraftingFit
 from tests.grafting.driven import Driven
 
 pytestmark = pytest.mark.core
@@ -145,6 +146,37 @@ def test_what_one_training_drops_is_not_held_in_another():
     model.set_weights([w + np.float32(0.1) for w in model.get_weights()])
     run.step(0)
     assert count(silent_filters(model)) > 0
+
+
+def test_a_training_that_goes_on_from_there_drops_it_again():
+    model, run = dropped()
+    masks = silent_filters(model)
+    straight, other = dropped()
+    run.finish()
+    again = Driven(run.mixer, [model], run.state)
+    assert all(np.array_equal(a, b) for a, b in zip(masks, silent_filters(model), strict=True))
+    again.epoch(2)
+    other.epoch(2)
+    for a, b in zip(model.get_weights(), straight.get_weights(), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_fits_of_one_epoch_are_one_fit_of_them_all():
+    def fitted(*epochs):
+        model = network()
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse")
+        run = GraftingFit([model], mixer=RePr(full_epochs=1, pruned_epochs=2, cycles=1))
+        counts = []
+        for count_ in epochs:
+            run.fit(x, y, epochs=count_, batch_size=8, verbose=0)
+            counts.append(count(silent_filters(model)))
+        assert not any(counts)
+        return model.get_weights()
+
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype("float32")
+    y = np.zeros((16, *network().output_shape[1:]), "float32")
+    whole, parts = fitted(5), fitted(1, 1, 1, 1, 1)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
 def test_a_training_on_new_weights_forgets_what_was_dropped():

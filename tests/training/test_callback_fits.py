@@ -392,13 +392,3 @@ def test_an_initial_epoch_sets_the_count():
     fit(model, [grafting], epochs=3)
     fit(model, [grafting], epochs=6, initial_epoch=4)
     assert [epoch for epoch, _ in grafting.records] == [1, 5]
-
-
-def test_averages_that_no_grafting_reaches_are_warned_of(caplog):
-    optimizers = [keras.optimizers.SGD(0.1, use_ema=True) for _ in range(2)]
-    model, peer = compiled(1), compiled(2)
-    for own, optimizer in zip((model, peer), optimizers, strict=True):
-        own.compile(optimizer, own.loss)
-    with caplog.at_level("WARNING", "kgraft"):
-        fit(model, [GraftCallback([peer])], epochs=1)
-    assert "the optimizers of peers [1, 2] average weights (use_ema)" in caplog.text
