@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
+    "files": {"errors"},
     "backend": set(),
     "keras_private": set(),
     "convolutions": set(),
@@ -39,6 +40,7 @@ MAY_IMPORT = {
         "engines",
         "data",
         "settings",
+        "files",
     },
     "analysis": {"errors"},
     "runs": {
@@ -52,6 +54,7 @@ MAY_IMPORT = {
         "models",
         "data",
         "settings",
+        "files",
     },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}

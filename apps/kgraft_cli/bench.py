@@ -98,7 +98,7 @@ def command(
             rows += runner.rows(results, images)
     console.print(table(what, rows, f"{dataset}, {images} images an epoch, {repeats} rounds"))
     if file is not None:
-        from kgraft.runs.files import write_text
+        from kgraft.files import write_text
 
         write_text(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -34,9 +34,9 @@ def command(
     from kgraft.analysis.comparison_table import by_compute, header, lines, markdown, notes
     from kgraft.engines.backends import BACKEND
     from kgraft.errors import UserError
+    from kgraft.files import write_text
     from kgraft.runs.comparisons.file import in_directory, read_comparison
     from kgraft.runs.comparisons.runs import read_results, train_missing
-    from kgraft.runs.files import write_text
     from kgraft_cli.messages import messages_on, say
     from kgraft_cli.progress import progress_on
 

@@ -16,8 +16,8 @@ import kgraft
 from kgraft.backend import installed_version
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
+from kgraft.files import append_text, storing, whole, write_text
 from kgraft.runs.config import Config, read
-from kgraft.runs.files import append_text, storing, whole, write_text
 
 
 def default_path(config: Config) -> Path:

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
+from kgraft.files import write_text
 from kgraft.runs.assembly import images_of, in_order, in_training
 from kgraft.runs.directory import best_peer, peer_file, read_model, read_run, save_uncompiled
-from kgraft.runs.files import write_text
 from kgraft.runs.scoring import accuracy, ensemble, predict
 from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
 

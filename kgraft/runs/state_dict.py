@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kgraft.errors import UserError
-from kgraft.runs.files import write_bytes
+from kgraft.files import write_bytes
 
 State = dict[str, np.ndarray]
 SUFFIXES = (".pt", ".pth", ".safetensors")

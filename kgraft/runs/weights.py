@@ -7,10 +7,10 @@ import keras
 
 from kgraft import models
 from kgraft.errors import UserError, suggest
+from kgraft.files import whole
 from kgraft.models.layouts import State, best_layout, layouts, load_state, to_state
 from kgraft.runs import state_dict
 from kgraft.runs.directory import peer_file, read_model, read_run
-from kgraft.runs.files import whole
 
 
 def import_weights(

@@ -11,13 +11,13 @@ import keras
 
 from kgraft import models
 from kgraft.errors import UserError
+from kgraft.files import only_writer, storing
 from kgraft.runs.assembly import assemble
 from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import Comparison, Entry, differences
 from kgraft.runs.config import Config
 from kgraft.runs.directory import peer_file, read_model, read_run
 from kgraft.runs.execution import execute
-from kgraft.runs.files import only_writer, storing
 from kgraft.runs.methods import settled, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.selection import selected

@@ -7,10 +7,10 @@ import pytest
 
 from kgraft import models
 from kgraft.errors import UserError
+from kgraft.files import only_writer
 from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import read_comparison
 from kgraft.runs.comparisons.runs import read_results, train_missing
-from kgraft.runs.files import only_writer
 from kgraft.runs.recorder import Silent
 
 COMMON = """

@@ -15,10 +15,10 @@ import pytest
 from kgraft_cli import main as program
 
 from kgraft.errors import StorageError, UserError
+from kgraft.files import append_text, only_writer, whole, write_text
 from kgraft.runs import state_dict
 from kgraft.runs.config import Config
 from kgraft.runs.directory import RunDirectory, save_uncompiled
-from kgraft.runs.files import append_text, only_writer, whole, write_text
 
 
 @contextlib.contextmanager
