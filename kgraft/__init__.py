@@ -20,6 +20,7 @@ from kgraft.grafting import (  # noqa: E402
     L1Norm,
 )
 from kgraft.training.callback import GraftCallback  # noqa: E402
+from kgraft.training.checkpoints import Checkpoints  # noqa: E402
 from kgraft.training.distiller import Distiller  # noqa: E402
 from kgraft.training.fit import GraftingFit  # noqa: E402
 from kgraft.training.mutual import Mutual  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "GraftCallback",
     "Distiller",
     "Mutual",
+    "Checkpoints",
     "Graft",
     "GraftPlan",
     "GraftRecord",

@@ -19,7 +19,9 @@ from kgraft.keras_private import (
     can_convert_arrays,
     class_weight_to_sample_weights,
     flat_layers,
+    get_global_attribute,
     get_keras_mask,
+    global_seed_generator,
     graph_of,
     in_stateless_scope,
     nodes_of,
@@ -447,6 +449,18 @@ def test_state_that_comes_late_is_called_as_it_was():
     assert optimizer._accumulated_gradients and optimizer._model_variables_moving_average
     assert len(optimizer._trainable_variables) == len(optimizer._model_variables_moving_average)
     assert "_built" in vars(keras.metrics.AUC())
+
+
+def test_the_process_has_one_generator_once_somebody_has_drawn_from_it():
+    keras.utils.clear_session()
+    assert get_global_attribute("global_seed_generator") is None
+    keras.random.uniform(())
+    generator = get_global_attribute("global_seed_generator")
+    assert generator is global_seed_generator()
+    before = numbers(generator.state)
+    drawn = numbers(keras.random.uniform((3,)))
+    generator.state.assign(before)
+    assert numbers(keras.random.uniform((3,))) == drawn
 
 
 def test_losses_can_be_said_instead():

@@ -127,8 +127,8 @@ class CallbackRun:
         if epoch == 0:
             self.done_before = self.session.epochs_done
             return
-        if self.backup is not None and self.backup.holds(epoch):
-            kept = self.backup.restore(epoch)
+        kept = None if self.backup is None else self.backup.restore(epoch)
+        if kept is not None:
             self.session.restore(kept["session"])
             for learner, read in zip(self.learners, kept["read"], strict=False):
                 learner.read = read

@@ -1,7 +1,9 @@
 """GraftingFit: K models in one loop, grafted after every epoch."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Collection, Sequence
+from os import PathLike
 from typing import Any, Literal
 
 import keras
@@ -11,6 +13,7 @@ from kgraft.engines.engine import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
+from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.feeds import (
     Batch,
     Shuffle,
@@ -35,10 +38,12 @@ from kgraft.training.learners import check_optimizers
 from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import FromEachOther, Mutual
+from kgraft.training.saved_fit import SavedFit
 from kgraft.training.session import Session
 from kgraft.training.teaching import FromTeachers
 from kgraft.training.watchers import (
     Callbacks,
+    backed_up,
     check_backups,
     evaluate,
     watchers_of,
@@ -174,6 +179,7 @@ class GraftingFit:
         validation_freq: int | Collection[int] = 1,
         *,
         shared_batches: bool = False,
+        checkpoint: str | PathLike[str] | Checkpoints | None = None,
     ) -> list[keras.callbacks.History]:
         """Train and graft all peers; arguments as in `keras.Model.fit` where not said otherwise.
 
@@ -184,7 +190,14 @@ class GraftingFit:
         was interrupted is begun anew. A data set that shuffles itself goes on as it likes.
 
         With `evaluate="before"`, the grafting put off at the last epoch's end is done when the next
-        `fit` begins. Keras' `BackupAndRestore`, one for each peer, resumes all of them.
+        `fit` begins.
+
+        With `checkpoint=DIR` a training that is killed goes on from its last whole epoch when the
+        same program is started again, to the same weights and histories as if nothing had happened:
+        bit for bit on one CPU with one thread. Fits that were over by then return at once, with
+        empty histories. A data set that shuffles itself is read from its beginning. What
+        callbacks set on layers and losses is not saved, what they set on optimizers is.
+        Keras' `BackupAndRestore`, one for each peer, resumes weights and optimizers.
 
         Args:
             x: arrays, which each peer reads in its own order; a `PyDataset`, whose batches each
@@ -215,13 +228,16 @@ class GraftingFit:
             validation_freq: validate every n-th epoch, or at the end of these, counted from 1.
             shared_batches: whether all peers see the first peer's batches; teachers then run once
                 for all. Peers of their own order are more diverse and gain more from grafting.
+            checkpoint: directory of this training alone, where it is saved and goes on from, see
+                `Checkpoints`; None saves nothing.
 
         Returns:
             One `History` per peer.
 
         Raises:
             UserError: data that does not fit, see `feed_of`; an argument of the wrong kind;
-                backups of some of the peers only.
+                backups of some of the peers only; a checkpoint of another training.
+            StorageError: a checkpoint cannot be written.
         """
         check_optimizers(self.peers)  # they may have been compiled anew
         begin = 0 if initial_epoch is None else checked_count("initial_epoch", initial_epoch)
@@ -259,12 +275,42 @@ class GraftingFit:
         check_backups(watchers)
         if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
-        loop = PeerLoop(self._learning, self._session, feeds, watchers, validation, validated)
-        _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
         if initial_epoch is not None:
             self._session.epochs_done = begin
-        loop.run(told, same_batches=shared_batches)
+        saved = self._saved(Checkpoints.of(checkpoint), told, feeds[0].steps, watchers)
+        if saved is not None and saved.is_over:
+            self._session.epochs_done += len(told)
+            for peer in self.peers:
+                peer.history.on_train_begin()
+            return [peer.history for peer in self.peers]
+        loop = PeerLoop(
+            self._learning, self._session, feeds, watchers, validation, validated, saved
+        )
+        _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
+        with saved or contextlib.nullcontext():
+            loop.run(told, same_batches=shared_batches)
         return [peer.history for peer in self.peers]
+
+    def _saved(
+        self,
+        checkpoints: Checkpoints | None,
+        told: range,
+        steps: int | None,
+        watchers: Sequence[keras.callbacks.CallbackList],
+    ) -> SavedFit | None:
+        if checkpoints is None:
+            return None
+        if backed_up(watchers):
+            raise UserError("checkpoint= and BackupAndRestore both resume: give one of them.")
+        identity = {
+            "peers": len(self.peers),
+            "teachers": len(self.teachers),
+            "mixer": self.mixer.get_config(),
+            "seed": self.seed,
+            "steps an epoch": steps,
+            "backend": keras.config.backend(),
+        }
+        return SavedFit(checkpoints, self._session, told, identity)
 
     def evaluate(
         self,

@@ -14,6 +14,7 @@ from kgraft.training.batches import Feed, first_batch, side_by_side
 from kgraft.training.distiller import untaught
 from kgraft.training.fit_arguments import check_targets
 from kgraft.training.learning import Learning
+from kgraft.training.saved_fit import SavedFit
 from kgraft.training.session import Session
 from kgraft.training.watchers import ends_epochs, evaluate, restored_epoch
 
@@ -31,6 +32,7 @@ class PeerLoop:
         watchers: one list of callbacks a peer.
         validation: what every peer is evaluated on.
         validated: which epochs of this fit end with that.
+        saved: where the fit is saved, None for nowhere.
     """
 
     learning: Learning
@@ -39,6 +41,7 @@ class PeerLoop:
     watchers: Sequence[keras.callbacks.CallbackList]
     validation: Feed | None
     validated: Callable[[int], bool]
+    saved: SavedFit | None = None
 
     def prepare(self) -> Engine:
         """Build what is not built, from a batch, and settle what takes the steps."""
@@ -73,6 +76,8 @@ class PeerLoop:
         try:
             for watcher in watchers:
                 watcher.on_train_begin()
+            if self.saved is not None:
+                epochs, logs = self.saved.begin(peers, [own.callbacks for own in watchers])
             if (restored := restored_epoch(peers)) is not None:
                 _log.info(
                     "all peers are restored: the training goes on with epoch %d", restored + 1
@@ -84,7 +89,10 @@ class PeerLoop:
                 logs = self._epoch(epoch)
                 for watcher, own in zip(watchers, logs, strict=True):
                     watcher.on_epoch_end(epoch, own)
-                if any(peer.stop_training for peer in peers):
+                ended = any(peer.stop_training for peer in peers)
+                if self.saved is not None:
+                    self.saved.end_of_epoch(epoch, logs, ended=ended)
+                if ended:
                     break
             trained = epochs.stop > 0
         finally:

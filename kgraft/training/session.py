@@ -51,7 +51,7 @@ class Session:
         self._state: State | None = None
         self._steps = 0
         self._put_off: Moment | None = None  # to the beginning of the next epoch
-        self._begun = self._in_epoch = self._warned = False
+        self._begun = self._in_epoch = self._warned = self._restored = False
         self._sick: set[int] = set()
 
     def is_of(self, models: Sequence[keras.Model], mixer: Mixer) -> bool:
@@ -83,8 +83,9 @@ class Session:
         if self._begun:
             return
         self._peers = self._peers or self._compared()
-        self._state = self.mixer.init(self._peers, self._state)
-        self._begun = True
+        if not self._restored:  # else it is in the middle of what it began
+            self._state = self.mixer.init(self._peers, self._state)
+        self._begun, self._restored = True, False
         preflight(self.models)
         if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
             self._warned = _warn_of_twins(self.models)
@@ -165,6 +166,7 @@ class Session:
         self.epochs_done, self._steps = saved["epochs_done"], saved["steps"]
         self._put_off = saved["put_off"] and Moment(**saved["put_off"])
         self._state = saved["mixer"]
+        self._restored = self._state is not None
 
     def _compared(self) -> Peers:
         return Peers(self.students, self.mixer.plan(self.students))

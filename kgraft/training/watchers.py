@@ -104,6 +104,15 @@ def check_backups(watchers: Sequence[CallbackList]) -> None:
             )
 
 
+def backed_up(watchers: Sequence[CallbackList]) -> bool:
+    """Whether any peer has Keras' `BackupAndRestore`.
+
+    Args:
+        watchers: one list of callbacks a peer.
+    """
+    return any(_backup(watcher) is not None for watcher in watchers)
+
+
 def restored_epoch(peers: Sequence[keras.Model]) -> int | None:
     """The epoch that the callbacks of all peers resume at, None where they begin.
 

@@ -8,6 +8,7 @@ import pytest
 
 from kgraft.errors import UserError
 from kgraft.training.callback import GraftCallback
+from kgraft.training.checkpoint_files import CheckpointFiles
 from tests.training.callback_cases import (
     BACKEND,
     BATCH,
@@ -73,7 +74,7 @@ def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path, evaluate):
     with pytest.raises(RuntimeError, match="killed"):
         fit(model, [*callbacks, Killed(2)])
     names = sorted(path.name for path in (tmp_path / "killed" / "peers").iterdir())
-    assert names == ["peers-000001.npz", "peers-000002.npz"]
+    assert names == ["epoch-000001", "epoch-000002"]
 
     model, peers, callbacks = restart_case(tmp_path / "killed", evaluate=evaluate)
     resumed = fit(model, callbacks)
@@ -94,7 +95,8 @@ def test_a_fit_killed_between_or_in_a_backup_resumes_the_peers_of_the_models_epo
     model, _, (grafting, backup) = restart_case(tmp_path)
     with pytest.raises(RuntimeError, match="killed"):
         fit(model, [grafting, KilledBetween(), backup], validation_data=None)
-    (tmp_path / "peers" / "peers.partial").write_bytes(b"half of epoch 3")
+    (tmp_path / "peers" / ".partial-000003").mkdir()
+    (tmp_path / "peers" / ".partial-000003" / "state.json").write_text("{")
     model, peers, callbacks = restart_case(tmp_path)
     history = fit(model, callbacks, validation_data=None)
     assert len(history["loss"]) == 2
@@ -171,9 +173,23 @@ def test_a_shared_teacher_is_left_to_the_models_backup(tmp_path):
     model, peer = (compile_(Distiller(network(k), [teacher])) for k in (1, 2))
     with pytest.raises(RuntimeError, match="killed"):
         fit(model, [GraftCallback([peer], backup_dir=tmp_path), Killed(1)])
-    with np.load(tmp_path / "peers-000001.npz") as file:
-        student = len(peer.student.variables) + len(peer.optimizer.variables)
-        assert len(file.files) - 1 == student
+    arrays, _ = CheckpointFiles(tmp_path).read(1)
+    assert len(arrays) == len(peer.student.variables) + len(peer.optimizer.variables)
+
+
+def test_a_damaged_backup_is_refused(tmp_path):
+    model, _, callbacks = restart_case(tmp_path)
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(model, [*callbacks, Killed(2)])
+    file = tmp_path / "peers" / "epoch-000002" / "arrays.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    model, _, callbacks = restart_case(tmp_path)
+    with pytest.raises(
+        UserError, match=r"of epoch 2 is damaged \(arrays.safetensors has changed\)"
+    ):
+        fit(model, callbacks)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="half precision is slow to compile elsewhere")

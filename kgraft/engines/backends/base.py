@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,6 +91,21 @@ class Backend(Protocol):
         jax and tensorflow decide by what the gradients are asked for: there it does nothing.
         """
         return contextlib.nullcontext()
+
+    def random_state(self) -> dict[str, NDArray[Any]]:
+        """What the backend's own generators of random numbers know, by name.
+
+        jax and tensorflow draw from what Keras' generators give them.
+        """
+        return {}
+
+    def set_random_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Go on from what `random_state` gave.
+
+        Args:
+            state: what it gave; of devices that are not there nothing is taken.
+        """
+        del state
 
     def keep_compiled(self) -> Path | None:
         """Keep what is compiled on disk, so that the same run starts faster the next time.

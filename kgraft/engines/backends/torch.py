@@ -1,6 +1,6 @@
 """torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -70,6 +70,18 @@ class Torch(Backend):
 
     def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
         return fused_sgd.sgd if fused_sgd.moves(variables) else None
+
+    def random_state(self) -> dict[str, NDArray[Any]]:
+        states = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states |= {f"cuda:{k}": own for k, own in enumerate(torch.cuda.get_rng_state_all())}
+        return {name: state.numpy() for name, state in states.items()}
+
+    def set_random_state(self, state: Mapping[str, NDArray[Any]]) -> None:
+        torch.set_rng_state(torch.from_numpy(np.array(state["cpu"])))
+        for k in range(torch.cuda.device_count()):
+            if f"cuda:{k}" in state:
+                torch.cuda.set_rng_state(torch.from_numpy(np.array(state[f"cuda:{k}"])), k)
 
     def is_on_host(self, value: Any) -> bool:
         return value.device.type == "cpu"

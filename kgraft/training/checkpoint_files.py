@@ -1,0 +1,230 @@
+"""Checkpoints on disk: a directory an epoch, whole or not there, its contents held by checksums.
+
+`epoch-000012/` has `arrays.safetensors`, every array by name, and `state.json`, all that is no
+array, with the checksum of both. It is written under another name, flushed with its directory, and
+renamed.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kgraft.errors import StorageError
+from kgraft.files import storing
+
+_log = logging.getLogger("kgraft")
+
+_ARRAYS, _STATE = "arrays.safetensors", "state.json"
+_VERSION = 1
+_ASIDE = "__array__"  # the key that stands in JSON for an array, its value is the array's name
+
+
+class DamagedError(Exception):
+    """A checkpoint that is not what was written."""
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """The checkpoints in one directory, which one process writes to.
+
+    Args:
+        directory: where they lie; made when the first one is written.
+        keep: how many of the newest stay.
+    """
+
+    directory: Path
+    keep: int = 2
+
+    def epochs(self) -> list[int]:
+        """The epochs of which there is a checkpoint, damaged ones too, ascending."""
+        found = self.directory.glob("epoch-*") if self.directory.is_dir() else ()
+        numbers = [path.name.removeprefix("epoch-") for path in found if not path.is_symlink()]
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def write(self, epoch: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
+        """Write one, and remove those that are old.
+
+        Args:
+            epoch: whole epochs done.
+            arrays: by name.
+            state: JSON-able values, and NumPy arrays.
+
+        Raises:
+            StorageError: it cannot be written; the others are as before.
+        """
+        path = self._path(epoch)
+        partial = self._hidden(f"partial-{epoch:06d}")
+        with storing(path):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _remove(partial)
+            try:
+                partial.mkdir()
+                _write(partial, dict(arrays), state)
+                if path.exists():  # a damaged one, or one of a training that went on elsewhere
+                    path.replace(self._hidden(f"gone-{epoch:06d}"))
+                partial.replace(path)
+                _flush(self.directory)
+            finally:
+                self._sweep()
+            for old in self.epochs()[: -self.keep]:
+                self._path(old).replace(self._hidden(f"gone-{old:06d}"))
+            self._sweep()
+
+    def read(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What was written of an epoch.
+
+        Args:
+            epoch: one of `epochs`.
+
+        Returns:
+            Arrays and state.
+
+        Raises:
+            DamagedError: it is not what was written; says why.
+        """
+        path = self._path(epoch)
+        try:
+            told = json.loads((path / _STATE).read_text(encoding="utf-8"))
+            if not (isinstance(told, dict) and told.get("checksum") == _checksum(told)):
+                raise DamagedError(f"{_STATE} has changed")
+            if told["version"] != _VERSION:
+                raise DamagedError("another version of kgraft has written it")
+            if _checksum_of(path / _ARRAYS) != told["arrays"]:
+                raise DamagedError(f"{_ARRAYS} has changed")
+            arrays = safetensors.numpy.load_file(path / _ARRAYS)
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+            raise DamagedError(str(getattr(error, "strerror", None) or error)) from None
+        return arrays, told["state"]
+
+    def newest(self, after: int = 0) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+        """The newest one that is whole; a damaged one is named in the log.
+
+        Args:
+            after: an epoch; older ones are not looked at.
+
+        Returns:
+            Epoch, arrays and state; None where there is none.
+        """
+        asked = [epoch for epoch in self.epochs() if epoch > after]
+        for epoch in reversed(asked):
+            try:
+                return epoch, *self.read(epoch)
+            except DamagedError as error:
+                before = [other for other in asked if other < epoch]
+                _log.warning(
+                    "the checkpoint %s is damaged (%s): %s.",
+                    self._path(epoch),
+                    error,
+                    f"that of epoch {before[-1]} is used" if before else "there is no other",
+                )
+        return None
+
+    def clear(self) -> None:
+        """Remove all of them; the directory stays, somebody else may use it."""
+        with storing(self.directory):
+            for epoch in self.epochs():
+                _remove(self._path(epoch))
+            self._sweep()
+
+    def _path(self, epoch: int) -> Path:
+        return self.directory / f"epoch-{epoch:06d}"
+
+    def _hidden(self, name: str) -> Path:
+        return self.directory / f".{name}"
+
+    def _sweep(self) -> None:
+        """Remove what a killed writer may have left."""
+        for name in ("partial", "gone"):
+            for path in self.directory.glob(f".{name}-*"):
+                _remove(path)
+
+
+def flat(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """A nest of values as JSON has it, its arrays aside.
+
+    Args:
+        value: dicts with words as keys, lists and tuples of these, JSON's values, NumPy's.
+        arrays: gets the arrays, copied.
+
+    Raises:
+        TypeError: there is something else in it.
+    """
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("a key that is no word")
+        return {key: flat(part, arrays) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [flat(part, arrays) for part in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        name = f"aside-{len(arrays):06d}"
+        arrays[name] = np.array(value, order="C")
+        return {_ASIDE: name}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def nested(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """What `flat` was given; tuples have become lists.
+
+    Args:
+        value: what it has returned.
+        arrays: what it has put aside.
+    """
+    if isinstance(value, dict):
+        if [*value] == [_ASIDE]:
+            return arrays[value[_ASIDE]]
+        return {key: nested(part, arrays) for key, part in value.items()}
+    return [nested(part, arrays) for part in value] if isinstance(value, list) else value
+
+
+def _write(directory: Path, arrays: dict[str, np.ndarray], state: Mapping[str, Any]) -> None:
+    try:
+        safetensors.numpy.save_file(arrays, directory / _ARRAYS)
+    except safetensors.SafetensorError as error:  # its own I/O, e.g. a full disk
+        raise StorageError(f"{directory / _ARRAYS} cannot be written: {error}.") from None
+    told = {"version": _VERSION, "arrays": _checksum_of(directory / _ARRAYS), "state": dict(state)}
+    told["checksum"] = _checksum(told)
+    (directory / _STATE).write_text(json.dumps(told), encoding="utf-8")
+    for name in (_ARRAYS, _STATE):
+        _flush(directory / name)
+    _flush(directory)
+
+
+def _checksum(told: Mapping[str, Any]) -> str:
+    """Of all but itself."""
+    rest = {key: value for key, value in told.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Put a file, or a directory's list of names, on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""One fit of a GraftingFit that is saved as it goes on, and goes on where a killed one was."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import keras
+
+from kgraft.engines.steps import Logs
+from kgraft.errors import UserError
+from kgraft.training.checkpoint_files import CheckpointFiles, flat, nested
+from kgraft.training.checkpoints import Checkpoints, Keeper, Taken
+from kgraft.training.joint_state import (
+    Arrays,
+    CallbackStates,
+    assign,
+    restore_random,
+    restore_records,
+    save_random,
+    save_records,
+    values_of,
+    variables_of,
+)
+from kgraft.training.session import Session
+
+_log = logging.getLogger("kgraft")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint on the disk, of this fit or of a later one."""
+
+    epochs_done: int
+    arrays: Arrays
+    state: dict[str, Any]
+
+
+class SavedFit:
+    """What GraftingFit's loop asks of checkpoints; a block of `with` around the training.
+
+    Args:
+        settings: where and how often.
+        session: the grafting; its count is that of the fit's beginning.
+        epochs: what the fit's callbacks are told.
+        identity: what must be the same in the process that goes on, JSON-able.
+
+    Attributes:
+        is_over: whether the checkpoint is of a later fit of the same training, so that this one is
+            over and only counts.
+    """
+
+    def __init__(
+        self, settings: Checkpoints, session: Session, epochs: range, identity: Mapping[str, Any]
+    ) -> None:
+        self._session, self._epochs, self._identity = session, epochs, flat(identity, {})
+        self._where = Path(settings.directory)
+        self._begun = session.epochs_done
+        self._keeper = Keeper(settings, self._take)
+        self._told, self._ended, self._logs = epochs.start, False, list[Logs]()
+        found = CheckpointFiles(self._where, settings.keep).newest(after=self._begun)
+        self._found = None if found is None else _Found(*found)
+        self.is_over = self._found is not None and self._found.state["begun"] > self._begun
+
+    def __enter__(self) -> "SavedFit":
+        self._keeper.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._keeper.__exit__(kind, error, trace)
+
+    def begin(
+        self,
+        peers: Sequence[keras.Model],
+        callbacks: Sequence[Sequence[keras.callbacks.Callback]],
+    ) -> tuple[range, list[Logs]]:
+        """Put back what was saved, when all is built and callbacks have begun.
+
+        Args:
+            peers: what is trained.
+            callbacks: each peer's.
+
+        Returns:
+            The epochs that are still to come, and the last logs of those that are over.
+
+        Raises:
+            UserError: the checkpoint is of another training; names the first difference.
+        """
+        self._variables = variables_of(peers)
+        self._callbacks = CallbackStates(callbacks)
+        if self._found is None:
+            return self._epochs, [{} for _ in peers]
+        found, self._found = self._found, None
+        self._check(found.state["identity"])
+        assign(self._variables, found.arrays, f"the checkpoint in {self._where}")
+        state, arrays = found.state, found.arrays
+        self._session.restore(nested(state["session"], arrays))
+        self._session.records[:] = restore_records(state["records"], arrays)
+        self._callbacks.restore(state["callbacks"], arrays)
+        restore_random(state["random"], arrays)
+        self._told, self._ended, self._begun = state["told"], state["ended"], state["begun"]
+        rest = range(self._told, self._told if self._ended else self._epochs.stop)
+        _log.info(
+            "the checkpoint in %s holds %d epochs: %s",
+            self._where,
+            found.epochs_done,
+            f"the training goes on with epoch {rest.start + 1} of {rest.stop}"
+            if rest
+            else "the training is over; remove it to begin anew",
+        )
+        return rest, nested(state["logs"], arrays)
+
+    def end_of_epoch(self, told: int, logs: list[Logs], *, ended: bool) -> None:
+        """Save, where it is time to.
+
+        Args:
+            told: the epoch that callbacks were told.
+            logs: the peers'.
+            ended: whether somebody has stopped the training.
+
+        Raises:
+            StorageError: an earlier one could not be written.
+        """
+        self._told, self._ended, self._logs = told + 1, ended, logs
+        last = ended or self._told == self._epochs.stop
+        self._keeper.end_of_epoch(self._session.epochs_done, last=last)
+
+    def _take(self) -> Taken:
+        arrays = values_of(self._variables)
+        state = {
+            "identity": self._identity,
+            "begun": self._begun,
+            "told": self._told,
+            "ended": self._ended,
+            "logs": flat(self._logs, arrays),
+            "session": flat(self._session.save(), arrays),
+            "records": save_records(self._session.records, arrays),
+            "callbacks": self._callbacks.save(arrays),
+            "random": save_random(arrays),
+        }
+        return arrays, state
+
+    def _check(self, kept: Mapping[str, Any]) -> None:
+        for name, value in self._identity.items():
+            if kept.get(name) != value:
+                raise UserError(
+                    f"the checkpoint in {self._where} is of a training with {name} = "
+                    f"{kept.get(name)!r}, this one has {value!r}: give another directory, or "
+                    "remove it to begin anew."
+                )
