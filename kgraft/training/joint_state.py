@@ -17,7 +17,7 @@ from kgraft.training.checkpoint_files import flat, nested
 Arrays = dict[str, np.ndarray]
 
 # `min_delta`: Keras turns its sign when it first sees the metric, and would do so again.
-_NOT_KEPT = ("_model", "params", "min_delta")
+_NOT_KEPT = ("params", "min_delta")
 
 
 class StatefulCallback(keras.callbacks.Callback):
