@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.inputs import Inputs
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs, Steps
@@ -192,7 +193,13 @@ def predictions_of(model: keras.Model, wanted: str = "auto") -> Callable[[Any], 
         model: a built model, compiled or not.
         wanted: see `Engine`.
     """
-    return Engine([], wanted)._steps_of(model).predict
+    steps, inputs = Engine([], wanted)._steps_of(model), Inputs(model)
+
+    def predict(x: Any) -> Any:
+        with inputs.checked(x):
+            return steps.predict(x)
+
+    return predict
 
 
 def _whole_step(stepper: Stepper, batch: tuple[Any, ...]) -> Logs:
