@@ -16,7 +16,7 @@ from kgraft.engines.inputs import Inputs
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs, Steps
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError, suggest, told
 
 NAMES = ("auto", "eager", "compiled")
 
@@ -172,8 +172,8 @@ def check(wanted: str) -> None:
     Raises:
         UserError: it is not one of `NAMES`.
     """
-    if wanted not in NAMES:
-        raise UserError(f"engine={wanted!r} is unknown." + suggest(str(wanted), NAMES))
+    if not isinstance(wanted, str) or wanted not in NAMES:
+        raise UserError(f"engine={told(wanted)} is unknown." + suggest(str(wanted), NAMES))
 
 
 def stepper_for(model: keras.Model, wanted: str = "auto") -> Stepper:

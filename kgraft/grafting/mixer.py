@@ -25,7 +25,7 @@ import keras
 
 from kgraft import settings
 from kgraft.errors import UserError
-from kgraft.grafting.peers import Moment, Peers, plan_of
+from kgraft.grafting.peers import Moment, Peers, checked_models, plan_of
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
 from kgraft.settings import setting
@@ -75,6 +75,11 @@ class Mixer:
                     f"{other.__qualname__} is: give it another name."
                 )
             MIXERS[cls.name] = cls
+
+    def __new__(cls, *arguments: Any, **given: Any) -> Self:
+        """Refuse settings that it has not, in kgraft's words."""
+        settings.check_names(cls, given)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         settings.check(self)
@@ -162,8 +167,10 @@ class Mixer:
             What was measured and done, None for nothing.
 
         Raises:
-            UserError: the peers do not match.
+            UserError: the peers do not match, or are no list of models.
         """
+        settings.argument("epoch", epoch, int, low=0)
+        models = checked_models(models, "models", "model")
         peers = Peers(models, self.plan(models))
         return self.apply(peers, self.init(peers), Moment(epoch))[1]
 
