@@ -17,14 +17,15 @@ schedule, and what it does, with a state that can be saved. To write one's own:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import keras
+import numpy as np
 
 from kgraft import settings
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.grafting.peers import Moment, Peers, checked_models, plan_of
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
@@ -32,6 +33,41 @@ from kgraft.settings import setting
 
 State = dict[str, Any]
 """What a mixer knows between two moments: JSON-able values and NumPy arrays, by name."""
+
+
+def check_state(mixer: "Mixer", state: Any) -> None:
+    """Refuse a state that could not be saved.
+
+    Args:
+        mixer: whose it is, for the error.
+        state: what its `init`, `apply` or `finish` gave.
+
+    Raises:
+        UserError: names the first value that is neither JSON-able nor a NumPy array.
+    """
+    wrong = _unsaved(state, "state") if isinstance(state, dict) else f"state is {told(state)}"
+    if wrong:
+        raise UserError(
+            f"{type(mixer).__name__}: its {wrong}: expected JSON-able values and NumPy arrays, by "
+            "name."
+        )
+
+
+def _unsaved(value: Any, path: str) -> str:
+    """What of a value could not be saved, `""` for nothing."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return ""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return ""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, list | tuple):
+        parts = enumerate(value)
+    elif isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        parts = value.items()
+    else:
+        return f"{path} is {told(value)}"
+    return next(filter(None, (_unsaved(own, f"{path}[{name!r}]") for name, own in parts)), "")
+
 
 MIXERS: dict[str, type["Mixer"]] = {}
 """Mixers that have a name, by it."""
