@@ -158,6 +158,22 @@ class Mixer:
         """Whether this is a moment to act."""
         return moment.ends_epoch
 
+    def acts_in(self, epochs: range, steps: int | None = None) -> bool:
+        """Whether any moment of a training is one to act.
+
+        Args:
+            epochs: the training's, counted from 0 over all trainings.
+            steps: how many an epoch has, None where nobody knows.
+        """
+        if self.between_steps and steps is None:
+            return True
+        ends = epochs if self.evaluate == "after" else epochs[:-1]  # the last one's is put off
+        taken = range(epochs.start * (steps or 0), epochs.stop * (steps or 0))
+        return any(self.due(Moment(epoch)) for epoch in ends) or any(
+            self.between_steps and self.due(Moment(step // (steps or 1), step, ends_epoch=False))
+            for step in taken
+        )
+
     def init(self, peers: Peers, last: State | None = None) -> State:
         """What is known before the first step of a training.
 

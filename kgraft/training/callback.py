@@ -19,6 +19,7 @@ from kgraft.training.callback_arguments import check_data, checked_peers
 from kgraft.training.callback_run import CallbackRun
 from kgraft.training.fit_arguments import checked_mixer
 from kgraft.training.mutual import Mutual
+from kgraft.training.preflight import say_if_idle
 from kgraft.training.session import Session
 
 _log = logging.getLogger("kgraft")
@@ -202,6 +203,8 @@ class GraftCallback(keras.callbacks.Callback):
         if not run.resumed:
             run.resume(epoch)
             run.begin()
+            last = (self.params or {}).get("epochs") or 0
+            say_if_idle(self.mixer, range(run.done_before + epoch, run.done_before + last))
         run.session.begin_epoch(run.done_before + epoch)
         for learner in run.learners:
             learner.stepper.begin_epoch()
