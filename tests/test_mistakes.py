@@ -128,3 +128,27 @@ def test_class_weights_are_finite_numbers_of_class_numbers(weights, message):
 
 def test_class_numbers_of_other_types_are_taken():
     fitted(class_weight={np.int64(0): np.float32(2), 1.0: 1})
+
+
+@pytest.mark.parametrize(
+    ("call", "right"),
+    [
+        (kgraft.models.build, {"name": "resnet8", "input_shape": (8, 8, 1), "classes": 3}),
+        (kgraft.models.default_size, {"name": "resnet8"}),
+        (kgraft.models.parameters, {"model": ONE}),
+        (kgraft.models.filters, {"model": ONE}),
+        (kgraft.models.macs, {"model": ONE}),
+        (kgraft.models.flops, {"model": ONE}),
+        (kgraft.data.load, {"name": "digits"}),
+        (kgraft.data.prepare, {"name": "digits"}),
+    ],
+)
+def test_models_and_data_are_asked_for_by_what_they_are(call, right):
+    for argument in ("name", "model", "limit_train", "limit_test", "validation", "seed"):
+        if argument not in inspect.signature(call).parameters:
+            continue
+        for value in WRONG:
+            try:
+                call(**{**right, argument: value})
+            except UserError as error:
+                assert "\n" not in str(error)
