@@ -10,7 +10,7 @@ import keras
 from kgraft.errors import UserError
 from kgraft.grafting.averages import averages_of
 from kgraft.grafting.graft import warn_of_sick_peers
-from kgraft.grafting.mixer import Independent, Mixer, State
+from kgraft.grafting.mixer import Independent, Mixer, State, check_state
 from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.keras_private import flat_layers
@@ -84,6 +84,7 @@ class Session:
             return
         self._peers = self._peers or self._compared()
         self._state = self.mixer.init(self._peers, self._state)
+        check_state(self.mixer, self._state)
         self._begun = True
         preflight(self.models)
         if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
@@ -120,6 +121,8 @@ class Session:
                 self._mix(moment)
             else:
                 self._put_off = moment
+        if self._begun:
+            check_state(self.mixer, self._state)
         self.epochs_done, self._in_epoch = self.epochs_done + 1, False
 
     def end(self, trained: Iterable[keras.Model] = ()) -> None:
@@ -134,6 +137,7 @@ class Session:
                 model.optimizer.finalize_variable_values(model.trainable_weights)
         if self._begun and self._peers is not None and self._state is not None:
             self._state = self.mixer.finish(self._with_averages(self._peers), self._state)
+            check_state(self.mixer, self._state)
         self._begun = False
 
     def resume(self, epoch: int, *, before_grafting: bool) -> None:
