@@ -1,7 +1,10 @@
 """Mistakes that a user can make, told in one line."""
 
 import difflib
+import inspect
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any
 
 
 class UserError(ValueError):
@@ -38,3 +41,25 @@ def suggest(word: str, candidates: Iterable[str]) -> str:
     known = sorted(candidates)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+
+
+def told(value: Any) -> str:
+    """What a user has given, in a few words for an error.
+
+    Args:
+        value: anything.
+
+    Example:
+        >>> told(None), told("x"), told([1]), told(len)
+        ('None', "'x'", 'a list', "the function 'len'")
+    """
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {value.__name__!r}"
+    if isinstance(value, Real):
+        return str(value)
+    if isinstance(value, str | bytes | None):
+        return repr(value)
+    name = type(value).__name__
+    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"

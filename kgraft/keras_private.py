@@ -10,6 +10,7 @@ here and nowhere else:
 | `operation_fn` | how a functional model calls one operation of its graph | none |
 | `unpack_singleton` | a list of one output as the output itself | none |
 | `get_keras_mask` | the mask that a tensor carries, None for none | none |
+| `compute_output_spec` | a call without numbers | inside `fit` |
 | `in_stateless_scope` | whether variables are values of a scope | `keras.StatelessScope`, mute |
 | `EpochIterator` | whatever `fit` takes, read as batches | none |
 | `GeneratorDataAdapter` | a data set that can be read only once | none |
@@ -67,7 +68,7 @@ attributes of public classes where they are needed. `BOOKS` lists those that nob
 from typing import Any
 
 import keras
-from keras.src.backend import get_keras_mask
+from keras.src.backend import compute_output_spec, get_keras_mask
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.models.functional import Functional, operation_fn, unpack_singleton

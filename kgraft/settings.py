@@ -9,12 +9,12 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from numbers import Integral, Real
 from typing import Any
 
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError, suggest, told
 
 _MOST = 3.4028234663852886e38  # what float32 holds: more is infinite as soon as it is used
 
@@ -66,8 +66,84 @@ def check(owner: Any) -> None:
             continue
         _, wrong = _read(type(owner), own.name, value, most=math.inf)
         if wrong:
-            told = repr(value) if isinstance(value, str) else value
-            raise UserError(f"{type(owner).__name__}({own.name}={told}){wrong}")
+            raise UserError(f"{type(owner).__name__}({own.name}={_shown(value)}){wrong}")
+
+
+def check_names(owner: type, given: Iterable[str]) -> None:
+    """Refuse arguments that a class has not, and say what it has.
+
+    Args:
+        owner: the class.
+        given: names of arguments.
+
+    Raises:
+        UserError: names the first that it has not.
+    """
+    if not given:
+        return
+    own = [*inspect.signature(owner.__init__).parameters.values()][1:]  # type: ignore[misc]
+    known = [parameter.name for parameter in own]
+    for name in given:
+        if name not in known and all(
+            parameter.kind is not parameter.VAR_KEYWORD for parameter in own
+        ):
+            raise UserError(
+                f"{owner.__name__}({name}=...): no such argument." + suggest(name, known)
+            )
+
+
+def argument(
+    name: str,
+    value: Any,
+    kind: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    where: str = "",
+) -> Any:
+    """An argument of a function, checked as a setting is.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kind: what it may be, written as a setting's type: `float`, `int | None`, a `Literal`; or
+            any other class.
+        low: the smallest value.
+        high: the largest.
+        above: what it must be larger than.
+        below: what it must be smaller than.
+        where: what the line begins with.
+
+    Returns:
+        The value, of that kind.
+
+    Raises:
+        UserError: it is of another kind, or out of range.
+
+    Example:
+        >>> argument("epochs", 3, int, low=1)
+        3
+        >>> argument("epochs", "3", int, low=1)
+        Traceback (most recent call last):
+        kgraft.errors.UserError: epochs='3': expected a whole number.
+    """
+    if inspect.isclass(kind) and kind not in _NAMES:
+        if isinstance(value, kind):
+            return value
+        expected = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+        raise UserError(f"{where}{name} is {told(value)}: expected a {expected}.")
+    rule = {"low": low, "high": high, "above": above, "below": below}
+    value, wrong = _read_as(kind, rule, value)
+    if wrong:
+        raise UserError(f"{where}{name}={_shown(value)}{wrong}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: as it is written, where that is short."""
+    return str(value) if isinstance(value, list | tuple) else told(value)
 
 
 def checked(table: type, key: str, value: Any, where: str) -> Any:
@@ -191,8 +267,13 @@ def _rule(own: "dataclasses.Field[Any]") -> Mapping[str, Any]:
 
 def _read(owner: type, name: str, value: Any, most: float = _MOST) -> tuple[Any, str]:
     """A value as the setting's own type, and what is wrong with it, `""` for nothing."""
-    rule = _rule(_fields(owner)[name])
-    kinds, words = _kinds(_hints(owner)[name], rule)
+    return _read_as(_hints(owner)[name], _rule(_fields(owner)[name]), value, most)
+
+
+def _read_as(
+    hint: Any, rule: Mapping[str, Any], value: Any, most: float = math.inf
+) -> tuple[Any, str]:
+    kinds, words = _kinds(hint, rule)
     words = rule.get("choices", words)
     if not all(kind in _NAMES for kind in kinds if kind is not types.NoneType):
         return value, ""  # a kind that the class checks itself
@@ -205,15 +286,8 @@ def _read(owner: type, name: str, value: Any, most: float = _MOST) -> tuple[Any,
     if words and value not in words:
         return value, "." + suggest(value, words)
     numbers = value if isinstance(value, tuple) else (value,)
-    low, high, above, below = (rule.get(end) for end in ("low", "high", "above", "below"))
-    if above is not None and not all(number > above for number in numbers):
-        limit = f"more than {above}" if below is None else f"between {above} and {below}"
-        return value, f": expected {limit}."
-    if below is not None and not all(number < below for number in numbers):
-        return value, f": expected between {above} and {below}."
-    if low is not None and not low <= value <= (math.inf if high is None else high):
-        limit = f"{low} or more" if high is None else f"{low}..{high}"
-        return value, f": expected {limit}."
+    if not all(_is_inside(number, rule) for number in numbers):
+        return value, f": expected {_limits(rule)}."
     floats = [number for number in numbers if isinstance(number, float)]
     if not all(math.isfinite(number) and abs(number) <= most for number in floats):
         finite = "finite numbers" if isinstance(value, tuple) else "a finite number"
@@ -221,6 +295,28 @@ def _read(owner: type, name: str, value: Any, most: float = _MOST) -> tuple[Any,
     return value, ""
 
 
+def _is_inside(number: Any, rule: Mapping[str, Any]) -> bool:
+    low, high, above, below = map(rule.get, _ENDS)
+    return (
+        (low is None or number >= low)
+        and (high is None or number <= high)
+        and (above is None or number > above)
+        and (below is None or number < below)
+    )
+
+
+def _limits(rule: Mapping[str, Any]) -> str:
+    low, high, above, below = map(rule.get, _ENDS)
+    if low is not None and high is not None:
+        return f"{low}..{high}"
+    if above is not None and below is not None:
+        return f"between {above} and {below}"
+    told = {"more than ": above, "less than ": below, "at most ": high}
+    parts = [] if low is None else [f"{low} or more"]
+    return ", ".join(parts + [f"{word}{end}" for word, end in told.items() if end is not None])
+
+
+_ENDS = ("low", "high", "above", "below")
 _NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",

@@ -18,9 +18,9 @@ MAY_IMPORT = {
     "backend": set(),
     "keras_private": set(),
     "convolutions": set(),
-    "models": {"errors", "keras_private", "convolutions"},
+    "models": {"errors", "settings", "keras_private", "convolutions"},
     "links": {"errors", "engines.backends"},
-    "data": {"errors"},
+    "data": {"errors", "settings"},
     "equations": {"errors"},
     "grafting": {
         "errors",

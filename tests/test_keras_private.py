@@ -18,6 +18,7 @@ from kgraft.keras_private import (
     TorchDataLoaderAdapter,
     can_convert_arrays,
     class_weight_to_sample_weights,
+    compute_output_spec,
     flat_layers,
     get_global_attribute,
     get_keras_mask,
@@ -215,6 +216,15 @@ def test_a_stateless_scope_is_seen_from_inside_only():
     with keras.StatelessScope():
         assert in_stateless_scope()
     assert not in_stateless_scope()
+
+
+def test_a_call_without_numbers_gives_shapes_or_what_the_call_would_raise():
+    model = functional()
+    before = model.get_weights()
+    assert compute_output_spec(model, keras.KerasTensor((4, 2)), training=False).shape == (4, 3)
+    with pytest.raises(ValueError, match="incompatible"):
+        compute_output_spec(model, keras.KerasTensor((4, 5)), training=False)
+    assert all(map(np.array_equal, model.get_weights(), before))
 
 
 def test_arrays_are_arrays_and_data_sets_are_not():

@@ -8,7 +8,8 @@ from kgraft.data import cifar, digits
 from kgraft.data.dataset import Dataset, channel_statistics
 from kgraft.data.npz import read_npz
 from kgraft.data.order import split_validation
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError, suggest, told
+from kgraft.settings import argument
 
 NAMES = ("digits", *cifar.SETS)
 
@@ -91,7 +92,12 @@ def load(
         >>> len(digits.train), len(digits.validation), len(digits.test), digits.classes
         (400, 100, 355, 10)
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"name is {told(name)}: expected a data set's name or an .npz file.")
+    argument("validation", validation, float)
+    argument("seed", seed, int, low=0)
     for option, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
+        argument(option, limit, int | None)
         if limit is not None and limit < 1:
             raise UserError(f"{option} {limit}: expected a number of images, 1 or more.")
     if str(name).endswith(".npz"):
@@ -127,6 +133,7 @@ def prepare(
         UserError: kgraft cannot prepare such a set, the archive is missing, truncated or another
             one, or the download failed.
     """
+    argument("name", name, str)
     folder = data_directory(data_dir)
     if name == "digits":
         if archive is not None:

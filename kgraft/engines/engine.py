@@ -12,10 +12,11 @@ from typing import Any
 import keras
 
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.inputs import Inputs
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs, Steps
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError, suggest, told
 
 NAMES = ("auto", "eager", "compiled")
 
@@ -171,8 +172,8 @@ def check(wanted: str) -> None:
     Raises:
         UserError: it is not one of `NAMES`.
     """
-    if wanted not in NAMES:
-        raise UserError(f"engine={wanted!r} is unknown." + suggest(str(wanted), NAMES))
+    if not isinstance(wanted, str) or wanted not in NAMES:
+        raise UserError(f"engine={told(wanted)} is unknown." + suggest(str(wanted), NAMES))
 
 
 def stepper_for(model: keras.Model, wanted: str = "auto") -> Stepper:
@@ -192,7 +193,13 @@ def predictions_of(model: keras.Model, wanted: str = "auto") -> Callable[[Any], 
         model: a built model, compiled or not.
         wanted: see `Engine`.
     """
-    return Engine([], wanted)._steps_of(model).predict
+    steps, inputs = Engine([], wanted)._steps_of(model), Inputs(model)
+
+    def predict(x: Any) -> Any:
+        with inputs.checked(x):
+            return steps.predict(x)
+
+    return predict
 
 
 def _whole_step(stepper: Stepper, batch: tuple[Any, ...]) -> Logs:

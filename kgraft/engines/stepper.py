@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.inputs import Inputs
 from kgraft.engines.steps import Logs, Steps
 
 
@@ -37,16 +38,22 @@ class Stepper:
         self._built = False
         self._in_training = False
         self._last: Logs | None = None
+        self._inputs = Inputs(model)
 
     def build(self, data: tuple[Any, ...]) -> None:
         """Build the model, its optimizer and its metrics from one batch; done once a `compile()`.
 
         Args:
             data: `(x, y)` or `(x, y, sample_weight)`.
+
+        Raises:
+            UserError: the model cannot take such inputs; so does every kind of step.
         """
         self._notice()
         if not self._built:
-            self.model._symbolic_build(data_batch=_triple(data))
+            data = _triple(data)
+            with self._inputs.checked(data[0]):
+                self.model._symbolic_build(data_batch=data)
             self._built = True
             self._steps = None  # those chosen so far knew neither metrics nor loss
         self.steps()
@@ -71,7 +78,9 @@ class Stepper:
             The metrics so far, as tensors on the device.
         """
         self.build(data)
-        self._last = self.steps().train(_triple(data))
+        data = _triple(data)
+        with self._inputs.checked(data[0]):
+            self._last = self.steps().train(data)
         return self._last
 
     def logs(self) -> dict[str, Any]:
@@ -111,7 +120,9 @@ class Stepper:
             if before_batch is not None:
                 before_batch(step)
             self.build(data)
-            self._last = self.steps().test(_triple(data))
+            data = _triple(data)
+            with self._inputs.checked(data[0]):
+                self._last = self.steps().test(data)
             if after_batch is not None:
                 after_batch(step, self._last)
         return self.logs()
@@ -127,10 +138,12 @@ class Stepper:
         """
         self._train_mode(False)
         steps = self.steps() if self.model.built else BACKEND.eager_steps(self.model)
-        outputs = [
-            keras.tree.map_structure(keras.ops.convert_to_numpy, steps.predict(data[0]))
-            for data in batches
-        ]
+        outputs = []
+        for x, *_ in batches:
+            with self._inputs.checked(x):
+                outputs.append(
+                    keras.tree.map_structure(keras.ops.convert_to_numpy, steps.predict(x))
+                )
         return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *outputs)
 
     def _train_mode(self, on: bool) -> None:

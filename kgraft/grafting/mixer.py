@@ -17,21 +17,57 @@ schedule, and what it does, with a state that can be saved. To write one's own:
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 import keras
+import numpy as np
 
 from kgraft import settings
-from kgraft.errors import UserError
-from kgraft.grafting.peers import Moment, Peers, plan_of
+from kgraft.errors import UserError, told
+from kgraft.grafting.peers import Moment, Peers, checked_models, plan_of
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.ring import GraftRecord
 from kgraft.settings import setting
 
 State = dict[str, Any]
 """What a mixer knows between two moments: JSON-able values and NumPy arrays, by name."""
+
+
+def check_state(mixer: "Mixer", state: Any) -> None:
+    """Refuse a state that could not be saved.
+
+    Args:
+        mixer: whose it is, for the error.
+        state: what its `init`, `apply` or `finish` gave.
+
+    Raises:
+        UserError: names the first value that is neither JSON-able nor a NumPy array.
+    """
+    wrong = _unsaved(state, "state") if isinstance(state, dict) else f"state is {told(state)}"
+    if wrong:
+        raise UserError(
+            f"{type(mixer).__name__}: its {wrong}: expected JSON-able values and NumPy arrays, by "
+            "name."
+        )
+
+
+def _unsaved(value: Any, path: str) -> str:
+    """What of a value could not be saved, `""` for nothing."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return ""
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return ""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, list | tuple):
+        parts = enumerate(value)
+    elif isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        parts = value.items()
+    else:
+        return f"{path} is {told(value)}"
+    return next(filter(None, (_unsaved(own, f"{path}[{name!r}]") for name, own in parts)), "")
+
 
 MIXERS: dict[str, type["Mixer"]] = {}
 """Mixers that have a name, by it."""
@@ -76,6 +112,11 @@ class Mixer:
                 )
             MIXERS[cls.name] = cls
 
+    def __new__(cls, *arguments: Any, **given: Any) -> Self:
+        """Refuse settings that it has not, in kgraft's words."""
+        settings.check_names(cls, given)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         settings.check(self)
 
@@ -116,6 +157,22 @@ class Mixer:
     def due(self, moment: Moment) -> bool:
         """Whether this is a moment to act."""
         return moment.ends_epoch
+
+    def acts_in(self, epochs: range, steps: int | None = None) -> bool:
+        """Whether any moment of a training is one to act.
+
+        Args:
+            epochs: the training's, counted from 0 over all trainings.
+            steps: how many an epoch has, None where nobody knows.
+        """
+        if self.between_steps and steps is None:
+            return True
+        ends = epochs if self.evaluate == "after" else epochs[:-1]  # the last one's is put off
+        taken = range(epochs.start * (steps or 0), epochs.stop * (steps or 0))
+        return any(self.due(Moment(epoch)) for epoch in ends) or any(
+            self.between_steps and self.due(Moment(step // (steps or 1), step, ends_epoch=False))
+            for step in taken
+        )
 
     def init(self, peers: Peers, last: State | None = None) -> State:
         """What is known before the first step of a training.
@@ -162,8 +219,10 @@ class Mixer:
             What was measured and done, None for nothing.
 
         Raises:
-            UserError: the peers do not match.
+            UserError: the peers do not match, or are no list of models.
         """
+        settings.argument("epoch", epoch, int, low=0)
+        models = checked_models(models, "models", "model")
         peers = Peers(models, self.plan(models))
         return self.apply(peers, self.init(peers), Moment(epoch))[1]
 

@@ -1,11 +1,12 @@
 """K peers with what they have in common, and the moments at which they are mixed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.grafting.averages import Averages, WithAverages
 from kgraft.grafting.plan import GraftPlan, Grouping
 from kgraft.grafting.population import Population, population
@@ -64,10 +65,10 @@ def plan_of(
         UserError: no peer, a model given twice, weights that two peers share and train, or peers
             that do not match; names the first difference.
     """
+    models = checked_models(models, "peers", "peer")
     if not models:
         raise UserError("no peers: grafting needs at least one model.")
-    if len({id(model) for model in models}) != len(models):
-        raise UserError("a model is in the ring twice: every peer must be its own model.")
+    check_distinct(models)
     owner: dict[int, int] = {}
     for k, model in enumerate(models, start=1):
         for variable in model.trainable_variables:
@@ -81,3 +82,50 @@ def plan_of(
     for k, other in enumerate(others, start=2):
         plan.check_matches(other, "peer 1", f"peer {k}")
     return plan
+
+
+def checked_models(given: Any, name: str, one: str) -> list[keras.Model]:
+    """Models in a list.
+
+    Args:
+        given: what was given.
+        name: of the argument.
+        one: what each of them is called.
+
+    Raises:
+        UserError: it is no list, or one with something else.
+    """
+    if isinstance(given, keras.Model):
+        raise UserError(f"{name} is the model {given.name!r}: expected a list, [{one}, ...].")
+    if isinstance(given, str | bytes | dict | type) or not isinstance(given, Iterable):
+        raise UserError(f"{name} is {told(given)}: expected a list of Keras models.")
+    found = list(given)
+    for k, model in enumerate(found, start=1):
+        if isinstance(model, keras.Model):
+            continue
+        if isinstance(model, str):
+            todo = "load it with keras.models.load_model first"
+        elif callable(model):
+            todo = "call it, and pass the model that it makes"
+        else:
+            todo = "expected a Keras model"
+        raise UserError(f"{one} {k} is {told(model)}: {todo}.")
+    return found
+
+
+def check_distinct(peers: Sequence[keras.Model]) -> None:
+    """Refuse a model that is several peers at once.
+
+    Args:
+        peers: models.
+
+    Raises:
+        UserError: names the first two that are one.
+    """
+    first: dict[int, int] = {}
+    for k, peer in enumerate(peers, start=1):
+        if first.setdefault(id(peer), k) != k:
+            raise UserError(
+                f"peers holds {peer.name!r} twice, at places {first[id(peer)]} and {k}: every peer "
+                "must be a model of its own."
+            )

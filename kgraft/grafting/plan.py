@@ -6,9 +6,10 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError
 from kgraft.grafting.layer_kinds import frozen_weights
 from kgraft.grafting.reader import Owner, Reader
+from kgraft.settings import argument
 
 Grouping = Literal["default", "authors"]
 
@@ -105,13 +106,12 @@ class GraftPlan:
             The plan.
 
         Raises:
-            UserError: the model is not built, has no kernel, all of its kernels are frozen,
+            UserError: it is no model, or not built, has no kernel, all of its kernels are frozen,
                 `grouping` is unknown, or `"authors"` is asked of a model without a graph.
         """
-        if grouping not in ("default", "authors"):
-            raise UserError(
-                f"grouping={grouping!r} is unknown." + suggest(grouping, ("default", "authors"))
-            )
+        argument("model", model, keras.Model)
+        argument("grouping", grouping, Grouping)
+        argument("blend_frozen", blend_frozen, bool)
         if not model.weights:
             raise UserError(f"model {model.name!r} has no weights yet: build it before grafting.")
         frozen = frozen_weights(model)

@@ -9,10 +9,16 @@ import keras
 from kgraft.convolutions import CONVOLUTIONS, TRANSPOSED
 from kgraft.errors import UserError
 from kgraft.keras_private import graph_of, nodes_of
+from kgraft.settings import argument
 
 
 def parameters(model: keras.Model) -> int:
-    """Number of trainable numbers in a built model."""
+    """Number of trainable numbers in a built model.
+
+    Raises:
+        UserError: It is no model.
+    """
+    argument("model", model, keras.Model)
     return sum(math.prod(weight.shape) for weight in model.trainable_weights)
 
 
@@ -73,6 +79,7 @@ def filters(model: keras.Model) -> int:
 
 def _nodes(model: Any) -> Iterator[Any]:
     """Calls of layers in the graph, those of nested models included."""
+    argument("model", model, keras.Model)
     graph = graph_of(model)
     if graph is None:
         raise UserError(

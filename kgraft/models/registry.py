@@ -16,6 +16,7 @@ from kgraft.models.resnet_cifar import LEAKY_SLOPE, resnet_cifar
 from kgraft.models.resnet_imagenet import resnet18, resnet34, resnet50
 from kgraft.models.vgg import vgg16
 from kgraft.models.wrn import wide_resnet
+from kgraft.settings import argument
 
 _CIFAR_DEPTHS = (8, 20, 32, 44, 56, 110)
 _BUILDERS: dict[str, Callable[..., keras.Model]] = {
@@ -119,7 +120,7 @@ def build(
 
 
 def _builder(name: str) -> Callable[..., keras.Model]:
-    wide = _WIDE.fullmatch(name)
+    wide = _WIDE.fullmatch(argument("name", name, str))
     if wide:
         return partial(wide_resnet, int(wide[1]), int(wide[2]))
     known = {**_BUILDERS, **_LEAKY}

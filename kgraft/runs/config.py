@@ -193,7 +193,13 @@ class Config:
                 blocks.setdefault(f"[{table}]", []).append(f"{name} = {to_toml(value)}")
         return "\n\n".join("\n".join([table, *own]) for table, own in blocks.items()) + "\n"
 
+    def resolved(self) -> str:
+        """`to_toml` between two lines by which `read` knows a file that is cut off."""
+        return f"{_FIRST}\n\n{self.to_toml()}\n{_LAST}\n"
 
+
+_FIRST = "# As kgraft has resolved it; without its last line this file is cut off."
+_LAST = "# The end."
 _TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("methods", "given"))
 
 
@@ -207,7 +213,7 @@ def read(path: str | Path) -> Config:
         The settings.
 
     Raises:
-        UserError: the file is missing or no TOML, or what `parse` raises.
+        UserError: the file is missing, empty, cut off or no TOML, or what `parse` raises.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -215,6 +221,12 @@ def read(path: str | Path) -> Config:
         raise UserError(f"run file {path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"run file {path} cannot be read: {error}") from None
+    lines = text.splitlines()
+    if (_FIRST.startswith(text) or _FIRST in lines[:1]) and _LAST not in lines:
+        raise UserError(
+            f"run file {path} is cut off: its last line, {_LAST!r}, is missing. Copy it anew, or "
+            "see whether it is whole, and take its first line out."
+        )
     return parse(text, str(path))
 
 

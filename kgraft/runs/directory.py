@@ -66,7 +66,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
         self.path = path
-        write_text(path / "run.toml", config.to_toml())
+        write_text(path / "run.toml", config.resolved())
         self._write_json("environment.json", environment)
 
     def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -144,13 +144,31 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
         path: a run's directory.
 
     Raises:
-        UserError: there is no run, or it did not finish.
+        UserError: there is no run, it did not finish, or a file of it is cut off.
     """
     if not (path / "run.toml").is_file():
         raise UserError(f"{path} is no run's directory: it holds no run.toml.")
     if not (path / "summary.json").is_file():
         raise UserError(f"the run in {path} did not finish: it holds no summary.json.")
-    return read(path / "run.toml"), json.loads((path / "summary.json").read_text())
+    return read(path / "run.toml"), read_json(path / "summary.json")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file of a run's directory holds.
+
+    Args:
+        file: a `.json` file, there.
+
+    Raises:
+        UserError: it is cut off, or not what a run has written.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # of JSON, and of UTF-8
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is cut off or was not written by kgraft: copy the run anew.")
+    return found
 
 
 def peer_file(path: Path, summary: dict[str, Any], peer: int) -> Path:

@@ -4,7 +4,7 @@ Most words are those of `kgraft.grafting`; here are the ones that in Python are 
 """
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -100,15 +100,13 @@ class _Methods(Mapping[str, type[Mixer]]):
         if name in MIXERS:
             return MIXERS[name]
         for entry in entry_points(group="kgraft.methods", name=name):
-            return _mixer(entry.load(), name)
+            return _mixer(entry.load, name)
         module, colon, attribute = name.partition(":")
-        if not (module and colon and attribute):
+        if not colon:
             raise KeyError(name)
-        try:
-            found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, SyntaxError) as error:
-            raise UserError(f"method {name!r} cannot be loaded: {error}.") from error
-        return _mixer(found, name)
+        if not attribute or not all(map(str.isidentifier, module.split("."))):
+            raise UserError(f"method {name!r}: expected module:Class, e.g. my_package.swap:Swap.")
+        return _mixer(lambda: getattr(importlib.import_module(module), attribute), name)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -127,7 +125,15 @@ class _Methods(Mapping[str, type[Mixer]]):
 METHODS = _Methods()
 
 
-def _mixer(found: object, name: str) -> type[Mixer]:
+def _mixer(load: Callable[[], object], name: str) -> type[Mixer]:
+    try:
+        found = load()
+    except UserError:
+        raise
+    except Exception as error:  # somebody else's module may raise anything
+        raise UserError(
+            f"method {name!r} cannot be loaded: {type(error).__name__}: {error}."
+        ) from error
     if isinstance(found, type) and issubclass(found, Mixer) and found.name:
         found.check_class()
         return found

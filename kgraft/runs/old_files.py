@@ -5,14 +5,15 @@ from typing import Any
 
 from kgraft.errors import UserError
 
+_SCION = 'method = "noise" or method = "internal" under [run], and'
 MOVED = {
     "graft.level": 'method = "filter-graft"',
     "graft.alpha": "[fixed] alpha",
     "graft.frozen": "[graft] blend_frozen",
     "papa.variant": 'method = "papa-all"',
     "papa.every_epochs": "[papa-all] every",
-    "scion.threshold": "[noise] threshold or [internal] threshold",
-    "scion.decay": "[noise] decay",
+    "scion.threshold": f"{_SCION} [noise] threshold or [internal] threshold",
+    "scion.decay": 'method = "noise" under [run], and [noise] decay',
 }
 """Keys that are gone, and what stands for them."""
 
@@ -60,4 +61,6 @@ def modern(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
         table, _, name = key.partition(".")
         if name in new.get(table, {}):
             raise UserError(f"{source}: {key} is gone: write {now}.")
+    if new.get("scion"):
+        raise UserError(f"{source}: [scion] is gone: write {MOVED['scion.threshold']}.")
     return {name: own for name, own in new.items() if own or name not in ("graft", "papa", "scion")}

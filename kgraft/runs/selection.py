@@ -10,7 +10,14 @@ import numpy as np
 from kgraft.data import BatchStream
 from kgraft.files import write_text
 from kgraft.runs.assembly import images_of, in_order, in_training
-from kgraft.runs.directory import best_peer, peer_file, read_model, read_run, save_uncompiled
+from kgraft.runs.directory import (
+    best_peer,
+    peer_file,
+    read_json,
+    read_model,
+    read_run,
+    save_uncompiled,
+)
 from kgraft.runs.scoring import accuracy, ensemble, predict
 from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
 
@@ -97,8 +104,7 @@ def selected(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     file = path / "select.json"
     if not file.is_file():
         return select(path, data_dir=data_dir)
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    return read_json(file)
 
 
 def _first(stream: BatchStream) -> Any:

@@ -4,12 +4,14 @@ import contextlib
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import keras
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.keras_private import class_weight_to_sample_weights
+from kgraft.settings import argument
 
 Batch = tuple[Any, ...]
 
@@ -130,13 +132,8 @@ def sample_weights(y: Any, sample_weight: Any, class_weight: Mapping[int, float]
         Weights `(n,)`.
 
     Raises:
-        UserError: there are sample weights already, no targets, several of them, or `class_weight`
-            is no dict.
+        UserError: there are sample weights already, no targets, or several of them.
     """
-    if not isinstance(class_weight, Mapping):
-        raise UserError(
-            f"class_weight is a {type(class_weight).__name__}: expected a dict, class -> weight."
-        )
     if sample_weight is not None:
         raise UserError(
             "class_weight and sample_weight exclude each other, as in Model.fit: multiply them "
@@ -145,6 +142,27 @@ def sample_weights(y: Any, sample_weight: Any, class_weight: Mapping[int, float]
     if y is None or keras.tree.is_nested(y):
         raise UserError("class_weight needs targets of a single output.")
     return class_weight_to_sample_weights(y, class_weight)
+
+
+def check_class_weight(class_weight: Any) -> None:
+    """Refuse what is no weights of classes.
+
+    Args:
+        class_weight: what was given.
+
+    Raises:
+        UserError: it is no dict, or holds something else than class number -> weight.
+    """
+    if not isinstance(class_weight, Mapping):
+        raise UserError(f"class_weight is {told(class_weight)}: expected a dict, class -> weight.")
+    for number, weight in class_weight.items():
+        # labels may be floats, and so may the classes of a dict that was made of them
+        known = isinstance(number, Real) and not isinstance(number, bool)
+        if not known or not float(number) >= 0 or float(number) % 1 != 0:
+            raise UserError(
+                f"class_weight holds the class {told(number)}: expected whole numbers, 0 or more."
+            )
+        argument(f"class_weight[{int(number)}]", weight, float, low=0)
 
 
 def first_batch(feed: Feed) -> Batch:

@@ -11,13 +11,15 @@ from typing import Any, Literal
 import keras
 
 from kgraft.engines.engine import check
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
+from kgraft.settings import argument
 from kgraft.training.callback_arguments import check_data, checked_peers
 from kgraft.training.callback_run import CallbackRun
 from kgraft.training.fit_arguments import checked_mixer
 from kgraft.training.mutual import Mutual
+from kgraft.training.preflight import say_if_idle
 from kgraft.training.session import Session
 
 _log = logging.getLogger("kgraft")
@@ -133,7 +135,9 @@ class GraftCallback(keras.callbacks.Callback):
         check_data(data, class_weight)
         self.data = data
         self.class_weight = class_weight
-        self.train_peers = train_peers
+        self.train_peers = argument("train_peers", train_peers, bool)
+        if not isinstance(backup_dir, str | PathLike | None):
+            raise UserError(f"backup_dir is {told(backup_dir)}: expected a directory's name.")
         self.backup_dir = None if backup_dir is None else Path(backup_dir)
         if (
             self.backup_dir is not None
@@ -200,6 +204,8 @@ class GraftCallback(keras.callbacks.Callback):
         if not run.resumed:
             run.resume(epoch)
             run.begin()
+            last = (self.params or {}).get("epochs") or 0
+            say_if_idle(self.mixer, range(run.done_before + epoch, run.done_before + last))
         run.session.begin_epoch(run.done_before + epoch)
         for learner in run.learners:
             learner.stepper.begin_epoch()

@@ -1,13 +1,13 @@
 """What the arguments of GraftCallback must be: each mistake is one line."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from kgraft.errors import UserError
+from kgraft.grafting.peers import check_distinct, checked_models
+from kgraft.training.batches import check_class_weight
 from kgraft.training.feeds import is_arrays
-from kgraft.training.fit_arguments import told
 
 
 def checked_peers(peers: Any) -> list[keras.Model]:
@@ -19,18 +19,10 @@ def checked_peers(peers: Any) -> list[keras.Model]:
     Raises:
         UserError: none, something that is no model, or a model twice.
     """
-    if isinstance(peers, keras.Model):
-        raise UserError(f"peers is a model: pass a list, GraftCallback([{peers.name}]).")
-    if not isinstance(peers, Iterable) or isinstance(peers, str | bytes | type):
-        raise UserError(f"peers is {told(peers)}: expected a list of models.")
-    found = list(peers)
+    found = checked_models(peers, "peers", "peer")
     if not found:
         raise UserError("no peers: GraftCallback needs at least one model besides fit's.")
-    for k, peer in enumerate(found):
-        if not isinstance(peer, keras.Model):
-            raise UserError(f"peers[{k}] is {told(peer)}: expected a keras.Model.")
-        if any(peer is earlier for earlier in found[:k]):
-            raise UserError(f"peers holds {peer.name!r} twice: every peer must be its own model.")
+    check_distinct(found)
     return found
 
 
@@ -42,13 +34,16 @@ def check_data(data: Any, class_weight: Any) -> None:
         class_weight: weights of the classes in it, or None.
 
     Raises:
-        UserError: an array without targets, a tuple of another length, or weights twice.
+        UserError: an array without targets, a tuple of another length, weights twice, or weights
+            that are none.
     """
     if class_weight is not None and data is None:
         raise UserError(
             "class_weight= is for the peers' own data=: without it they learn from fit's batches, "
             "which have the weights that fit was given."
         )
+    if class_weight is not None:
+        check_class_weight(class_weight)
     named = [(f"data[{k}]", own) for k, own in enumerate(data)] if isinstance(data, list) else []
     for name, own in named or [("data", data)]:
         if isinstance(own, tuple):

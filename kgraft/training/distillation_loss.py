@@ -1,12 +1,11 @@
 """Knowledge distillation as a Keras loss."""
 
-import math
 from typing import Any
 
 import keras
 
 from kgraft.equations import distillation_loss
-from kgraft.errors import UserError
+from kgraft.settings import argument
 
 
 @keras.saving.register_keras_serializable("kgraft")
@@ -32,10 +31,8 @@ class DistillationLoss(keras.losses.Loss):
         reduction: str = "sum_over_batch_size",
         dtype: Any = None,
     ) -> None:
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature={temperature}: must be a positive number.")
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.temperature = temperature
+        self.temperature = argument("temperature", temperature, float, above=0)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Each image's KD, shape `(batch,)`."""

@@ -4,7 +4,6 @@ Eq. 8-12 of Cheng, Meng et al., arXiv 2004.12311v2: loss = CE(y, p_s) + KD. `Dis
 KD's mean over the batch as a Keras loss, `Distiller` the sum of both as a model.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,9 @@ from keras import ops
 from kgraft.engines.backends import BACKEND
 from kgraft.equations import mean_probabilities
 from kgraft.errors import UserError
+from kgraft.settings import argument
 from kgraft.training.distillation_loss import DistillationLoss
-from kgraft.training.features import FeatureLosses
+from kgraft.training.features import FeatureLosses, checked_losses
 from kgraft.training.students import (
     check_logits,
     check_loss,
@@ -122,11 +122,11 @@ class Distiller(keras.Model):
         **options: Any,
     ) -> None:
         _check(student, teachers)
-        if not 0 <= weight < math.inf:
-            raise UserError(f"weight={weight} of the distillation loss: must be 0 or more.")
+        weight = argument("weight", weight, float, low=0)
+        feature_losses = checked_losses(feature_losses)
         distillation = DistillationLoss(temperature)
         super().__init__(**options)
-        self.temperature = temperature
+        self.temperature = distillation.temperature
         self.weight = weight
         self.student = student
         self.teachers = list(teachers)
@@ -134,7 +134,7 @@ class Distiller(keras.Model):
         self._distillation = distillation
         self._student_loss = keras.metrics.Mean(name="student_loss")
         self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
-        self.feature_losses = tuple(feature_losses)
+        self.feature_losses = feature_losses
         self._features = (
             FeatureLosses(student, self.teachers, feature_losses) if feature_losses else None
         )
@@ -374,6 +374,7 @@ def _without(variables: Sequence[Any], others: Sequence[Any]) -> list[Any]:
 
 
 def _check(student: keras.Model, teachers: Sequence[keras.Model]) -> None:
+    argument("student", student, keras.Model)
     check_teachers(teachers)
     check_logits(student, f"student {student.name!r}")
     check_steps(student, f"student {student.name!r}")

@@ -7,8 +7,31 @@ import keras
 from keras import ops
 
 from kgraft.engines.backends import BACKEND
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.keras_private import graph_of, nodes_of
+
+
+def checked_losses(losses: Any) -> tuple[keras.distillation.FeatureDistillation, ...]:
+    """Losses between features.
+
+    Args:
+        losses: what was given.
+
+    Raises:
+        UserError: it is no list, or one with something else.
+    """
+    if not isinstance(losses, list | tuple):
+        raise UserError(
+            f"feature_losses is {told(losses)}: expected a list of "
+            "keras.distillation.FeatureDistillation."
+        )
+    for loss in losses:
+        if not isinstance(loss, keras.distillation.FeatureDistillation):
+            raise UserError(
+                f"feature_losses holds {told(loss)}: expected "
+                "keras.distillation.FeatureDistillation."
+            )
+    return tuple(losses)
 
 
 class Taps:
@@ -54,8 +77,7 @@ class FeatureLosses:
         losses: of `keras.distillation`, with the layers' names.
 
     Raises:
-        UserError: a model without a graph, a layer that there is not, or a loss that takes no
-            features.
+        UserError: a model without a graph, or a layer that there is not; see `checked_losses`.
     """
 
     def __init__(
@@ -64,13 +86,7 @@ class FeatureLosses:
         teachers: Sequence[keras.Model],
         losses: Sequence[keras.distillation.DistillationLoss],
     ) -> None:
-        for loss in losses:
-            if not isinstance(loss, keras.distillation.FeatureDistillation):
-                raise UserError(
-                    f"feature_losses holds a {type(loss).__name__}: expected "
-                    "keras.distillation.FeatureDistillation."
-                )
-        self._losses = list(losses)
+        self._losses = checked_losses(losses)
         own = [loss.student_layer_name for loss in losses]
         theirs = [loss.teacher_layer_name for loss in losses]
         self._student = Taps(student, own, f"student {student.name!r}")

@@ -9,14 +9,16 @@ import numpy as np
 
 from kgraft.data import BatchStream
 from kgraft.data.order import epoch_order, order_within_batches, steps_of
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.keras_private import can_convert_arrays
+from kgraft.settings import argument
 from kgraft.training.batches import (
     Batch,
     Feed,
     Kept,
     Limited,
     Weighted,
+    check_class_weight,
     first_batch,
     sample_weights,
     side_by_side,
@@ -123,8 +125,10 @@ def feed_of(
         raise UserError("x is None: give arrays, x and y, or a data set.")
     _check_count("batch_size", batch_size)
     _check_count("steps", steps)
-    if shuffle not in (True, False, "batch"):
-        raise UserError(f"shuffle={shuffle!r}: expected True, False or 'batch'.")
+    if not isinstance(shuffle, bool) and not (isinstance(shuffle, str) and shuffle == "batch"):
+        raise UserError(f"shuffle={told(shuffle)}: expected True, False or 'batch'.")
+    if class_weight is not None:
+        check_class_weight(class_weight)
     if is_arrays(x, y, sample_weight):
         return _array_feed(
             (x, y, sample_weight), batch_size, class_weight, seed, peer, shuffle, steps
@@ -220,7 +224,8 @@ def validation_feed(
     """
     parts = parts_of(data)
     if is_arrays(*parts):
-        return feed_of(*parts, batch_size=batch_size or of_arrays, shuffle=False, steps=steps)
+        wanted = of_arrays if batch_size is None else batch_size
+        return feed_of(*parts, batch_size=wanted, shuffle=False, steps=steps)
     _check_count("steps", steps)
     feed = feed_of(*parts, batch_size=batch_size, shuffle=False)
     feed = feed if steps is None else Limited(feed, steps)
@@ -301,6 +306,9 @@ def _array_feed(
     steps: int | None,
 ) -> ArrayFeed:
     x, y, sample_weight = parts
+    for name, part in {"x": x, "y": y, "sample_weight": sample_weight}.items():
+        if part is not None and not keras.tree.flatten(part):
+            raise UserError(f"{name} is an empty {type(part).__name__}: expected arrays.")
     if class_weight is not None:
         sample_weight = sample_weights(y, sample_weight, class_weight)
     arrays = keras.tree.map_structure(
@@ -331,8 +339,7 @@ def _array_feed(
 
 
 def _check_count(name: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int | np.integer) or value < 1):
-        raise UserError(f"{name}={value!r}: expected a whole number, 1 or more.")
+    argument(name, value, int | None, low=1)
 
 
 def _on_device(part: Any) -> Any:

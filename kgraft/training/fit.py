@@ -13,7 +13,9 @@ from kgraft.engines.engine import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
+from kgraft.settings import argument
 from kgraft.training.checkpoints import Checkpoints
+from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
     Batch,
     Shuffle,
@@ -26,6 +28,7 @@ from kgraft.training.feeds import (
 from kgraft.training.fit_arguments import (
     check_steps,
     check_targets,
+    check_verbose,
     checked_count,
     checked_mixer,
     checked_mutual,
@@ -132,6 +135,9 @@ class GraftingFit:
             every=every, epochs=epochs_grafted, evaluate=evaluate
         )
         self.seed = checked_count("seed", seed)
+        temperature = argument("temperature", temperature, float, above=0)
+        distillation_weight = argument("distillation_weight", distillation_weight, float, low=0)
+        feature_losses = checked_losses(feature_losses)
         check_optimizers(self.peers)
         if mutual is None and isinstance(mixer, Mutual):
             mutual = mixer
@@ -240,13 +246,20 @@ class GraftingFit:
             StorageError: a checkpoint cannot be written.
         """
         check_optimizers(self.peers)  # they may have been compiled anew
+        check_verbose(verbose)
+        argument("shared_batches", shared_batches, bool)
         begin = 0 if initial_epoch is None else checked_count("initial_epoch", initial_epoch)
         told = range(begin, checked_count("epochs", epochs))
-        check_steps(steps_per_epoch=steps_per_epoch, validation_steps=validation_steps)
+        check_steps(
+            steps_per_epoch=steps_per_epoch,
+            validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size,
+        )
         validated = validated_epochs(validation_freq)
         listed = is_listed(x, y, sample_weight)
         if not listed:
             check_targets(self.peers, x, y, sample_weight, name="x")
+        argument("validation_split", validation_split, float, low=0, below=1)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
         shared = shared_batches or self._learning.shared
@@ -342,6 +355,8 @@ class GraftingFit:
         Raises:
             UserError: see `fit`.
         """
+        check_verbose(verbose)
+        argument("return_dict", return_dict, bool)
         check_targets(self.peers, x, y, sample_weight, name="x")
         feed = validation_feed(_trimmed(x, y, sample_weight), batch_size, steps)
         watchers = watchers_of(
@@ -378,7 +393,7 @@ class GraftingFit:
         Raises:
             UserError: callbacks, which only `peer.predict` calls; see `fit`.
         """
-        del verbose
+        check_verbose(verbose)
         if callbacks is not None:
             raise UserError("predict takes no callbacks: call predict of each of run.peers.")
         feed = validation_feed((x,), batch_size, steps)

@@ -8,10 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.grafting.graft import Graft
 from kgraft.grafting.mixer import Independent, Mixer
+from kgraft.grafting.peers import check_distinct, checked_models
 from kgraft.keras_private import train_validation_split
+from kgraft.settings import argument
 from kgraft.training.feeds import is_arrays, is_listed
 from kgraft.training.mutual import Mutual
 
@@ -23,14 +25,15 @@ def checked_peers(peers: Any) -> list[keras.Model]:
         peers: what was given.
 
     Raises:
-        UserError: it is no list of compiled models, or an empty one.
+        UserError: it is no list of compiled models, an empty one, or holds one twice.
     """
-    found = _models(peers, "peers", "peer")
+    found = checked_models(peers, "peers", "peer")
     if not found:
         raise UserError("no peers: GraftingFit needs at least one compiled model.")
     for k, peer in enumerate(found, start=1):
         if not peer.compiled:
             raise UserError(f"peer {k} ({peer.name!r}) is not compiled: call compile() first.")
+    check_distinct(found)
     return found
 
 
@@ -43,7 +46,7 @@ def checked_teachers(teachers: Any) -> list[keras.Model]:
     Raises:
         UserError: it is no list of models.
     """
-    return _models(() if teachers is None else teachers, "teachers", "teacher")
+    return checked_models(() if teachers is None else teachers, "teachers", "teacher")
 
 
 def checked_mixer(mixer: Any, graft: Any = None) -> Mixer:
@@ -95,6 +98,19 @@ def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | N
     return mutual
 
 
+def check_verbose(verbose: Any) -> None:
+    """Refuse what is no way to show progress.
+
+    Args:
+        verbose: what was given; True and False are 1 and 0.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(verbose, int | str) or verbose not in ("auto", 0, 1, 2):
+        raise UserError(f"verbose={told(verbose)}: expected 'auto', 0, 1 or 2.")
+
+
 def check_steps(**given: Any) -> None:
     """Refuse numbers of steps that are neither None nor 1 or more.
 
@@ -120,9 +136,8 @@ def checked_count(name: str, value: Any, least: int = 0) -> int:
     Raises:
         UserError: it is none, or smaller.
     """
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name}={value!r}: expected a whole number, {least} or more.")
-    return int(value)
+    counted: int = argument(name, value, int, low=least)
+    return counted
 
 
 def check_targets(
@@ -190,40 +205,7 @@ def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[Any, Any]:
     """
     if is_listed(x, y, sample_weight) or not is_arrays(x, y, sample_weight):
         raise UserError("validation_split needs arrays: give validation_data with a data set.")
-    if not 0 < share < 1:
-        raise UserError(f"validation_split={share!r}: expected a share above 0 and below 1.")
     try:
         return train_validation_split((x, y, sample_weight), validation_split=share)
     except ValueError as error:
         raise UserError(f"validation_split={share!r} leaves no example on one side.") from error
-
-
-def _models(given: Any, name: str, one: str) -> list[keras.Model]:
-    if isinstance(given, keras.Model):
-        raise UserError(f"{name} is the model {given.name!r}: expected a list, [{one}, ...].")
-    if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
-        raise UserError(f"{name} is {told(given)}: expected a list of Keras models.")
-    found = list(given)
-    for k, model in enumerate(found, start=1):
-        if isinstance(model, keras.Model):
-            continue
-        if isinstance(model, str):
-            todo = "load it with keras.models.load_model first"
-        elif callable(model):
-            todo = "call it, and pass the model that it makes"
-        else:
-            todo = "expected a Keras model"
-        raise UserError(f"{one} {k} is {told(model)}: {todo}.")
-    return found
-
-
-def told(value: Any) -> str:
-    """What a user has given, in a few words for an error."""
-    if inspect.isclass(value):
-        return f"the class {value.__name__}"
-    if inspect.isroutine(value):
-        return f"the function {value.__name__!r}"
-    if isinstance(value, str | bytes | int | float | None):
-        return repr(value)
-    name = type(value).__name__
-    return f"an {name}" if name[0].lower() in "aeiou" else f"a {name}"

@@ -14,6 +14,7 @@ from kgraft.training.batches import Feed, first_batch, side_by_side
 from kgraft.training.distiller import untaught
 from kgraft.training.fit_arguments import check_targets
 from kgraft.training.learning import Learning
+from kgraft.training.preflight import say_if_idle
 from kgraft.training.saved_fit import SavedFit
 from kgraft.training.session import Session
 from kgraft.training.watchers import ends_epochs, evaluate, restored_epoch
@@ -85,6 +86,8 @@ class PeerLoop:
                 session.resume(restored, before_grafting=ends_epochs(watchers))
                 epochs = range(restored, epochs.stop)
             session.begin(same_batches=same_batches)
+            done = session.epochs_done
+            say_if_idle(session.mixer, range(done, done + len(epochs)), self.feeds[0].steps)
             for epoch in epochs:
                 logs = self._epoch(epoch)
                 for watcher, own in zip(watchers, logs, strict=True):

@@ -1,6 +1,6 @@
 """SGD as PyTorch does it: coupled L2, momentum without the learning rate in it."""
 
-import math
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +9,7 @@ from keras import ops
 
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
+from kgraft.settings import argument
 
 
 @keras.saving.register_keras_serializable("kgraft")
@@ -43,7 +44,7 @@ class SGD(keras.optimizers.Optimizer):
             `loss_scale_factor`, `gradient_accumulation_steps`. Not `weight_decay`.
 
     Raises:
-        UserError: `momentum` or `l2` is out of range, `nesterov` without momentum, or
+        UserError: an argument is of the wrong kind or out of range, `nesterov` without momentum, or
             `weight_decay` is given.
 
     Example:
@@ -69,10 +70,12 @@ class SGD(keras.optimizers.Optimizer):
             raise UserError(
                 "SGD has no weight_decay, which in Keras is decoupled: torch's weight decay is l2=."
             )
-        if not 0 <= momentum < 1:
-            raise UserError(f"momentum={momentum}: must lie in [0, 1).")
-        if not 0 <= l2 < math.inf:
-            raise UserError(f"l2={l2}: must be 0 or more.")
+        momentum = argument("momentum", momentum, float, low=0, below=1)
+        l2 = argument("l2", l2, float, low=0)
+        nesterov = argument("nesterov", nesterov, bool)
+        exclude_from_l2 = argument("exclude_from_l2", exclude_from_l2, tuple[str, ...])
+        if inspect.isclass(learning_rate) or not callable(learning_rate):
+            learning_rate = argument("learning_rate", learning_rate, float, low=0)
         if nesterov and not momentum:
             raise UserError("nesterov=True needs a momentum above 0.")
         super().__init__(learning_rate=learning_rate, **options)

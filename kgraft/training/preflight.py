@@ -10,10 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from kgraft.grafting.mixer import Independent, Mixer
 from kgraft.keras_private import flat_layers
+from kgraft.settings import described as described_of
 
 _log = logging.getLogger("kgraft")
 _MULTI = vars(keras.optimizers).get("MultiOptimizer")  # Keras 3.15 on
+_SCHEDULE = ("every", "every_steps", "epochs", "evaluate")
 _UNSAID = ("self", "name", "dtype", "learning_rate", "fn", "inner_optimizer", "optimizer_map")
 
 
@@ -43,6 +46,30 @@ def preflight(models: Sequence[keras.Model]) -> None:
     if _log.isEnabledFor(logging.INFO):
         for line in described(models):
             _log.info("%s", line)
+
+
+def say_if_idle(mixer: Mixer, epochs: range, steps: int | None = None) -> None:
+    """Log that a mixer has nothing to do in a training, where it is there to do something.
+
+    A training of one epoch may be one of many: there it is no warning.
+
+    Args:
+        mixer: the mixer.
+        epochs: the training's, counted from 0 over all trainings.
+        steps: how many an epoch has, None where nobody knows.
+    """
+    if isinstance(mixer, Independent) or not epochs or mixer.acts_in(epochs, steps):
+        return
+    own = {name: getattr(mixer, name) for name in _SCHEDULE if name in described_of(mixer)}
+    schedule = ", ".join(f"{name}={value!r}" for name, value in own.items() if value is not None)
+    _log.log(
+        logging.WARNING if len(epochs) > 1 else logging.INFO,
+        "%s(%s) never acts in this training of %d epoch%s: the peers are trained and not mixed.",
+        type(mixer).__name__,
+        schedule,
+        len(epochs),
+        "" if len(epochs) == 1 else "s",
+    )
 
 
 def described(models: Sequence[keras.Model]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 
 from kgraft.errors import UserError
+from kgraft.settings import argument
 
 
 def step_decay(
@@ -133,7 +134,9 @@ def warmup(
 
     Source: Goyal et al., arXiv 1706.02677, section 2.2.
     """
-    _check(lr=1.0, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    _check(epochs=epochs, steps_per_epoch=steps_per_epoch)
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        argument("schedule", schedule, float, above=0)
     return Warmup(schedule, steps=epochs * steps_per_epoch)
 
 
@@ -160,6 +163,7 @@ def spread(lr: float, k: int, K: int) -> float:
     Source: the authors' "dlr" (FG, table 4); the peer reported in the papers is k = 0.
     """
     _check(lr=lr, K=K)
+    argument("k", k, int)
     if not 0 <= k < K:
         raise UserError(f"k={k}: {K} peers are counted from 0 to {K - 1}.")
     return lr * (1 + math.cos(math.pi * (K - (k + 1)) / K)) / 2
@@ -228,11 +232,8 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
         return cls(schedule, config["steps"])
 
 
-def _check(*, lr: float, factor: float = 1.0, **counts: int) -> None:
-    if not 0 < lr < math.inf:
-        raise UserError(f"lr={lr}: a learning rate is positive.")
-    if not 0 < factor <= 1:
-        raise UserError(f"factor={factor}: a drop multiplies by a number in (0, 1].")
+def _check(*, lr: Any = 1.0, factor: Any = 1.0, **counts: Any) -> None:
+    argument("lr", lr, float, above=0)
+    argument("factor", factor, float, above=0, high=1)
     for name, count in counts.items():
-        if count < 1:
-            raise UserError(f"{name}={count}: at least 1 is needed.")
+        argument(name, count, int, low=1)

@@ -10,7 +10,7 @@ import keras
 from kgraft.errors import UserError
 from kgraft.grafting.averages import averages_of
 from kgraft.grafting.graft import warn_of_sick_peers
-from kgraft.grafting.mixer import Independent, Mixer, State
+from kgraft.grafting.mixer import Independent, Mixer, State, check_state
 from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.keras_private import flat_layers
@@ -85,6 +85,7 @@ class Session:
         self._peers = self._peers or self._compared()
         if not self._restored:  # else it is in the middle of what it began
             self._state = self.mixer.init(self._peers, self._state)
+            check_state(self.mixer, self._state)
         self._begun, self._restored = True, False
         preflight(self.models)
         if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
@@ -121,6 +122,8 @@ class Session:
                 self._mix(moment)
             else:
                 self._put_off = moment
+        if self._begun:
+            check_state(self.mixer, self._state)
         self.epochs_done, self._in_epoch = self.epochs_done + 1, False
 
     def end(self, trained: Iterable[keras.Model] = ()) -> None:
@@ -135,6 +138,7 @@ class Session:
                 model.optimizer.finalize_variable_values(model.trainable_weights)
         if self._begun and self._peers is not None and self._state is not None:
             self._state = self.mixer.finish(self._with_averages(self._peers), self._state)
+            check_state(self.mixer, self._state)
         self._begun = False
 
     def resume(self, epoch: int, *, before_grafting: bool) -> None:

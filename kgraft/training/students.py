@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 
 _PROBABILITIES = ("softmax", "sigmoid")
 
@@ -89,15 +89,15 @@ def check_teachers(teachers: Any) -> None:
     """
     if isinstance(teachers, keras.Model):
         raise UserError(f"teachers is a model: pass a list, teachers=[{teachers.name}].")
-    if isinstance(teachers, str) or not isinstance(teachers, Iterable):
-        raise UserError(f"teachers={teachers!r}: expected a list of trained models.")
-    if not teachers:
+    if isinstance(teachers, str | type) or not isinstance(teachers, Iterable):
+        raise UserError(f"teachers is {told(teachers)}: expected a list of trained models.")
+    if not list(teachers):
         raise UserError("no teachers: a Distiller needs at least one.")
     for m, teacher in enumerate(teachers, start=1):
         if not isinstance(teacher, keras.Model):
             raise UserError(
-                f"teacher {m} is {teacher!r}, a {type(teacher).__name__}: expected a trained "
-                "model, e.g. what keras.models.load_model gives."
+                f"teacher {m} is {told(teacher)}: expected a trained model, e.g. what "
+                "keras.models.load_model gives."
             )
         if not teacher.weights:
             raise UserError(

@@ -167,6 +167,50 @@ def test_an_output_that_cannot_be_made_is_told_in_one_line(kgraft, out, message)
     assert message in err
 
 
+def test_a_file_of_a_run_that_is_cut_off_is_refused_wherever_it_is_read(kgraft):
+    kgraft("fit", *SMALL, "--out", "here")
+    file = Path("here/run.toml")
+    whole = file.read_text()
+    table = whole.index("\n\n[model]") + 2  # what is left is TOML
+    for length in (1, 20, whole.index("\n"), table, len(whole) - 2):
+        file.write_text(whole[:length])
+        for command in (["evaluate", "here"], ["select", "here"], ["fit", file, "--out", "new"]):
+            code, _, err = kgraft(*command)
+            assert (code, err.count("\n")) == (2, 1)
+            assert "run.toml is cut off: its last line, '# The end.', is missing" in err
+    file.write_text(whole + "[graft]\nevery = 1\n" * ("[graft]" not in whole))
+    assert kgraft("evaluate", "here")[0] == 0
+    file.write_text("\n".join(whole.splitlines()[2:-2]))  # as it was written before
+    assert kgraft("evaluate", "here")[0] == 0
+    summary = Path("here/summary.json")
+    summary.write_text(summary.read_text()[:200])
+    for command in ("evaluate", "select"):
+        line = "kgraft: here/summary.json is cut off or was not written by kgraft: copy the run "
+        assert kgraft(command, "here") == (2, "", line + "anew.\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (":Swap", "method ':Swap': expected module:Class, e.g. my_package.swap:Swap."),
+        ("swap:", "method 'swap:': expected module:Class"),
+        (".:Swap", "method '.:Swap': expected module:Class"),
+        ("broken_swap:Swap", "cannot be loaded: SyntaxError: invalid syntax (broken_swap.py"),
+        ("raising_swap:Swap", "cannot be loaded: RuntimeError: boom."),
+        ("no_swap:Swap", "cannot be loaded: ModuleNotFoundError: No module named 'no_swap'."),
+    ],
+)
+def test_a_mixer_that_cannot_be_loaded_is_one_line(kgraft, monkeypatch, method, message):
+    monkeypatch.syspath_prepend(".")
+    Path("broken_swap.py").write_text("def swap(:")
+    Path("raising_swap.py").write_text("raise RuntimeError('boom')")
+    Path("own.toml").write_text(f'[run]\nmethod = "{method}"\n')
+    for given in (["--method", method], ["own.toml"]):
+        code, _, err = kgraft("fit", *given)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+
+
 def test_evaluate_refuses_what_is_no_run(kgraft):
     assert kgraft("evaluate", "none") == (
         2,

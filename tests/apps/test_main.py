@@ -10,6 +10,7 @@ import pytest
 from kgraft_cli import main as program
 
 from kgraft.runs.config import Schedule
+from kgraft.runs.methods import METHODS
 
 
 def run(capsys, *arguments):
@@ -88,6 +89,18 @@ def test_models_lists_every_architecture(capsys):
     assert "resnet8" in out and "wrn-28-10" in out
     code, _, err = run(capsys, "models", "--input-shape", "8x8")
     assert code == 2 and "expected height,width,channels" in err
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_methods_are_listed_whole_at_any_width(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    code, out, _ = run(capsys, "methods")
+    lines = out.splitlines()
+    assert code == 0
+    assert [line for line in lines if line and line[0] != " "] == sorted(METHODS)
+    assert max(map(len, lines)) <= columns
+    assert "…" not in out and '    lr_scaling = "linear"' in lines
+    assert "Peers: 4, at least 2. Teachers: at least 1." in " ".join(out.split())
 
 
 def test_data_list_and_prepare(capsys, tmp_path):

@@ -60,7 +60,20 @@ def test_filter_level_is_a_method_of_its_own(text, method):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[scion]\ndecay = 0.5", "old.toml: scion.decay is gone: write [noise] decay."),
+        (
+            "[scion]\ndecay = 0.5",
+            'old.toml: scion.decay is gone: write method = "noise" under [run], and [noise] decay.',
+        ),
+        (
+            "[scion]\nthreshold = 0.5",
+            'old.toml: scion.threshold is gone: write method = "noise" or method = "internal" '
+            "under [run], and [noise] threshold or [internal] threshold.",
+        ),
+        (
+            '[run]\nmethod = "noise"\n[scion]\nkind = "noise"',
+            'old.toml: [scion] is gone: write method = "noise" or method = "internal" '
+            "under [run], and [noise] threshold or [internal] threshold.",
+        ),
         ("[graft]\nalpha = 0.5", "old.toml: graft.alpha is gone: write [fixed] alpha."),
         (
             '[run]\nmethod = "graft"\n[graft]\nlevel = "filters"',

@@ -275,8 +275,8 @@ def test_settings_are_json():
     [
         (lambda: [], {}, "no peers"),
         (lambda: [compiled(2)] * 2, {}, "'net2' twice"),
-        (lambda: compiled(2), {}, "pass a list"),
-        (lambda: ["net"], {}, r"peers\[0\] is 'net'"),
+        (lambda: compiled(2), {}, "expected a list"),
+        (lambda: ["net"], {}, r"peer 1 is 'net'"),
         (lambda: [compiled(2)], {"evaluate": "befor"}, "Did you mean 'before'"),
         (lambda: [compiled(2)], {"every": 0}, "every=0"),
         (lambda: [compiled(2)], {"every": "2"}, r"every='2'\): expected a whole number"),

@@ -445,7 +445,7 @@ HINT = ": remove it, kgraft distils logits (and compile with from_logits=True)."
         ),
         (
             lambda: (linear("s"), [linear("t")], 0.0),
-            "temperature=0.0: must be a positive number.",
+            "temperature=0.0: expected more than 0.",
         ),
         (
             lambda: (linear("s"), [keras.Sequential([keras.layers.Dense(4)], name="t")]),

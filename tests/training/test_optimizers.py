@@ -152,8 +152,8 @@ def test_saved_model_goes_on_as_if_it_had_not_stopped(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"momentum": 1.0}, "momentum=1.0: must lie in [0, 1)."),
-        ({"l2": -1e-4}, "l2=-0.0001: must be 0 or more."),
+        ({"momentum": 1.0}, "momentum=1.0: expected 0 or more, less than 1."),
+        ({"l2": -1e-4}, "l2=-0.0001: expected 0 or more."),
         ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs a momentum above 0."),
         (
             {"weight_decay": 5e-4},

@@ -123,6 +123,45 @@ def test_all_learning_rates_come_in_one_transfer(monkeypatch):
     assert len(transfers) == 1
 
 
+def idle_lines(caplog):
+    return [(own.levelname, own.getMessage()) for own in caplog.records if "never" in own.msg]
+
+
+@pytest.mark.parametrize(
+    ("mixer", "epochs", "said"),
+    [
+        (kgraft.grafting.Average(every=5), 2, "Average(every=5, evaluate='after')"),
+        (kgraft.Graft(evaluate="before"), 1, "Graft(every=1, evaluate='before')"),
+        (kgraft.Graft(epochs=0), 2, "Graft(every=1, epochs=0, evaluate='after')"),
+        (kgraft.grafting.Wash(every_steps=10), 2, "Wash(every_steps=10)"),
+        (kgraft.grafting.Wash(every_steps=4), 2, None),
+        (kgraft.Graft(every=2), 2, None),
+        (kgraft.Graft(every=2), 0, None),
+        (kgraft.grafting.Independent(), 2, None),
+    ],
+)
+def test_a_mixer_that_never_acts_in_a_training_is_said_to_in_one_line(caplog, mixer, epochs, said):
+    run = kgraft.GraftingFit([compiled(1), compiled(2)], mixer=mixer)
+    with caplog.at_level(logging.INFO, logger="kgraft"):
+        run.fit(*arrays(), batch_size=len(arrays()[0]) // 2, epochs=epochs, verbose=0)
+    plural, level = ("", "INFO") if epochs == 1 else ("s", "WARNING")
+    line = (
+        f"{said} never acts in this training of {epochs} epoch{plural}: the peers are trained and "
+        "not mixed."
+    )
+    assert idle_lines(caplog) == ([(level, line)] if said else [])
+
+
+def test_epochs_of_earlier_fits_count_and_a_callback_says_it_too(caplog):
+    run = kgraft.GraftingFit([compiled(1), compiled(2)], every=3)
+    run.fit(*arrays(), epochs=1, verbose=0)
+    run.fit(*arrays(), epochs=2, verbose=0)
+    assert not idle_lines(caplog) and len(run.records) == 1
+    callback = GraftCallback([compiled(2)], every=10)
+    compiled(1).fit(*arrays(), epochs=5, verbose=0, callbacks=[callback])
+    assert [level for level, _ in idle_lines(caplog)] == ["WARNING"]
+
+
 def test_a_callback_logs_the_lines_once_a_fit_before_the_first_step(caplog):
     x, y = arrays()
 

@@ -194,12 +194,12 @@ def test_spread_rises_to_the_full_rate(K):
     [
         (lambda: spread(0.1, 4, 4), "k=4: 4 peers are counted from 0 to 3."),
         (lambda: spread(0.1, -1, 2), "k=-1: 2 peers are counted from 0 to 1."),
-        (lambda: spread(0.1, 0, 0), "K=0: at least 1 is needed."),
-        (lambda: spread(-0.1, 0, 2), "lr=-0.1: a learning rate is positive."),
-        (lambda: cosine(0.1, epochs=0, steps_per_epoch=1), "epochs=0: at least 1 is needed."),
+        (lambda: spread(0.1, 0, 0), "K=0: expected 1 or more."),
+        (lambda: spread(-0.1, 0, 2), "lr=-0.1: expected more than 0."),
+        (lambda: cosine(0.1, epochs=0, steps_per_epoch=1), "epochs=0: expected 1 or more."),
         (
             lambda: step_decay(0.1, every=1, steps_per_epoch=1, factor=2.0),
-            "factor=2.0: a drop multiplies by a number in (0, 1].",
+            "factor=2.0: expected more than 0, at most 1.",
         ),
     ],
 )

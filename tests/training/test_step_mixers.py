@@ -78,6 +78,44 @@ def test_a_mixer_that_forgets_its_state_is_told_so():
         run.fit(*digits(20), epochs=1, verbose=0)
 
 
+class Keeps(StepMixer):
+    """A mixer that keeps whatever it is given."""
+
+    def __init__(self, first, then):
+        self.first, self.then = first, then
+
+    def init(self, peers, last=None):
+        return self.first
+
+    def apply(self, peers, state, moment):
+        return self.then, None
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (None, "its state is None: expected JSON-able values and NumPy arrays, by name"),
+        ({"seen": {1}}, r"its state\['seen'\] is a set: expected"),
+        ({"seen": [1, (2, object())]}, r"its state\['seen'\]\[1\]\[1\] is an object: expected"),
+        ({"seen": {1: 2}}, r"its state\['seen'\] is a dict: expected"),
+        ({"seen": np.int64(3)}, r"its state\['seen'\] is 3: expected"),
+        ({"seen": np.array([None])}, r"its state\['seen'\] is a ndarray: expected"),
+    ],
+)
+def test_a_state_that_could_not_be_saved_is_refused_when_it_appears(state, message):
+    fit = {"epochs": 1, "verbose": 0}
+    for mixer in (Keeps(state, {}), Keeps({}, state)):
+        with pytest.raises(kgraft.UserError, match=f"^Keeps: {message}") as error:
+            kgraft.GraftingFit([network()], mixer=mixer).fit(*digits(20), **fit)
+        assert "\n" not in str(error.value)
+
+
+def test_every_state_that_can_be_saved_is_taken():
+    state = {"a": None, "b": [True, 1, 0.5, "x"], "c": {"d": (1,)}, "e": np.zeros(3)}
+    run = kgraft.GraftingFit([network()], mixer=Keeps(state, state))
+    run.fit(*digits(20), epochs=1, verbose=0)
+
+
 def test_a_mixer_with_nothing_to_do_is_refused():
     class Idle(StepMixer):
         pass

@@ -234,9 +234,9 @@ def test_a_teacher_of_one_run_trains_in_the_next():
 @pytest.mark.parametrize(
     ("teachers", "message"),
     [
-        (["t.keras"], "teacher 1 is 't.keras', a str: expected a trained model"),
-        ("t.keras", "teachers='t.keras': expected a list of trained models"),
-        (3, "teachers=3: expected a list of trained models"),
+        (["t.keras"], "teacher 1 is 't.keras': expected a trained model"),
+        ("t.keras", "teachers is 't.keras': expected a list of trained models"),
+        (3, "teachers is 3: expected a list of trained models"),
     ],
 )
 def test_teachers_that_are_no_models_are_named(teachers, message):

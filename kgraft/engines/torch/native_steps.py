@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kgraft.engines.inputs import fits
 from kgraft.engines.torch.eager_steps import TorchSteps
 from kgraft.engines.torch.network import NativeNetwork
 from kgraft.engines.torch.settings import settings_of
@@ -110,12 +111,16 @@ def why_not(model: Any) -> str | None:
 
 
 def _call_of(model: Any) -> Callable[..., Any]:
-    network = NativeNetwork(model)
+    network, shapes = NativeNetwork(model), [own.shape for own in model.inputs]
 
     def call(inputs: Any, training: Any = None, mask: Any = None, **options: Any) -> Any:
         flat = model._standardize_inputs(inputs)
-        masked = any(x is None or get_keras_mask(x) is not None for x in flat)
-        if mask is not None or options or masked:
+        if (
+            mask is not None
+            or options
+            or any(x is None or get_keras_mask(x) is not None for x in flat)
+            or not all(map(fits, (x.shape for x in flat), shapes))  # Keras' layers look, these not
+        ):
             return Functional.call(model, inputs, training=training, mask=mask, **options)
         return unpack_singleton(network(flat, training))
 
