@@ -69,25 +69,39 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def append_text(path: Path, text: str) -> None:
-    """Write text to the end of a file: all of it or nothing.
+def append_text(path: Path, text: str, after: int | None = None) -> int:
+    """Write text to the end of a file, on the disk when it returns: all of it or nothing.
 
     Args:
         path: the file; made where it is missing.
         text: whole lines.
+        after: how many of the file's bytes stay, what follows is cut off; None for all.
+
+    Returns:
+        How many bytes the file has then.
 
     Raises:
-        StorageError: it cannot be written; the file is as long as before.
+        StorageError: it cannot be written, and is as long as before; it has fewer bytes than stay.
     """
     with storing(path), path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
+        if after is not None:
+            if size < after:
+                raise StorageError(
+                    f"{path} has {size:,} bytes and had {after:,}: somebody has cut it off."
+                )
+            file.truncate(after)
+            size = after
         left = memoryview(text.encode())
+        written = size + len(left)
         try:
             while left:
                 left = left[file.write(left) :]
         except OSError:
             file.truncate(size)
             raise
+        os.fsync(file.fileno())
+    return written
 
 
 @contextlib.contextmanager

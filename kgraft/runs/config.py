@@ -107,6 +107,14 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """How often a run is saved, and how many of the newest states stay, see `Checkpoints`."""
+
+    every: int | None = setting(None, low=1)
+    keep: int = setting(2, low=1)
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run; the defaults are the quickstart.
 
@@ -123,6 +131,7 @@ class Config:
     teachers: Teachers = Teachers()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    checkpoint: Checkpoint = Checkpoint()
     methods: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable
 from datetime import datetime
@@ -38,7 +39,12 @@ def check_free(path: Path) -> None:
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise UserError(f"output {path}: {part} is a file; expected a directory.")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(own for own in path.iterdir() if not own.name.startswith(".")):
+        if (path / "run.toml").exists() and not (path / "summary.json").exists():
+            raise UserError(
+                f"output directory {path} holds a run that did not finish: go on with kgraft fit "
+                f"--resume {path}, choose another --out, or remove it."
+            )
         what = "holds another run" if (path / "run.toml").exists() else "is not empty"
         raise UserError(f"output directory {path} {what}: choose another --out, or remove it.")
 
@@ -48,26 +54,71 @@ class RunDirectory:
 
     `run.toml` (the resolved run file), `environment.json`, `metrics.jsonl` (a line a model and
     epoch), `grafts.jsonl` (a line an epoch, peer and plan group), `peers/`, `teachers/`, and at the
-    very end `summary.json`: a directory without it holds a run that did not finish.
+    very end `summary.json`: a directory without it holds a run that did not finish, which goes on
+    from `checkpoints/`.
 
     Args:
         path: the directory; made where it is missing.
         config: the run's settings.
         environment: what `environment` gave.
+        resumed: whether the run goes on in a directory of its own.
+
+    Attributes:
+        bytes: how long `metrics.jsonl` and `grafts.jsonl` are by what was written; what follows
+            there is of epochs that are trained again, and is cut off when they end.
 
     Raises:
         UserError: the directory is not free or cannot be made.
     """
 
-    def __init__(self, path: Path, config: Config, environment: dict[str, Any]) -> None:
-        check_free(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        environment: dict[str, Any],
+        *,
+        resumed: bool = False,
+    ) -> None:
         self.path = path
-        write_text(path / "run.toml", config.resolved())
+        self.bytes = {"metrics.jsonl": 0, "grafts.jsonl": 0}
+        if resumed:
+            file = path / "environment.json"
+            began = read_json(file) if file.is_file() else {}
+            environment = {**began, "resumed": [*began.get("resumed", []), environment]}
+        else:
+            check_free(path)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
+            write_text(path / "run.toml", config.resolved())
         self._write_json("environment.json", environment)
+
+    def checkpoints(self, phase: str) -> Path:
+        """Where a phase of the run, `"teacher 1"` or `"peers"`, is saved."""
+        return self.path / "checkpoints" / phase.replace(" ", "-")
+
+    def end_teacher(self, number: int, row: dict[str, Any]) -> None:
+        """Note that a teacher, counted from 1 and saved, is trained: it is not trained again.
+
+        Args:
+            number: which.
+            row: what `summary.json` will say of it.
+        """
+        self._write_json(f"teachers/teacher-{number}.json", {"row": row, "bytes": self.bytes})
+
+    def ended_teacher(self, number: int) -> tuple[keras.Model, dict[str, Any]] | None:
+        """A teacher that is trained and its row, None for one that is not.
+
+        Args:
+            number: which, counted from 1.
+        """
+        files = [self.path / "teachers" / f"teacher-{number}{kind}" for kind in (".keras", ".json")]
+        if not all(file.is_file() for file in files):
+            return None
+        told = read_json(files[1])
+        self.bytes = told["bytes"]
+        return read_model(files[0], str(files[0])), told["row"]
 
     def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append lines to `metrics.jsonl`."""
@@ -88,11 +139,13 @@ class RunDirectory:
         save_uncompiled(model, self.path / f"{name}.keras", weights)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
+        """Write `summary.json`; from then on there is nothing to go on from."""
         self._write_json("summary.json", summary)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-        append_text(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self.bytes = {**self.bytes, name: append_text(self.path / name, text, self.bytes[name])}
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
@@ -151,6 +204,30 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     if not (path / "summary.json").is_file():
         raise UserError(f"the run in {path} did not finish: it holds no summary.json.")
     return read(path / "run.toml"), read_json(path / "summary.json")
+
+
+def read_unfinished(path: Path) -> Config:
+    """Settings of a run that was broken off.
+
+    Args:
+        path: a run's directory.
+
+    Raises:
+        UserError: there is no run, it is finished, or it trains on another backend.
+    """
+    if not (path / "run.toml").is_file():
+        raise UserError(f"--resume {path}: no run's directory, it holds no run.toml.")
+    if (path / "summary.json").is_file():
+        raise UserError(f"--resume {path}: the run is finished, there is nothing to go on with.")
+    config = read(path / "run.toml")
+    if (path / "environment.json").is_file():
+        backend = read_json(path / "environment.json").get("backend") or {}
+        if backend.get("name") != keras.config.backend():
+            raise UserError(
+                f"--resume {path}: the run trains on {backend.get('name')}, this is "
+                f"{keras.config.backend()}: set KERAS_BACKEND={backend.get('name')}."
+            )
+    return config
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,37 +1,63 @@
 """One run: teachers, then grafted peers, then the test set, once."""
 
-import time
 from pathlib import Path
 from typing import Any
 
 import keras
 
+from kgraft.data import BatchStream
+from kgraft.files import only_writer
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, environment
 from kgraft.runs.methods import Ema, method_of, mixer_of
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.runs.scoring import accuracy, ensemble, predict
+from kgraft.runs.stopping import Stopping
+from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.fit import GraftingFit
 
 
-def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> dict[str, Any]:
+def execute(
+    assembly: Assembly,
+    out: Path,
+    observer: Observer | None = None,
+    stopping: Stopping | None = None,
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
     """Train the teachers, train and graft the peers, test everything, leave a run directory.
 
     Args:
         assembly: what `assemble` built.
         out: the run's directory, new or empty.
         observer: who is told of every step and epoch.
+        stopping: who may ask for an end after any step.
+        resume: whether `out` holds the beginning of this run, which goes on there: with its last
+            whole epoch that was saved, to the very end that it would have come to.
 
     Returns:
         What `summary.json` holds.
 
     Raises:
-        UserError: `out` is not free.
+        UserError: `out` is not free, or another process trains in it.
+        StorageError: something cannot be written; what was saved stays.
+        Stopped: by `stopping`, when the last whole epoch is saved.
     """
-    observer = observer or Silent()
-    directory = RunDirectory(out, assembly.config, environment(_seeds(assembly)))
-    teachers, teacher_rows = _teach(assembly, directory, observer)
-    training, recorder, seconds = _graft(assembly, teachers, directory, observer)
+    with only_writer(out):
+        directory = RunDirectory(
+            out, assembly.config, environment(_seeds(assembly)), resumed=resume
+        )
+        return _Execution(assembly, directory, observer or Silent(), stopping or Stopping()).run()
+
+
+def _summary(
+    assembly: Assembly,
+    directory: RunDirectory,
+    training: GraftingFit,
+    recorder: Recorder,
+    teacher_rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    seconds = recorder.seconds
     test, validation = assembly.test, assembly.validation
     rows, logits = [], []
     for k, peer in enumerate(training.peers):
@@ -65,7 +91,6 @@ def execute(assembly: Assembly, out: Path, observer: Observer | None = None) -> 
         "seconds": round(seconds, 3),
         "images_per_second": _trained_images(assembly) / seconds,
     }
-    directory.finish(summary)
     return summary
 
 
@@ -88,77 +113,91 @@ def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit
     )
 
 
-def _teach(
-    assembly: Assembly, directory: RunDirectory, observer: Observer
-) -> tuple[list[keras.Model], list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    for file, teacher in zip(assembly.config.teachers.files, assembly.loaded, strict=True):
-        rows.append({"teacher": len(rows) + 1, "file": file, **_scores(teacher, assembly)})
-    for m, teacher in enumerate(assembly.untrained):
-        phase = f"teacher {len(rows) + 1}"
-        recorder = Recorder(phase, [teacher], observer, directory.add_metrics)
-        stream = assembly.teacher_stream(m)
-        epochs = assembly.config.run.epochs
-        observer.begin(phase, 1, epochs, stream.steps)
-        keras.utils.set_random_seed(teacher_seed(assembly.config, m))
-        GraftingFit([teacher], engine=assembly.config.run.engine).fit(  # type: ignore[arg-type]
-            stream,
-            epochs=epochs,
-            verbose=0,
-            validation_data=assembly.validation,
-            callbacks=recorder.callbacks,
+class _Execution:
+    """One run: what all of its phases have in common."""
+
+    def __init__(
+        self, assembly: Assembly, directory: RunDirectory, observer: Observer, stopping: Stopping
+    ) -> None:
+        self._assembly, self._directory = assembly, directory
+        self._observer, self._stopping = observer, stopping
+
+    def run(self) -> dict[str, Any]:
+        teachers, rows = self._teach()
+        training, recorder = self._graft(teachers)
+        summary = _summary(self._assembly, self._directory, training, recorder, rows)
+        self._directory.finish(summary)
+        return summary
+
+    def _teach(self) -> tuple[list[keras.Model], list[dict[str, Any]]]:
+        assembly, directory = self._assembly, self._directory
+        rows: list[dict[str, Any]] = []
+        for file, teacher in zip(assembly.config.teachers.files, assembly.loaded, strict=True):
+            rows.append({"teacher": len(rows) + 1, "file": file, **_scores(teacher, assembly)})
+        for m, teacher in enumerate(assembly.untrained):
+            number = len(rows) + 1
+            if (ended := directory.ended_teacher(number)) is not None:
+                teacher.set_weights(ended[0].get_weights())
+                rows.append(ended[1])
+                continue
+            phase, engine = f"teacher {number}", assembly.config.run.engine
+            keras.utils.set_random_seed(teacher_seed(assembly.config, m))
+            training = GraftingFit([teacher], engine=engine)  # type: ignore[arg-type]
+            recorder = self._train(phase, training, assembly.teacher_stream(m))
+            directory.save_model(teacher, None, f"teachers/teacher-{number}")
+            rows.append(
+                {
+                    "teacher": number,
+                    **_scores(teacher, assembly),
+                    "last_epoch": recorder.last[0].get("epoch"),
+                    **_best(teacher, recorder, 0, assembly),
+                }
+            )
+            directory.end_teacher(number, rows[-1])
+        return [*assembly.loaded, *assembly.untrained], rows
+
+    def _graft(self, teachers: list[keras.Model]) -> tuple[GraftingFit, Recorder]:
+        assembly = self._assembly
+        training = grafting_fit(assembly, teachers)
+        keras.utils.set_random_seed(seed_of(assembly.config, 0))
+        averaged = issubclass(method_of(assembly.config), Ema)
+        recorder = self._train("peers", training, assembly.train, averaged=averaged)
+        return training, recorder
+
+    def _train(
+        self, phase: str, training: GraftingFit, stream: BatchStream, *, averaged: bool = False
+    ) -> Recorder:
+        """Train the models of a phase, from where it was broken off."""
+        config, validation = self._assembly.config, self._assembly.validation
+        recorder = Recorder(
+            phase,
+            training.peers,
+            self._observer,
+            self._directory,
+            training.records,
+            self._stopping.check,
         )
-        directory.save_model(teacher, None, f"teachers/teacher-{len(rows) + 1}")
-        rows.append(
-            {
-                "teacher": len(rows) + 1,
-                **_scores(teacher, assembly),
-                "last_epoch": recorder.last[0].get("epoch"),
-                **_best(teacher, recorder, 0, assembly),
-            }
+
+        def callbacks(k: int) -> list[keras.callbacks.Callback]:
+            swaps = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaged else []
+            return [*swaps, *recorder.callbacks(k)]
+
+        saved = Checkpoints(
+            self._directory.checkpoints(phase), config.checkpoint.every, config.checkpoint.keep
         )
-    return [*assembly.loaded, *assembly.untrained], rows
-
-
-def _graft(
-    assembly: Assembly,
-    teachers: list[keras.Model],
-    directory: RunDirectory,
-    observer: Observer,
-) -> tuple[GraftingFit, Recorder, float]:
-    config = assembly.config
-    training = grafting_fit(assembly, teachers)
-    written = 0
-
-    def write(rows: list[dict[str, Any]]) -> None:
-        nonlocal written
-        directory.add_metrics(rows)
-        for epoch, record in training.records[written:]:
-            directory.add_grafts(record.to_rows(epoch=epoch + 1))
-        written = len(training.records)
-
-    recorder = Recorder("peers", training.peers, observer, write)
-
-    def callbacks(k: int) -> list[keras.callbacks.Callback]:
-        averaged = (
-            [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
-            if issubclass(method_of(config), Ema)
-            else []
-        )
-        return [*averaged, *recorder.callbacks(k)]
-
-    observer.begin("peers", len(training.peers), config.run.epochs, assembly.train.steps)
-    keras.utils.set_random_seed(seed_of(config, 0))
-    started = time.perf_counter()
-    training.fit(
-        assembly.train,
-        epochs=config.run.epochs,
-        verbose=0,
-        validation_data=assembly.validation,
-        callbacks=callbacks,
-        shared_batches=config.data.shared,
-    )
-    return training, recorder, time.perf_counter() - started
+        epochs = config.run.epochs
+        self._observer.begin(phase, len(training.peers), epochs, stream.steps)
+        with self._stopping.held():
+            training.fit(
+                stream,
+                epochs=epochs,
+                verbose=0,
+                validation_data=validation,
+                callbacks=callbacks,
+                shared_batches=config.data.shared and phase == "peers",
+                checkpoint=saved,
+            )
+        return recorder
 
 
 def _scores(model: keras.Model, assembly: Assembly) -> dict[str, float | None]:

@@ -1,9 +1,29 @@
 """What happens in every epoch, for the run's files and for whoever watches."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
+
+from kgraft.grafting.ring import GraftRecord
+from kgraft.training.joint_state import StatefulCallback
+
+
+class Lines(Protocol):
+    """Where a run's rows go, one after the other.
+
+    Attributes:
+        bytes: how long each file is by what was written; what follows there is nobody's.
+    """
+
+    bytes: dict[str, int]
+
+    def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """One a model and epoch."""
+
+    def add_grafts(self, rows: Iterable[dict[str, Any]]) -> None:
+        """One an epoch, peer and plan group."""
 
 
 class Observer(Protocol):
@@ -38,11 +58,15 @@ class Recorder:
     Best is the highest validation accuracy, the earliest of equals; without validation the last
     epoch.
 
+    A checkpoint holds what it knows, so that a run that goes on has it too.
+
     Args:
         phase: `"teacher 1"` or `"peers"`.
         models: the models that are trained.
         observer: who is told.
-        write: takes the rows of an epoch, one a model.
+        files: where the rows of an epoch go, one a model.
+        records: of the models' graftings, which go there too; it grows.
+        check: called after every step; it may raise.
 
     Attributes:
         best_weights: for each model its weights in its best epoch.
@@ -56,14 +80,24 @@ class Recorder:
         phase: str,
         models: Sequence[keras.Model],
         observer: Observer,
-        write: Callable[[list[dict[str, Any]]], None],
+        files: "Lines",
+        records: Sequence[tuple[int, GraftRecord]] = (),
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.best_weights: list[list[Any]] = [[] for _ in models]
         self.best_epoch = [0 for _ in models]
         self.best_accuracy: list[float | None] = [None for _ in models]
         self.last: list[dict[str, Any]] = [{} for _ in models]
         self._phase, self._models = phase, models
-        self._observer, self._write = observer, write
+        self._observer, self._files, self._records = observer, files, records
+        self._written = 0  # of the records
+        self._seconds, self._began = 0.0, time.perf_counter()
+        self.check = check
+
+    @property
+    def seconds(self) -> float:
+        """How long the training took, what was lost when it was broken off not counted."""
+        return self._seconds + time.perf_counter() - self._began
 
     def callbacks(self, k: int) -> list[keras.callbacks.Callback]:
         """The callbacks of the k-th model, as `GraftingFit.fit` asks for them."""
@@ -85,19 +119,58 @@ class Recorder:
             self.best_accuracy[k], self.best_epoch[k] = accuracy, epoch + 1
             self.best_weights[k] = self._models[k].get_weights()
         if k == len(self._models) - 1:
-            self._write(self.last)
+            self._files.add_metrics(self.last)
+            for number, record in self._records[self._written :]:
+                self._files.add_grafts(record.to_rows(epoch=number + 1))
+            self._written = len(self._records)
             self._observer.epoch(self._phase, epoch + 1, self.last)
 
     def stepped(self, epoch: int, step: int) -> None:
         """All models have taken a step; both counted from 0."""
         self._observer.step(self._phase, epoch + 1, step + 1)
+        self.check()
+
+    def save(self) -> dict[str, Any]:
+        """What `restore` needs: JSON-able values and NumPy arrays."""
+        return {
+            "best_weights": self.best_weights,
+            "best_epoch": self.best_epoch,
+            "best_accuracy": self.best_accuracy,
+            "last": self.last,
+            "written": self._written,
+            "seconds": self.seconds,
+            "bytes": self._files.bytes,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what `save` gave; what the files have got since is written over.
+
+        Args:
+            saved: that.
+        """
+        self.best_weights, self.best_epoch = saved["best_weights"], saved["best_epoch"]
+        self.best_accuracy, self.last = saved["best_accuracy"], saved["last"]
+        self._written, self._seconds = saved["written"], saved["seconds"]
+        self._began = time.perf_counter()
+        self._files.bytes = saved["bytes"]
 
 
-class _Watch(keras.callbacks.Callback):
+class _Watch(StatefulCallback):
     def __init__(self, recorder: Recorder, k: int, *, last: bool) -> None:
         super().__init__()
         self._recorder, self._k, self._last = recorder, k, last
         self._epoch, self._rate = 0, 0.0
+
+    def save(self) -> dict[str, Any]:
+        """The recorder's state, once."""
+        return self._recorder.save() if self._last else {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        if self._last:
+            self._recorder.restore(saved)
+
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._recorder.check()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
