@@ -18,8 +18,8 @@ from kgraft.engines.backends.base import Batch
 class Lockstep:
     """Keeps the batches that `fit` feeds to a model, until they are taken.
 
-    The model's own training stays the same, bit for bit on torch and jax; on tensorflow it takes
-    the steps of `train_on_batch`, which TensorFlow rounds otherwise than those of `fit` (1e-7).
+    The model's own training stays the same, bit for bit (on tensorflow with steps_per_execution=1;
+    of several steps TensorFlow makes one program, and rounds otherwise, by 1e-7).
     On jax Ctrl-C becomes safe: there `fit` empties the model's variables and donates their values
     to each step, and an interrupt at the wrong moment would leave the model without weights.
 
@@ -30,6 +30,7 @@ class Lockstep:
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self._fed: list[Batch] = []
+        self._remembered: dict[str, Any] = {}
         self._in_place: dict[str, tuple[Any, Any]] = {}  # name -> the wrapper and what it wraps
 
     def arm(self) -> None:
@@ -69,7 +70,7 @@ class Lockstep:
         def watched(*arguments: Any) -> Any:
             if getattr(model, name) is watched:
                 setattr(model, name, original)
-            batches, result = BACKEND.fed(model, original, *arguments)
+            batches, result = BACKEND.fed(model, original, *arguments, remembered=self._remembered)
             keep(batches)
             return result
 
