@@ -6,7 +6,8 @@ interrupted `fit` can leave at most a function behind that moves no other model 
 when it is called.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -57,9 +58,32 @@ class Lockstep:
         return batches
 
     def settle(self) -> None:
-        """On jax, put the values of the running `fit` back into the model's variables."""
+        """On jax, put the values of the running `fit` back into the model's variables.
+
+        `fit` goes on from whatever the variables hold when its next step begins.
+        """
         if BACKEND.empties:
             self.model.jax_state_sync()
+
+    @contextlib.contextmanager
+    def readable(self) -> Iterator[None]:
+        """On jax, while it is open the variables hold the values of the running `fit`, to be read.
+
+        `fit` goes on from its own values, as if nobody had looked: after a `settle` it would take
+        up what a callback has set on an emptied variable, which Keras' own `fit` passes over.
+        """
+        model = self.model
+        if not BACKEND.empties or model._jax_state is None or model._jax_state_synced:
+            yield
+            return
+        emptied = [(variable, variable._value) for variable in _state(model)]
+        try:
+            model.jax_state_sync()
+            yield
+        finally:
+            model._jax_state_synced = False  # first: wherever it is interrupted, fit has the values
+            for variable, value in emptied:
+                variable._value = value
 
     def _wrap(self, name: str, keep: Callable[[list[Batch]], None]) -> None:
         model = self.model
@@ -76,3 +100,9 @@ class Lockstep:
 
         self._in_place[name] = (watched, original)
         setattr(model, name, watched)
+
+
+def _state(model: Any) -> list[Any]:
+    """The variables whose values `fit` has on jax."""
+    optimizer = model.optimizer.variables if model.optimizer is not None else []
+    return [*model.variables, *optimizer, *model.metrics_variables]

@@ -156,13 +156,14 @@ class CallbackRun:
         batches = self.lockstep.take()
         if not batches:
             return
-        if self._share or not self._prepared:
+        if self._share:
             self.lockstep.settle()
         if not self._prepared:
-            for learner in self.learners:
-                learner.prepare(batches[0])
-            self._prepared = True
-            self.begin()
+            with self.lockstep.readable():
+                for learner in self.learners:
+                    learner.prepare(batches[0])
+                self._prepared = True
+                self.begin()
         for batch in batches:
             for learner in self.learners:
                 learner.learn(batch, self._teaching)
