@@ -9,6 +9,8 @@ from kgraft.grafting import Independent
 
 pytestmark = pytest.mark.core
 
+BACKEND = keras.config.backend()
+
 
 def network(dropout=0.0):
     model = keras.Sequential(
@@ -118,6 +120,25 @@ def test_the_losses_of_several_outputs_are_those_of_fit_and_evaluate(count, run_
             assert watched[f"peer2_{name}"] == pytest.approx(values, rel=1e-5)
     told = theirs.evaluate(x, y, batch_size=16, verbose=0, return_dict=True)
     assert run.evaluate(x, y, batch_size=16, verbose=0)[0] == pytest.approx(told, rel=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="jax makes a program for every shape")
+def test_sequences_of_many_lengths_make_two_graphs():
+    traced = []
+
+    class Counted(layers.Dense):
+        def call(self, inputs):
+            if not isinstance(inputs, keras.KerasTensor):
+                traced.append(inputs.shape)
+            return super().call(inputs)
+
+    model = keras.Sequential([keras.Input((None, 4)), Counted(2)])
+    model.compile("sgd", "mse")
+    stepper = Stepper(model)
+    for count, length in [(3, 5), (3, 6), (2, 7), (4, 2)]:
+        x = np.ones((count, length, 4), "float32")
+        stepper.step((x, x[..., :2]))
+    assert traced[-2:] == [(None, 5, 4), (None, None, 4)]
 
 
 def test_predictions_are_those_of_keras():

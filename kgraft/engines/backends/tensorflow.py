@@ -22,6 +22,7 @@ class _Graphs:
     """
 
     def __init__(self) -> None:
+        self._told: dict[Any, Any] = {}
         self._made: dict[Any, Any] = {}
 
     def __call__(self, model: Any, function: Call, data: Any, told: Any = None) -> Logs:
@@ -40,7 +41,9 @@ class _Graphs:
             return function(_Drawn([data], told))
         told = tf.nest.map_structure(_of_any_size, data) if told is None else told
         parts, specs = _given(data), tuple(_given(told))
-        key = function, specs, str(tf.nest.map_structure(lambda part: part is None, data))
+        place = function, str(tf.nest.map_structure(lambda part: part is None, data))
+        specs = self._told[place] = _common(self._told.get(place, specs), specs)
+        key = place, specs
         if key not in self._made:
 
             def call(*parts: Any) -> Logs:
@@ -77,6 +80,12 @@ def _given(data: Any) -> list[Any]:
 
     parts = [part for part in tf.nest.flatten(data) if part is not None]
     return [tf.convert_to_tensor(p) if isinstance(p, np.ndarray | np.generic) else p for p in parts]
+
+
+def _common(before: tuple[Any, ...], now: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What two batches have in common, so that lengths that vary make one graph more, not many."""
+    found = tuple(a.most_specific_common_supertype([b]) for a, b in zip(before, now, strict=True))
+    return now if None in found else found
 
 
 def _of_any_size(part: Any) -> Any:
