@@ -57,20 +57,12 @@ class Lockstep:
         self._fed.clear()
         return batches
 
-    def settle(self) -> None:
-        """On jax, put the values of the running `fit` back into the model's variables.
-
-        `fit` goes on from whatever the variables hold when its next step begins.
-        """
-        if BACKEND.empties:
-            self.model.jax_state_sync()
-
     @contextlib.contextmanager
     def readable(self) -> Iterator[None]:
         """On jax, while it is open the variables hold the values of the running `fit`, to be read.
 
-        `fit` goes on from its own values, as if nobody had looked: after a `settle` it would take
-        up what a callback has set on an emptied variable, which Keras' own `fit` passes over.
+        `fit` goes on from its own values, as if nobody had looked: after a `jax_state_sync` it
+        would take up what a callback has set on an emptied variable, which it passes over alone.
         """
         model = self.model
         if not BACKEND.empties or model._jax_state is None or model._jax_state_synced:

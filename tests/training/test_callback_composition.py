@@ -8,6 +8,7 @@ import pytest
 
 from kgraft.errors import UserError
 from kgraft.training.callback import GraftCallback
+from kgraft.training.distiller import Distiller
 from tests.training.callback_cases import (
     BACKEND,
     BATCH,
@@ -183,6 +184,19 @@ def test_what_others_set_in_an_epoch_counts_for_the_model_as_without_grafting(
             np.testing.assert_allclose(own_, other, atol=1e-5)
 
 
+@pytest.mark.core
+def test_a_rate_set_in_an_epoch_counts_as_without_a_peer_that_shares_the_teacher():
+    def distillers(teacher):
+        return [compile_(Distiller(network(k), [teacher], name=f"d{k}")) for k in (1, 2)]
+
+    alone, _ = distillers(network(9))
+    fit(alone, [Sets(alone, "rate", "on_train_batch_begin")], epochs=2)
+    model, peer = distillers(network(9))
+    grafting = GraftCallback([peer], epochs_grafted=0)
+    fit(model, [grafting, Sets(model, "rate", "on_train_batch_begin")], epochs=2)
+    assert_same(everything(model), everything(alone))
+
+
 class Sets(keras.callbacks.Callback):
     """Sets the learning rate or the weights of a model at every batch."""
 
@@ -236,8 +250,6 @@ def test_tensorboard_shows_the_peers(tmp_path):
 
 
 def test_a_shared_teacher_is_left_to_the_models_backup(tmp_path):
-    from kgraft.training.distiller import Distiller
-
     teacher = network(9)
     model, peer = (compile_(Distiller(network(k), [teacher])) for k in (1, 2))
     with pytest.raises(RuntimeError, match="killed"):
