@@ -6,7 +6,8 @@ interrupted `fit` can leave at most a function behind that moves no other model 
 when it is called.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -18,8 +19,8 @@ from kgraft.engines.backends.base import Batch
 class Lockstep:
     """Keeps the batches that `fit` feeds to a model, until they are taken.
 
-    The model's own training stays the same, bit for bit on torch and jax; on tensorflow it takes
-    the steps of `train_on_batch`, which TensorFlow rounds otherwise than those of `fit` (1e-7).
+    The model's own training stays the same, bit for bit (on tensorflow with steps_per_execution=1;
+    of several steps TensorFlow makes one program, and rounds otherwise, by 1e-7).
     On jax Ctrl-C becomes safe: there `fit` empties the model's variables and donates their values
     to each step, and an interrupt at the wrong moment would leave the model without weights.
 
@@ -30,6 +31,7 @@ class Lockstep:
     def __init__(self, model: keras.Model) -> None:
         self.model = model
         self._fed: list[Batch] = []
+        self._remembered: dict[str, Any] = {}
         self._in_place: dict[str, tuple[Any, Any]] = {}  # name -> the wrapper and what it wraps
 
     def arm(self) -> None:
@@ -55,10 +57,25 @@ class Lockstep:
         self._fed.clear()
         return batches
 
-    def settle(self) -> None:
-        """On jax, put the values of the running `fit` back into the model's variables."""
-        if BACKEND.empties:
-            self.model.jax_state_sync()
+    @contextlib.contextmanager
+    def readable(self) -> Iterator[None]:
+        """On jax, while it is open the variables hold the values of the running `fit`, to be read.
+
+        `fit` goes on from its own values, as if nobody had looked: after a `jax_state_sync` it
+        would take up what a callback has set on an emptied variable, which it passes over alone.
+        """
+        model = self.model
+        if not BACKEND.empties or model._jax_state is None or model._jax_state_synced:
+            yield
+            return
+        emptied = [(variable, variable._value) for variable in _state(model)]
+        try:
+            model.jax_state_sync()
+            yield
+        finally:
+            model._jax_state_synced = False  # first: wherever it is interrupted, fit has the values
+            for variable, value in emptied:
+                variable._value = value
 
     def _wrap(self, name: str, keep: Callable[[list[Batch]], None]) -> None:
         model = self.model
@@ -69,9 +86,15 @@ class Lockstep:
         def watched(*arguments: Any) -> Any:
             if getattr(model, name) is watched:
                 setattr(model, name, original)
-            batches, result = BACKEND.fed(model, original, *arguments)
+            batches, result = BACKEND.fed(model, original, *arguments, remembered=self._remembered)
             keep(batches)
             return result
 
         self._in_place[name] = (watched, original)
         setattr(model, name, watched)
+
+
+def _state(model: Any) -> list[Any]:
+    """The variables whose values `fit` has on jax."""
+    optimizer = model.optimizer.variables if model.optimizer is not None else []
+    return [*model.variables, *optimizer, *model.metrics_variables]

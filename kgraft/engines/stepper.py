@@ -14,8 +14,8 @@ from kgraft.engines.steps import Logs, Steps
 class Stepper:
     """One compiled model that is trained batch by batch.
 
-    A step is what `model.train_on_batch` does, except that metrics accumulate over the epoch and
-    nothing is copied to the host. After every call, and after an interrupt at any instant, the
+    A step is what `model.fit` does with a batch; metrics accumulate over the epoch, and nothing is
+    copied to the host. After every call, and after an interrupt at any instant, the
     model's variables hold valid values.
 
     Args:

@@ -33,7 +33,7 @@ class GraftCallback(keras.callbacks.Callback):
     student is grafted.
 
     With no more said, peers learn in lock-step: from the very batches that `fit` feeds the model,
-    each with its own optimizer and randomness, exactly as `train_on_batch` would. Same batches
+    each with its own optimizer and randomness, exactly as a `fit` of its own would. Same batches
     means same order, the weakest setting in the papers; `data=` gives every peer its own.
 
     Grafting comes before the epoch's validation, so that a logged metric belongs to the weights

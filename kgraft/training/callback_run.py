@@ -1,5 +1,6 @@
 """One `fit` of a GraftCallback: the ring's learners, their batches and their backup."""
 
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -156,17 +157,17 @@ class CallbackRun:
         batches = self.lockstep.take()
         if not batches:
             return
-        if self._share or not self._prepared:
-            self.lockstep.settle()
-        if not self._prepared:
-            for learner in self.learners:
-                learner.prepare(batches[0])
-            self._prepared = True
-            self.begin()
-        for batch in batches:
-            for learner in self.learners:
-                learner.learn(batch, self._teaching)
-            self.session.end_of_step()
+        looked_at = self._share or not self._prepared
+        with self.lockstep.readable() if looked_at else contextlib.nullcontext():
+            if not self._prepared:
+                for learner in self.learners:
+                    learner.prepare(batches[0])
+                self._prepared = True
+                self.begin()
+            for batch in batches:
+                for learner in self.learners:
+                    learner.learn(batch, self._teaching)
+                self.session.end_of_step()
 
     def check_fed(self) -> None:
         """Refuse a training whose batches do not reach the peers.

@@ -5,8 +5,11 @@ from keras import layers
 
 import kgraft
 from kgraft.engines.stepper import Stepper
+from kgraft.grafting import Independent
 
 pytestmark = pytest.mark.core
+
+BACKEND = keras.config.backend()
 
 
 def network(dropout=0.0):
@@ -46,14 +49,15 @@ def batches(count=5, size=16, last=7):
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_steps_are_those_of_train_on_batch_bit_for_bit(dropout):
+def test_steps_are_those_of_fit_bit_for_bit(dropout):
     ours, theirs = twins(dropout=dropout)
     stepper = Stepper(ours)
     stepper.begin_epoch()
     for batch in batches():
         stepper.step(batch)
-        theirs.train_on_batch(*batch)
     stepper.end_epoch()
+    x, y = (np.concatenate(parts) for parts in zip(*batches(), strict=True))
+    theirs.fit(x, y, batch_size=16, shuffle=False, verbose=0)
     for a, b in zip(ours.variables, theirs.variables, strict=True):
         if "seed" not in a.path:
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=a.path)
@@ -81,6 +85,60 @@ def test_metrics_are_those_of_the_whole_epoch():
     logs = stepper.evaluate(batches())
     expected = model.evaluate(x, y, verbose=0, return_dict=True, batch_size=len(x))
     assert logs == pytest.approx(expected, rel=1e-5)
+
+
+def two_outputs(**options):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((4,))
+    outputs = {name: layers.Dense(1, name=name)(inputs) for name in ("left", "right")}
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", {"left": "mse", "right": "mae"}, loss_weights=[0.5, 2.0], **options)
+    return model
+
+
+@pytest.mark.parametrize("count", [32, 39])
+@pytest.mark.parametrize("run_eagerly", [False, True])
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_the_losses_of_several_outputs_are_those_of_fit_and_evaluate(count, run_eagerly, engine):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(count, 4)).astype(np.float32)
+    y = {name: np.linspace(-5, 9, count)[:, None] ** 2 for name in ("left", "right")}
+    theirs, peer = two_outputs(run_eagerly=run_eagerly), two_outputs(run_eagerly=run_eagerly)
+    model, beside = two_outputs(run_eagerly=run_eagerly), two_outputs(run_eagerly=run_eagerly)
+    options = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0}
+    expected = theirs.fit(x, y, validation_data=(x, y), **options).history
+    assert len(expected) == 6
+
+    run = kgraft.GraftingFit([peer], mixer=Independent(), engine=engine)
+    found = run.fit(x, y, validation_data=(x, y), **options)[0].history
+    grafting = kgraft.GraftCallback([beside], mixer=Independent(), engine=engine)
+    watched = model.fit(x, y, validation_data=(x, y), callbacks=[grafting], **options).history
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-5)
+        assert watched[name] == pytest.approx(values, rel=1e-5)
+        if not name.startswith("val_"):
+            assert watched[f"peer2_{name}"] == pytest.approx(values, rel=1e-5)
+    told = theirs.evaluate(x, y, batch_size=16, verbose=0, return_dict=True)
+    assert run.evaluate(x, y, batch_size=16, verbose=0)[0] == pytest.approx(told, rel=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="jax makes a program for every shape")
+def test_sequences_of_many_lengths_make_two_graphs():
+    traced = []
+
+    class Counted(layers.Dense):
+        def call(self, inputs):
+            if not isinstance(inputs, keras.KerasTensor):
+                traced.append(inputs.shape)
+            return super().call(inputs)
+
+    model = keras.Sequential([keras.Input((None, 4)), Counted(2)])
+    model.compile("sgd", "mse")
+    stepper = Stepper(model)
+    for count, length in [(3, 5), (3, 6), (2, 7), (4, 2)]:
+        x = np.ones((count, length, 4), "float32")
+        stepper.step((x, x[..., :2]))
+    assert traced[-2:] == [(None, 5, 4), (None, None, 4)]
 
 
 def test_predictions_are_those_of_keras():

@@ -73,6 +73,26 @@ def assert_usable(model, x, y):
     assert differ(before, model.get_weights())
 
 
+def taught(model, batches_, epochs=1):
+    """Everything of a model after a `fit` on these batches in this order."""
+    model.fit(Listed(batches_), epochs=epochs, shuffle=False, verbose=0)
+    return everything(model)
+
+
+class Listed(keras.utils.PyDataset):
+    """Batches in a list."""
+
+    def __init__(self, batches_):
+        super().__init__()
+        self.batches = batches_
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
 class Pairs(keras.utils.PyDataset):
     """Batches of arrays, `(x, y)` or `(x, y, sample_weight)`."""
 

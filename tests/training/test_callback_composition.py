@@ -9,6 +9,7 @@ import pytest
 from kgraft.errors import UserError
 from kgraft.training.callback import GraftCallback
 from kgraft.training.checkpoint_files import CheckpointFiles
+from kgraft.training.distiller import Distiller
 from tests.training.callback_cases import (
     BACKEND,
     BATCH,
@@ -21,6 +22,8 @@ from tests.training.callback_cases import (
     everything,
     network,
 )
+
+KINDS = ["lock-step", "data", "untrained"] if BACKEND == "jax" else ["lock-step"]
 
 
 def fit(model, callbacks, epochs=3, **options):
@@ -149,6 +152,88 @@ def test_terminate_on_nan_stops_and_the_peers_stay_finite():
         assert_usable(peer, x, y)
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("sets", "when"),
+    [
+        ("rate", "on_train_batch_begin"),
+        ("rate", "on_train_batch_end"),
+        ("weights", "on_train_batch_end"),
+        ("rate and look", "on_train_batch_begin"),
+    ],
+)
+def test_what_others_set_in_an_epoch_counts_for_the_model_as_without_grafting(
+    kind, first, sets, when
+):
+    """On jax it counts only where Keras was made to put the values into the model."""
+    options = {"epochs": 2, "batch_size": 8}
+    reference = compiled(1)
+    expected = fit(reference, [Sets(reference, sets, when)], **options)
+
+    model, peer = compiled(1), compiled(2)
+    own = {"data": {"data": arrays()}, "untrained": {"train_peers": False}}.get(kind, {})
+    grafting, setting = GraftCallback([peer], epochs_grafted=0, **own), Sets(model, sets, when)
+    found = fit(model, [grafting, setting] if first else [setting, grafting], **options)
+    assert_same(everything(model), everything(reference))
+    for name, values in expected.items():
+        assert found[name] == values
+    if kind == "lock-step":
+        twin = compiled(2)
+        fit(twin, [], **options)
+        for own_, other in zip(peer.get_weights(), twin.get_weights(), strict=True):
+            np.testing.assert_allclose(own_, other, atol=1e-5)
+
+
+@pytest.mark.core
+def test_a_rate_set_in_an_epoch_counts_as_without_a_peer_that_shares_the_teacher():
+    def distillers(teacher):
+        return [compile_(Distiller(network(k), [teacher], name=f"d{k}")) for k in (1, 2)]
+
+    alone, _ = distillers(network(9))
+    fit(alone, [Sets(alone, "rate", "on_train_batch_begin")], epochs=2)
+    model, peer = distillers(network(9))
+    grafting = GraftCallback([peer], epochs_grafted=0)
+    fit(model, [grafting, Sets(model, "rate", "on_train_batch_begin")], epochs=2)
+    assert_same(everything(model), everything(alone))
+
+
+class Sets(keras.callbacks.Callback):
+    """Sets the learning rate or the weights of a model at every batch."""
+
+    def __init__(self, model, sets, when):
+        super().__init__()
+        self.mine, self.sets, self.count = model, sets, 0
+        setattr(self, when, self._set)
+
+    def _set(self, batch, logs=None):
+        self.count += 1
+        model = self.model if self.sets.endswith("look") else self.mine
+        if self.sets.startswith("rate"):
+            model.optimizer.learning_rate = 0.1 / self.count
+        elif self.count % 2:
+            model.set_weights([np.full(w.shape, 0.1 * self.count) for w in model.weights])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda: keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.3),
+        lambda: keras.callbacks.ReduceLROnPlateau("loss", patience=0, min_delta=9, factor=0.1),
+    ],
+)
+def test_schedules_of_epochs_change_the_model_as_without_grafting(first, schedule):
+    reference, model = compiled(1), compiled(1)
+    expected = fit(reference, [schedule()])
+    both = [GraftCallback([compiled(2)], epochs_grafted=0), schedule()]
+    found = fit(model, both if first else both[::-1])
+    assert_same(everything(model), everything(reference))
+    assert expected.items() <= found.items()
+
+
 def test_a_learning_rate_scheduler_drives_the_model_only():
     model, peer = compiled(1), compiled(2, learning_rate=0.02)
     scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5)
@@ -167,8 +252,6 @@ def test_tensorboard_shows_the_peers(tmp_path):
 
 
 def test_a_shared_teacher_is_left_to_the_models_backup(tmp_path):
-    from kgraft.training.distiller import Distiller
-
     teacher = network(9)
     model, peer = (compile_(Distiller(network(k), [teacher])) for k in (1, 2))
     with pytest.raises(RuntimeError, match="killed"):

@@ -15,6 +15,7 @@ from tests.training.callback_cases import (
     compiled,
     everything,
     network,
+    taught,
 )
 
 pytestmark = pytest.mark.core
@@ -142,7 +143,5 @@ def test_after_an_interrupt_the_callback_can_be_used_again():
     grafting = GraftCallback([peer], epochs_grafted=0, engine="eager")
     interrupted(model, [grafting, CtrlC("on_train_batch_begin", 2)], x, y, batch_size=BATCH)
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[grafting])
-    twin = compiled(2)
-    for batch in batches(x, y) + batches(x, y)[:2] + batches(x, y):
-        twin.train_on_batch(*batch)
-    assert_same(everything(peer), everything(twin))
+    fed = batches(x, y) + batches(x, y)[:2] + batches(x, y)
+    assert_same(everything(peer), taught(compiled(2), fed))

@@ -1,4 +1,4 @@
-"""Peers beside `fit` learn exactly what `train_on_batch` would teach them."""
+"""Peers beside `fit` learn exactly what a `fit` of their own would teach them."""
 
 import keras
 import numpy as np
@@ -20,6 +20,7 @@ from tests.training.callback_cases import (
     differ,
     everything,
     network,
+    taught,
 )
 
 pytestmark = pytest.mark.core
@@ -27,15 +28,8 @@ pytestmark = pytest.mark.core
 ONE_STEP = {"torch": [1]}.get(BACKEND, [1, 4])
 
 
-def taught(model, batches_, epochs=1, **options):
-    for _ in range(epochs):
-        for batch in batches_:
-            model.train_on_batch(*batch, **options)
-    return everything(model)
-
-
 @pytest.mark.parametrize("steps_per_execution", ONE_STEP)
-def test_lock_step_is_bit_for_bit_a_loop_of_train_on_batch(steps_per_execution):
+def test_lock_step_is_bit_for_bit_a_fit_on_the_same_batches(steps_per_execution):
     x, y = arrays()
     model = compiled(1, steps_per_execution=steps_per_execution)
     peers = [compiled(2, learning_rate=0.02), compiled(3)]

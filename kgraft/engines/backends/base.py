@@ -55,13 +55,14 @@ class Backend(Protocol):
             shared: whatever the models of one engine have in common, empty at first.
         """
 
-    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+    def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:
         """Run one call that a running `fit` makes; the batches it was fed, and what it returned.
 
         Args:
             model: the model that `fit` trains.
             function: its train or test function.
             arguments: what `fit` gives to the function.
+            remembered: whatever the calls of one `fit` have in common, empty at first.
         """
 
     def devices(self) -> list[str]:

@@ -70,7 +70,7 @@ class Jax(Backend):
         programs = shared.setdefault("programs", jax_steps.Programs())
         return jax_steps.DonatedSteps(model, programs)
 
-    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+    def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:
         """See `Backend`; however it ends, Keras finds the latest valid values when `fit` is left.
 
         The state is valid until it is donated, the new one from then on; data are drawn before,

@@ -1,5 +1,6 @@
 """TensorFlow, imported where it is in use and nowhere else: it need not be installed."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,22 +12,107 @@ from kgraft.engines.backends.base import Backend, Call, Fed, pull
 from kgraft.engines.steps import Logs, Steps
 
 
+class _Graphs:
+    """Keras' functions of one batch, called as `fit` calls them: from a graph around them.
+
+    The graph knows of a batch what the data set of `fit` would tell it, e.g. no batch size. Of a
+    function that is called directly, TensorFlow makes a graph for the first batch's size, and at
+    the first other size one for any: Keras, which weighs each output's loss by the size that the
+    graph knows, would count the batches before by their size, and from there on each as one.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[Any, Any] = {}
+        self._made: dict[Any, Any] = {}
+
+    def __call__(self, model: Any, function: Call, data: Any, told: Any = None) -> Logs:
+        """Call a function of a model.
+
+        Args:
+            model: the model.
+            function: its train or test function.
+            data: one batch.
+            told: `tf.TypeSpec`s in the structure of the batch; by default the batch's own, of any
+                batch size.
+        """
+        import tensorflow as tf
+
+        if model.run_eagerly or not _is_of_keras(function):
+            return function(_Drawn([data], told))
+        told = tf.nest.map_structure(_of_any_size, data) if told is None else told
+        parts, specs = _given(data), tuple(_given(told))
+        place = function, str(tf.nest.map_structure(lambda part: part is None, data))
+        specs = self._told[place] = _common(self._told.get(place, specs), specs)
+        key = place, specs
+        if key not in self._made:
+
+            def call(*parts: Any) -> Logs:
+                left = iter(parts)
+                batch = tf.nest.map_structure(lambda p: None if p is None else next(left), data)
+                return function(iter([batch]))
+
+            graph = tf.function(call, input_signature=specs, autograph=False)
+            self._made[key] = graph.get_concrete_function()  # else TensorFlow warns of many graphs
+        return self._made[key](*parts)
+
+
+class _Drawn:
+    """Batches that were drawn from a data set, and what it tells of them, None if it is none."""
+
+    def __init__(self, batches: list[Any], told: Any) -> None:
+        self._left, self.element_spec = iter(batches), told
+
+    def __iter__(self) -> "_Drawn":
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._left)
+
+
+def _is_of_keras(function: Call) -> bool:
+    """Whether it is Keras' own, not one that somebody has put around it to see every call."""
+    home = function.__globals__["__name__"] if inspect.isfunction(function) else ""
+    return home.startswith("keras.")
+
+
+def _given(data: Any) -> list[Any]:
+    import tensorflow as tf
+
+    parts = [part for part in tf.nest.flatten(data) if part is not None]
+    return [tf.convert_to_tensor(p) if isinstance(p, np.ndarray | np.generic) else p for p in parts]
+
+
+def _common(before: tuple[Any, ...], now: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What two batches have in common, so that lengths that vary make one graph more, not many."""
+    found = tuple(a.most_specific_common_supertype([b]) for a, b in zip(before, now, strict=True))
+    return now if None in found else found
+
+
+def _of_any_size(part: Any) -> Any:
+    import tensorflow as tf
+
+    spec = None if part is None else tf.type_spec_from_value(part)
+    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+    return spec
+
+
 class _Steps:
     """Steps of one model: Keras' own functions."""
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self._graphs = model, _Graphs()
 
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
 
     def train(self, data: tuple[Any, ...]) -> Logs:
         self._model.make_train_function()
-        return self._model.train_function(iter([data]))
+        return self._graphs(self._model, self._model.train_function, data)
 
     def test(self, data: tuple[Any, ...]) -> Logs:
         self._model.make_test_function()
-        return self._model.test_function(iter([data]))
+        return self._graphs(self._model, self._model.test_function, data)
 
     def predict(self, x: Any) -> Any:
         self._model.make_predict_function()
@@ -77,10 +163,15 @@ class TensorFlow(Backend):
             return f"{model.name!r} is compiled with run_eagerly=True"
         return _Steps(model)
 
-    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+    def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:
         (iterator,) = arguments
         batches = pull(iterator, model.steps_per_execution)
-        return batches, function(iter(batches))
+        if not isinstance(iterator, self._tf.data.Iterator | _Drawn):  # `train_on_batch`
+            return batches, function(iter(batches))
+        graphs = remembered.setdefault("graphs", _Graphs())
+        for batch in batches:
+            logs = graphs(model, function, batch, iterator.element_spec)
+        return batches, logs
 
     def devices(self) -> list[str]:
         listed = self._tf.config.list_physical_devices()

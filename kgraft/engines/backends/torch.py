@@ -50,7 +50,7 @@ class Torch(Backend):
             return traced_steps.TracedSteps(model)
         return native_steps.why_not(model) or native_steps.NativeSteps(model)
 
-    def fed(self, model: Any, function: Call, *arguments: Any) -> Fed:
+    def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:
         (data,) = arguments  # all batches of a call, in a list
         return list(data), function(data)
 
