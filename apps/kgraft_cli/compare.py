@@ -21,8 +21,9 @@ def command(
 ) -> None:
     """Train what COMPARISON, a TOML file, asks for, and compare it with its baseline.
 
-    Runs that are finished are kept: interrupt it and call it again. The table goes to the terminal,
-    and as comparison.md and comparison.json into the directory of the runs.
+    Runs that are finished are kept, and one that was broken off goes on: interrupt it and call it
+    again. The table goes to the terminal, and as comparison.md and comparison.json into the
+    directory of the runs.
     """
     import dataclasses
     import json
@@ -37,6 +38,7 @@ def command(
     from kgraft.files import write_text
     from kgraft.runs.comparisons.file import in_directory, read_comparison
     from kgraft.runs.comparisons.runs import read_results, train_missing
+    from kgraft.runs.stopping import Stopped, Stopping
     from kgraft_cli.messages import messages_on, say
     from kgraft_cli.progress import progress_on
 
@@ -55,13 +57,16 @@ def command(
         console = Console(width=200)
     if not only_read:
         BACKEND.keep_compiled()
-        with messages_on(console, logging.WARNING), progress_on(console) as progress:
-            train_missing(
-                wanted,
-                path,
-                progress,
-                lambda text: say(console, text),
-            )
+        try:
+            with (
+                Stopping() as stopping,
+                messages_on(console, logging.WARNING),
+                progress_on(console) as progress,
+            ):
+                train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
+        except Stopped as stopped:
+            stopped.go_on = "the same command"
+            raise
     rows = read_results(wanted, path)
     found = lines(rows, wanted.baseline)
     selected_on = wanted.entry(wanted.baseline).config.run.select

@@ -1,8 +1,13 @@
 """`kgraft fit`: train teachers and grafted peers, and show what happened."""
 
-from typing import Any
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from kgraft.runs.config import Config
 
 _FLAGS = {
     "method": "run.method",
@@ -48,27 +53,62 @@ _FLAGS = {
 @click.option(
     "--out", metavar="DIR", help="Directory of the run; a new one below runs/ by default."
 )
-def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **flags: Any) -> None:
+@click.option("--resume", metavar="RUN", help="Go on with a run that was broken off.")
+def command(
+    runfile: str | None, changes: tuple[str, ...], out: str | None, resume: str | None, **flags: Any
+) -> None:
     """Train K peers, graft them after every epoch, and keep what they learnt.
 
     RUNFILE is a TOML file (see configs/); without one the quickstart runs: four small ResNets under
     a teacher on the handwritten digits that come with kgraft. Flags win over --set, --set over the
-    file.
+    file. Ctrl-C, or SIGTERM, ends the step and saves the last whole epoch; --resume goes on from
+    there, also after a kill, to what the run would have come to.
     """
-    from pathlib import Path
-
     from rich.console import Console
 
     from kgraft.engines.backends import BACKEND
-    from kgraft.errors import UserError
-    from kgraft.runs import config as configs
     from kgraft.runs.assembly import assemble
-    from kgraft.runs.directory import check_free, default_path
+    from kgraft.runs.directory import read_unfinished
     from kgraft.runs.execution import execute
-    from kgraft.runs.methods import settled
+    from kgraft.runs.stopping import Stopped, Stopping
     from kgraft_cli.messages import messages_on
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import summary_table
+
+    with Stopping() as stopping:
+        if resume is None:
+            config, path = _wanted(runfile, changes, out, flags)
+        else:
+            given = [name for name, value in flags.items() if value is not None]
+            _check_alone(runfile, changes, out, given)
+            config, path = read_unfinished(Path(resume)), Path(resume)
+        BACKEND.keep_compiled()
+        assembly = assemble(config)
+        console = Console()
+        try:
+            with messages_on(console), progress_on(console) as progress:
+                summary = execute(assembly, path, progress, stopping, resume=resume is not None)
+        except Stopped as stopped:
+            if (path / "run.toml").is_file():
+                stopped.go_on = f"kgraft fit --resume {shlex.quote(str(path))}"
+            raise
+    console.print(summary_table(summary))
+    console.print(
+        f"{summary['seconds']:.1f} s for the peers, {summary['images_per_second']:.0f} images/s "
+        f"over all of them; everything is in {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _wanted(
+    runfile: str | None, changes: tuple[str, ...], out: str | None, flags: dict[str, Any]
+) -> tuple["Config", Path]:
+    """The settings of a new run, and its directory."""
+    from kgraft.errors import UserError
+    from kgraft.runs import config as configs
+    from kgraft.runs.directory import check_free, default_path
+    from kgraft.runs.methods import settled
 
     config = configs.read(runfile) if runfile else configs.Config()
     if flags["method"] is not None:  # first, it may bring a table of its own
@@ -84,15 +124,18 @@ def command(runfile: str | None, changes: tuple[str, ...], out: str | None, **fl
         raise UserError("--out is empty: expected the directory of the run.")
     path = default_path(config) if out is None else Path(out)
     check_free(path)
-    BACKEND.keep_compiled()
-    assembly = assemble(config)
-    console = Console()
-    with messages_on(console), progress_on(console) as progress:
-        summary = execute(assembly, path, progress)
-    console.print(summary_table(summary))
-    console.print(
-        f"{summary['seconds']:.1f} s for the peers, {summary['images_per_second']:.0f} images/s "
-        f"over all of them; everything is in {path}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    return config, path
+
+
+def _check_alone(
+    runfile: str | None, changes: tuple[str, ...], out: str | None, flags: list[str]
+) -> None:
+    """Refuse what would change a run that goes on."""
+    from kgraft.errors import UserError
+
+    given = [f"--{name.replace('_', '-')}" for name in flags]
+    given += ["--set"] if changes else []
+    given += ["--out"] if out is not None else []
+    given += [runfile] if runfile is not None else []
+    if given:
+        raise UserError(f"--resume takes all settings from its run: leave out {', '.join(given)}.")

@@ -70,8 +70,8 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
-    Exits with 0, with 2 after a mistake, with 1 where a file cannot be written, with 130 after
-    Ctrl-C.
+    Exits with 0, with 2 after a mistake, with 1 where a file cannot be written, the memory is full
+    or no network is alive any more, with 130 after Ctrl-C and 143 after SIGTERM.
     """
     for name in ("TF_CPP_MIN_LOG_LEVEL", "ABSL_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
@@ -89,12 +89,26 @@ def main(arguments: list[str] | None = None) -> None:
         if not _is_users(error):
             raise
         _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_users(error) and not _is_of_memory(error):
+            raise
+        _fail(str(error) if _is_users(error) else f"out of memory: {error}", 1)
+    except BaseException as stopped:
+        if not _is_users(stopped):
+            raise
+        _fail(str(stopped), stopped.code)  # type: ignore[attr-defined]
     else:
         sys.exit(outcome if isinstance(outcome, int) else 0)
 
 
-def _is_users(error: Exception) -> bool:
-    """Whether kgraft itself raises it: a mistake, a backend that is missing, a full disk."""
+def _is_of_memory(error: Exception) -> bool:
+    """Whether the machine or the accelerator had no room, in each backend's own words."""
+    said = ("can't allocate memory", "out of memory", "RESOURCE_EXHAUSTED", "OOM when allocating")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether kgraft itself raises it: a mistake, a full disk, an end that was asked for."""
     return type(error).__module__.partition(".")[0] == "kgraft"
 
 

@@ -49,6 +49,19 @@ def check_free(path: Path) -> None:
         raise UserError(f"output directory {path} {what}: choose another --out, or remove it.")
 
 
+def make_free(path: Path) -> None:
+    """Make a directory that nothing else lives in.
+
+    Raises:
+        UserError: it is not free, or cannot be made.
+    """
+    check_free(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
+
+
 class RunDirectory:
     """The files of one run, written as it goes.
 
@@ -86,11 +99,7 @@ class RunDirectory:
             began = read_json(file) if file.is_file() else {}
             environment = {**began, "resumed": [*began.get("resumed", []), environment]}
         else:
-            check_free(path)
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
+            make_free(path)
             write_text(path / "run.toml", config.resolved())
         self._write_json("environment.json", environment)
 

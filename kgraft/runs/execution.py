@@ -8,7 +8,7 @@ import keras
 from kgraft.data import BatchStream
 from kgraft.files import only_writer
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
-from kgraft.runs.directory import RunDirectory, environment
+from kgraft.runs.directory import RunDirectory, environment, make_free
 from kgraft.runs.methods import Ema, method_of, mixer_of
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.runs.scoring import accuracy, ensemble, predict
@@ -43,6 +43,8 @@ def execute(
         StorageError: something cannot be written; what was saved stays.
         Stopped: by `stopping`, when the last whole epoch is saved.
     """
+    if not resume:
+        make_free(out)
     with only_writer(out):
         directory = RunDirectory(
             out, assembly.config, environment(_seeds(assembly)), resumed=resume
@@ -174,7 +176,7 @@ class _Execution:
             training.peers,
             self._observer,
             self._directory,
-            training.records,
+            training.records if phase == "peers" else (),
             self._stopping.check,
         )
 

@@ -59,7 +59,7 @@ class Stopping:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """A block that asks `check` itself, at moments that suit; it is not broken off elsewhere."""
+        """A block that asks `check` itself, when that suits; it is not broken off elsewhere."""
         self._held = True
         try:
             yield

@@ -5,10 +5,12 @@ array, with the checksum of both. It is written under another name, flushed with
 renamed.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +21,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from kgraft.errors import StorageError
 from kgraft.files import storing
 
 _log = logging.getLogger("kgraft")
@@ -193,8 +194,10 @@ def nested(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 def _write(directory: Path, arrays: dict[str, np.ndarray], state: Mapping[str, Any]) -> None:
     try:
         safetensors.numpy.save_file(arrays, directory / _ARRAYS)
-    except safetensors.SafetensorError as error:  # its own I/O, e.g. a full disk
-        raise StorageError(f"{directory / _ARRAYS} cannot be written: {error}.") from None
+    except safetensors.SafetensorError as error:  # it writes by itself, and says so in words only
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number)) from None
     told = {"version": _VERSION, "arrays": _checksum_of(directory / _ARRAYS), "state": dict(state)}
     told["checksum"] = _checksum(told)
     (directory / _STATE).write_text(json.dumps(told), encoding="utf-8")

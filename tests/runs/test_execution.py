@@ -185,7 +185,7 @@ def test_a_file_that_is_no_model_is_refused(tiny, tmp_path):
 def test_a_directory_of_another_run_is_left_alone(tiny, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.toml").write_text("mine")
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="holds a run that did not finish: go on with"):
         execute(assemble(tiny()), tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["run.toml"]
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,38 +10,47 @@ import keras
 
 from kgraft import models
 from kgraft.errors import UserError
-from kgraft.files import only_writer, storing
+from kgraft.files import only_writer
 from kgraft.runs.assembly import assemble
 from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import Comparison, Entry, differences
-from kgraft.runs.config import Config
+from kgraft.runs.config import Config, read
 from kgraft.runs.directory import peer_file, read_model, read_run
 from kgraft.runs.execution import execute
 from kgraft.runs.methods import settled, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.selection import selected
+from kgraft.runs.stopping import Stopping
+
+_NO_MATTER = ("data.directory", "checkpoint.every", "checkpoint.keep")
 
 
 def train_missing(
-    comparison: Comparison, out: Path, observer: Observer, tell: Callable[[str], None]
+    comparison: Comparison,
+    out: Path,
+    observer: Observer,
+    tell: Callable[[str], None],
+    stopping: Stopping | None = None,
 ) -> None:
-    """Do the runs that are missing, in the order of the seeds.
+    """Do the runs that are missing, in the order of the seeds; one that was broken off goes on.
 
     Args:
         comparison: what to compare.
         out: directory of the runs, `out/ENTRY/seed-S` each; finished ones are kept.
         observer: who is told of every step and epoch.
-        tell: called with a line of text when a run begins or is found.
+        tell: called with a line of text when a run begins, goes on or is found.
+        stopping: who may ask for an end after any step.
 
     Raises:
-        UserError: a finished run in `out` has other settings (names the difference), or another
-            process is at work in it.
+        UserError: a run in `out` has other settings (names the difference), or another process is
+            at work in it.
+        Stopped: by `stopping`.
     """
     with only_writer(out):
         for seed in comparison.seeds:
             for entry in comparison.entries:
                 if entry.runs_of == entry.name:
-                    _ensure(comparison, entry, seed, out, observer, tell)
+                    _ensure(comparison, entry, seed, out, observer, tell, stopping)
 
 
 def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
@@ -119,6 +127,7 @@ def _ensure(
     out: Path,
     observer: Observer,
     tell: Callable[[str], None],
+    stopping: Stopping | None,
 ) -> None:
     path = _path(out, entry, seed)
     config = _seeded(comparison, entry, seed, out)
@@ -126,20 +135,20 @@ def _ensure(
         _check_settings(path, config)
         tell(f"{entry.name}, seed {seed}: found")
         return
-    if (path / "run.toml").is_file():
-        with storing(path):
-            shutil.rmtree(path)  # a run that did not finish
-    tell(f"{entry.name}, seed {seed}: training")
-    execute(assemble(config), path, observer)
+    resume = (path / "run.toml").is_file()
+    if resume:
+        _check_settings(path, config)
+    tell(f"{entry.name}, seed {seed}: {'going on' if resume else 'training'}")
+    execute(assemble(config), path, observer, stopping, resume=resume)
     selected(path)
     keras.backend.clear_session()
 
 
 def _check_settings(path: Path, config: Config) -> None:
-    known = without_unread(read_run(path)[0])
+    known = without_unread(read(path / "run.toml"))
     wanted = _filled(config, known)
     for where, a, b in differences("", known, wanted):
-        if where == "data.directory" or (where == "teachers.files" and _same_runs(a, b)):
+        if where in _NO_MATTER or (where == "teachers.files" and _same_runs(a, b)):
             continue
         raise UserError(
             f"{path} holds a run with {where} = {a!r}, the comparison wants {b!r}: "
