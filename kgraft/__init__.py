@@ -10,7 +10,7 @@ _backend.settle()
 
 # Only now may Keras be imported.
 from kgraft import data, grafting, models  # noqa: E402
-from kgraft.errors import UserError  # noqa: E402
+from kgraft.errors import DivergedError, StorageError, UserError  # noqa: E402
 from kgraft.grafting import (  # noqa: E402
     Entropy,
     FilterEntropy,
@@ -55,4 +55,6 @@ __all__ = [
     "models",
     "data",
     "UserError",
+    "StorageError",
+    "DivergedError",
 ]

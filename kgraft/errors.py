@@ -21,6 +21,13 @@ class StorageError(OSError):
     """
 
 
+class DivergedError(RuntimeError):
+    """A training with nothing left to train: one line that says when, and what may help.
+
+    The command line prints it and exits with code 1.
+    """
+
+
 def suggest(word: str, candidates: Iterable[str]) -> str:
     """Sentence that points from a wrong `word` to what is valid.
 

@@ -1,4 +1,4 @@
-"""The averages that optimizers keep of weights (`use_ema`), mixed as the weights are.
+"""What optimizers know of weights: averages (`use_ema`), mixed as the weights are, and momenta.
 
 At the end of a fit the averages take the weights' place: a grafting that reached the weights only
 would be undone then. After a mixing between steps they follow by themselves, as they follow
@@ -26,9 +26,7 @@ def averages_of(model: keras.Model, weights: Sequence[Any]) -> Averages:
     Returns:
         Nothing where it keeps none, or has none yet, before its first step.
     """
-    optimizer: Any = getattr(model, "optimizer", None)
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
+    optimizer = _optimizer(model)
     if not (getattr(optimizer, "use_ema", False) and optimizer.built):
         return {}
     if int(keras.ops.convert_to_numpy(optimizer.iterations)) == 0:
@@ -39,6 +37,35 @@ def averages_of(model: keras.Model, weights: Sequence[Any]) -> Averages:
     of = {id(own): average for own, average in kept}
     found = {index: of.get(id(weight)) for index, weight in enumerate(weights)}
     return {index: average for index, average in found.items() if average is not None}
+
+
+def forget(model: keras.Model) -> None:
+    """Put what a model's optimizer knows of past gradients to 0.
+
+    Its step count, its learning rate and the averages of weights stay.
+
+    Args:
+        model: what is trained; nothing happens where it is not compiled or has taken no step.
+    """
+    optimizer = _optimizer(model)
+    if optimizer is None or not optimizer.built:
+        return
+    kept = [
+        optimizer.iterations,
+        *(optimizer._model_variables_moving_average if optimizer.use_ema else ()),
+    ]
+    kept += [optimizer._learning_rate]
+    others = {id(variable) for variable in kept}
+    for variable in optimizer.variables:
+        if id(variable) not in others:
+            variable.assign(keras.ops.zeros_like(variable.value))
+
+
+def _optimizer(model: keras.Model) -> Any:
+    optimizer: Any = getattr(model, "optimizer", None)
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.inner_optimizer
+    return optimizer
 
 
 class WithAverages:

@@ -16,7 +16,7 @@ from kgraft.grafting.criteria import Criterion, Entropy
 from kgraft.grafting.mixer import EpochMixer, State
 from kgraft.grafting.peers import Moment, Peers, plan_of
 from kgraft.grafting.plan import GraftPlan, Grouping
-from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
+from kgraft.grafting.ring import GraftRecord, donors, heirs, ring_mix, sick_of
 from kgraft.settings import setting
 
 _log = logging.getLogger("kgraft")
@@ -39,6 +39,8 @@ class Graft(EpochMixer):
         grouping: which weights share a coefficient, see `GraftPlan.of`.
         decimals: coefficients are rounded to so many decimals; None for no rounding.
         blend_frozen: blend frozen weights (`trainable=False`) too; by default they are left alone.
+        revive: a peer whose weights are not finite starts again from those of its donor, with an
+            optimizer whose momenta are 0; by default it keeps what it has and is no donor.
         every: see `EpochMixer`, as `epochs` and `evaluate`.
 
     Raises:
@@ -63,6 +65,7 @@ class Graft(EpochMixer):
     grouping: Grouping = setting("default")
     decimals: int | None = setting(None, low=1)
     blend_frozen: bool = setting(False)
+    revive: bool = setting(False)
 
     def __post_init__(self) -> None:
         criteria.get(self.criterion)
@@ -108,12 +111,18 @@ class Graft(EpochMixer):
         """Graft K peers in place, all at once; the same in every epoch; see `Mixer`.
 
         Information is measured on the weights before the blend. A peer with a weight that is not
-        finite is never a donor; it keeps what it has and the ring closes without it, which is
-        logged as a warning.
+        finite is never a donor and the ring closes without it, which is logged as a warning; it
+        keeps what it has, or takes what its donor has before the blend.
         """
         plan, weights = peers.plan, peers.population()
         healthy = [weights.is_finite(k) for k in range(len(peers))]
         ring = donors(healthy)
+        revived = heirs(healthy) if self.revive else {}
+        if revived:
+            everything = range(len(peers.models[0].weights))
+            weights.mix(everything, partial(_inherited, heirs=revived))
+            for k in revived:
+                peers.restart(k)
         information = np.full((len(peers), len(plan.groups)), np.nan)
         for k in np.flatnonzero(healthy).tolist():
             information[k] = self._measure(weights.weights(k, plan.kernels), plan)
@@ -121,11 +130,13 @@ class Graft(EpochMixer):
         for group, shares in zip(plan.groups, alphas.T.tolist(), strict=True):
             weights.mix(group.members, partial(ring_mix, alphas=shares, ring=ring))
         weights.commit()
+        for k in revived:
+            alphas[k] = 0.0
         return state, GraftRecord(
             groups=tuple(group.name for group in plan.groups),
             information=information,
             coefficients=alphas,
-            donors=ring,
+            donors=tuple(revived.get(k, donor) for k, donor in enumerate(ring)),
             sick=sick_of(healthy),
         )
 
@@ -147,16 +158,23 @@ class Graft(EpochMixer):
 
 
 def warn_of_sick_peers(record: GraftRecord, told: set[int]) -> None:
-    """Log, once a peer, that its weights are not finite and that it gives nothing to the others.
+    """Log, once a peer, that its weights are not finite, and what becomes of it.
 
     Args:
         record: the grafting just done.
         told: peers that were named before, counted from 0; grows.
     """
     for k in sorted(record.sick - told):
+        donor = record.donors[k]
         _log.warning(
-            "peer %d has weights that are not finite: it is no donor any more, its receiver takes "
-            "from the peer before it. A lower learning rate may keep it alive.",
+            "peer %d has weights that are not finite: %s. A lower learning rate may keep it alive.",
             k + 1,
+            "it is no donor any more, its receiver takes from the peer before it"
+            if donor is None
+            else f"it starts again from those of peer {donor + 1}",
         )
-    told.update(record.sick)
+    told.update(k for k in record.sick if record.donors[k] is None)
+
+
+def _inherited(values: list[Any], *, heirs: dict[int, int]) -> list[Any]:
+    return [values[heirs.get(k, k)] for k in range(len(values))]

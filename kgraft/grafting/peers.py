@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from kgraft.errors import UserError, told
-from kgraft.grafting.averages import Averages, WithAverages
+from kgraft.grafting.averages import Averages, WithAverages, forget
 from kgraft.grafting.plan import GraftPlan, Grouping
 from kgraft.grafting.population import Population, population
 
@@ -21,11 +21,14 @@ class Peers:
         plan: what is blended with what in all of them.
         averages: what their optimizers keep as averages of the weights and is mixed with them, one
             a model; none of any by default.
+        trained: the models whose optimizers move them, e.g. the Distillers around them; themselves
+            by default.
     """
 
     models: Sequence[keras.Model]
     plan: GraftPlan
     averages: Sequence[Averages] = ()
+    trained: Sequence[keras.Model] = ()
 
     def __len__(self) -> int:
         return len(self.models)
@@ -34,6 +37,10 @@ class Peers:
         """Their weights as they are now, to be read and mixed, with their averages."""
         weights = population(self.models)
         return WithAverages(weights, self.averages) if any(self.averages) else weights
+
+    def restart(self, k: int) -> None:
+        """Let the optimizer of peer k, counted from 0, forget how the weights have moved."""
+        forget((self.trained or self.models)[k])
 
 
 @dataclass(frozen=True)

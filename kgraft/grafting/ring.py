@@ -37,6 +37,26 @@ def donors(healthy: Sequence[bool]) -> tuple[int | None, ...]:
     return tuple(before(k) for k in range(count))
 
 
+def heirs(healthy: Sequence[bool]) -> dict[int, int]:
+    """For every peer that is not healthy the nearest healthy one before it in the ring, if any.
+
+    Args:
+        healthy: for each peer whether all its weights are finite.
+
+    Example:
+        >>> heirs([True, False, False])
+        {1: 0, 2: 0}
+    """
+    count = len(healthy)
+    found = {}
+    for k in (k for k in range(count) if not healthy[k]):
+        before = ((k - step) % count for step in range(1, count))
+        source = next((j for j in before if healthy[j]), None)
+        if source is not None:
+            found[k] = source
+    return found
+
+
 def sick_of(healthy: Sequence[bool]) -> frozenset[int]:
     """Peers whose weights are not finite, counted from 0."""
     return frozenset(k for k, well in enumerate(healthy) if not well)

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kgraft.errors import UserError
+from kgraft.errors import DivergedError, UserError
 from kgraft.grafting.averages import averages_of
 from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Independent, Mixer, State, check_state
@@ -113,10 +113,15 @@ class Session:
             self._mix(moment)
 
     def end_of_epoch(self) -> None:
-        """Graft, or put it off; before the epoch's validation. Said again, nothing happens."""
+        """Graft, or put it off; before the epoch's validation. Said again, nothing happens.
+
+        Raises:
+            DivergedError: no model has finite weights any more.
+        """
         if not self._in_epoch:
             return
         moment = Moment(self.epochs_done, self._steps - 1)
+        self._check_alive(moment.epoch)
         if self.mixer.due(moment):
             if self.mixer.evaluate == "after":
                 self._mix(moment)
@@ -172,13 +177,25 @@ class Session:
         self._state = saved["mixer"]
         self._restored = self._state is not None
 
+    def _check_alive(self, epoch: int) -> None:
+        if self._peers is None:
+            return
+        weights = self._peers.population()
+        if not any(weights.is_finite(k) for k in range(len(self._peers))):
+            who = "no peer has" if len(self._peers) > 1 else "the model has no"
+            raise DivergedError(
+                f"epoch {epoch + 1}: {who} finite weights any more, there is nothing left to "
+                "train. A lower learning rate, a warm-up or clipnorm may keep them alive."
+            )
+
     def _compared(self) -> Peers:
         return Peers(self.students, self.mixer.plan(self.students))
 
     def _with_averages(self, peers: Peers) -> Peers:
         """The peers with the averages that take their weights' place when the fit ends."""
         pairs = zip(self.models, self.students, strict=True)
-        return replace(peers, averages=[averages_of(own, net.weights) for own, net in pairs])
+        averages = [averages_of(own, net.weights) for own, net in pairs]
+        return replace(peers, averages=averages, trained=self.models)
 
     def _mix(self, moment: Moment) -> None:
         self.begin()

@@ -38,7 +38,7 @@ def test_what_is_no_finite_number_is_refused(mixer, name, value):
 
 def test_every_number_of_every_mixer_is_tried():
     assert ("Graft", "sharpness") in [(mixer.__name__, name) for mixer, name in NUMBERS]
-    assert len(NUMBERS) == 26
+    assert len(NUMBERS) == 27
 
 
 def test_numpy_numbers_are_numbers():
