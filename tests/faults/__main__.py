@@ -1,0 +1,297 @@
+"""The long form: kills, signals and full disks, each run resumed and compared bit for bit.
+
+    OMP_NUM_THREADS=1 python -m tests.faults DIRECTORY [--kills 50] [--compares 20] [--seed 0]
+
+prints a row of the README's table for every kind of fault, and exits with 1 where anything was lost
+or told wrongly.
+"""
+
+import argparse
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import keras
+
+from tests.faults.victims import (
+    PLACES,
+    TINY,
+    End,
+    calls_counted,
+    dies_at,
+    differences,
+    forked,
+    going_on,
+    started,
+)
+
+COMPARISON = """
+[common.run]
+epochs = 2
+batch_size = 32
+[common.data]
+limit_train = 96
+limit_test = 40
+[common.peers]
+count = 2
+
+[entry.baseline]
+run.method = "baseline"
+peers.count = 1
+[entry.two]
+run.method = "graft"
+[entry.taught]
+run.method = "distill"
+peers.count = 1
+teachers.count = 1
+teachers.files = ["@baseline"]
+"""
+
+
+@dataclass
+class Row:
+    """One kind of fault.
+
+    Attributes:
+        fault: what happens.
+        how: how it was made to happen.
+        count: how often.
+        lost: what went wrong, nothing where all is well.
+        seconds: from the fault to the end, each time somebody is told.
+    """
+
+    fault: str
+    how: str
+    count: int = 0
+    lost: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = "not told: killed" if not self.seconds else f"{max(self.seconds):.1f} s at most"
+        lost = "nothing beyond the current epoch" if not self.lost else "; ".join(self.lost)
+        return f"| {self.fault} | {self.how} | {self.count} | {lost} | {told} |"
+
+
+def main() -> int:
+    """Run all kinds of faults.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--compares", type=int, default=20)
+    parser.add_argument("--every-call", type=int, default=1, help="only every n-th call fails")
+    parser.add_argument("--seed", type=int, default=0)
+    wanted = parser.parse_args()
+    wanted.directory.mkdir(parents=True)
+    chance = random.Random(wanted.seed)
+    run = forked if keras.config.backend() == "torch" else started
+    whole = wanted.directory / "whole"
+    end = run([*TINY, "--out", str(whole)])
+    assert end.code == 0, end.said
+    print(f"a run that nothing happens to: {end.seconds:.1f} s", flush=True)
+    rows = [kills_at_random(wanted.directory, whole, wanted.kills, end.seconds, run, chance)]
+    if run is forked:
+        rows += [kills_at(place, wanted.directory, whole) for place in PLACES]
+        rows += [
+            asked(wanted.directory, whole, end.seconds, name, chance)
+            for name in ("SIGTERM", "SIGINT")
+        ]
+        rows.append(twice(wanted.directory, whole, end.seconds))
+        rows.append(paused(wanted.directory, whole))
+        rows.append(full_disks(wanted.directory, whole, wanted.every_call))
+        rows.append(locked(wanted.directory, end.seconds))
+    if wanted.compares:
+        rows.append(comparisons(wanted.directory, wanted.compares, run, chance))
+    print("\n| fault | how | times | lost | told after |\n|---|---|---|---|---|")
+    print("\n".join(map(str, rows)))
+    return int(any(row.lost for row in rows))
+
+
+def kills_at_random(
+    directory: Path,
+    whole: Path,
+    count: int,
+    seconds: float,
+    run: Callable[..., End],
+    chance: random.Random,
+) -> Row:
+    """SIGKILL after a random time, again and again, until the run has come to its end."""
+    row = Row("kill -9", "at random instants")
+    number = 0
+    while row.count < count:
+        number += 1
+        out, tries = directory / f"random-{number}", 0
+        while not (out / "summary.json").is_file():
+            tries += 1
+            after = chance.uniform(0.02, 1.0) * seconds if tries <= 4 else None
+            end = run(going_on(out), after=after)
+            row.count += end.code == -signal.SIGKILL
+            if end.code not in (0, -signal.SIGKILL):
+                row.lost.append(f"{out.name}: exit {end.code}: {end.said[-300:]}")
+                break
+        row.lost += [f"{out.name}: {name}" for name in differences(whole, out)]
+        print(f"{out.name}: {row.count} kills so far, {len(row.lost)} losses", flush=True)
+    return row
+
+
+def kills_at(place: str, directory: Path, whole: Path) -> Row:
+    """SIGKILL at a place, at its first, second, ... n-th time; resumed and compared."""
+    row = Row("kill -9", place)
+    for count in (1, 2, 3, 5):
+        out = directory / f"{place.replace(' ', '-')}-{count}"
+        end = forked(going_on(out), dies_at(place, count))
+        if end.code == 0:  # it comes there less often
+            continue
+        row.count += 1
+        if forked(going_on(out)).code != 0 and not (out / "summary.json").is_file():
+            row.lost.append(f"{out.name} does not go on")
+        row.lost += [f"{out.name}: {name}" for name in differences(whole, out)]
+    return row
+
+
+def asked(directory: Path, whole: Path, seconds: float, name: str, chance: random.Random) -> Row:
+    """A signal that asks: the step is ended, the last whole epoch saved."""
+    number = signal.Signals[name]
+    row = Row({"SIGINT": "Ctrl-C"}.get(name, name), "at random instants")
+    for k in range(10):
+        out = directory / f"{name}-{k}"
+        end = forked(going_on(out), after=chance.uniform(0.1, 0.9) * seconds, by=(number,))
+        if end.code == 0:
+            continue
+        row.count += 1
+        row.seconds.append(end.told_after or 0.0)
+        if end.code != 128 + number or len(end.lines) != 1:
+            row.lost.append(f"{out.name}: exit {end.code}: {end.said[-300:]}")
+        if forked(going_on(out)).code != 0:
+            row.lost.append(f"{out.name} does not go on")
+        row.lost += [f"{out.name}: {problem}" for problem in differences(whole, out)]
+    return row
+
+
+def twice(directory: Path, whole: Path, seconds: float) -> Row:
+    """A second Ctrl-C does not wait, here for a step that takes for ever."""
+    row = Row("Ctrl-C twice", "in a step that does not end")
+
+    def hangs() -> None:
+        from kgraft.engines.stepper import Stepper
+
+        real, seen = Stepper.step, [0]
+
+        def step(self, data):
+            seen[0] += 1
+            while seen[0] >= 20:
+                time.sleep(0.1)
+            return real(self, data)
+
+        Stepper.step = step
+
+    for k in range(3):
+        out = directory / f"twice-{k}"
+        end = forked(going_on(out), hangs, after=2.0 * seconds, by=(signal.SIGINT, signal.SIGINT))
+        row.count += 1
+        row.seconds.append((end.told_after or 0.0) - 0.5)  # between the two
+        if end.code != 130:
+            row.lost.append(f"{out.name}: exit {end.code}: {end.said[-300:]}")
+        forked(going_on(out))
+        row.lost += [f"{out.name}: {name}" for name in differences(whole, out)]
+    return row
+
+
+def paused(directory: Path, whole: Path) -> Row:
+    """A run that is stopped and goes on is as if nothing had happened."""
+    row = Row("SIGSTOP, SIGCONT", "half a second apart")
+    for k in range(3):
+        out = directory / f"paused-{k}"
+        end = forked(going_on(out), after=0.5 + 0.5 * k, by=(signal.SIGSTOP, signal.SIGCONT))
+        row.count += 1
+        row.seconds.append(0.0)
+        row.lost += [] if end.code == 0 else [f"{out.name}: exit {end.code}"]
+        row.lost += [f"{out.name}: {name}" for name in differences(whole, out)]
+    return row
+
+
+def full_disks(directory: Path, whole: Path, every: int) -> Row:
+    """The n-th call that reaches the disk fails, for all n; then there is room again."""
+    row = Row("full disk", "an OSError at the n-th call that writes, for all n")
+
+    def fails(count: int) -> Callable[[], None]:
+        return lambda: calls_counted(count).__enter__() and None
+
+    for count in range(1, 10_000, every):
+        out = directory / f"full-{count}"
+        end = forked(going_on(out), fails(count))
+        if end.code == 0:
+            break
+        row.count += 1
+        row.seconds.append(0.0)
+        if end.code != 1 or len(end.lines) != 1:
+            row.lost.append(f"call {count}: exit {end.code}: {end.said[-300:]}")
+        again = forked(going_on(out))
+        if again.code != 0 and not (out / "summary.json").is_file():
+            row.lost.append(f"call {count}: {again.said[-300:]}")
+        row.lost += [f"call {count}: {name}" for name in differences(whole, out)]
+    return row
+
+
+def locked(directory: Path, seconds: float) -> Row:
+    """A second process on a directory in which one trains is refused by name."""
+    import os
+
+    row = Row("two runs in one directory", "the second while the first trains")
+    out = directory / "locked"
+    child = os.fork()
+    if child == 0:
+        os._exit(forked([*TINY, "--out", str(out)]).code)
+    while not (out / "metrics.jsonl").is_file():
+        time.sleep(0.05)
+    end = forked(["fit", "--resume", str(out)])
+    row.count, row.seconds = 1, [end.seconds]
+    if end.code != 2 or "another process is training in" not in end.said:
+        row.lost.append(f"exit {end.code}: {end.said[-300:]}")
+    _, status = os.waitpid(child, 0)
+    row.lost += [] if status == 0 else ["the first one ended too"]
+    return row
+
+
+def comparisons(directory: Path, count: int, run: Callable[..., End], chance: random.Random) -> Row:
+    """`kgraft compare` killed at random instants, and called again."""
+    row = Row("kill -9", "`kgraft compare` at random instants")
+    file = directory / "comparison.toml"
+    file.write_text(COMPARISON)
+
+    def command(out: Path) -> list[str]:
+        return ["compare", str(file), "--seeds", "0,1", "--out", str(out)]
+
+    whole = directory / "compared"
+    end = run(command(whole))
+    assert end.code == 0, end.said
+    number = 0
+    while row.count < count:
+        number += 1
+        out, tries = directory / f"compared-{number}", 0
+        while True:
+            tries += 1
+            after = chance.uniform(0.05, 0.9) * end.seconds if tries <= 6 else None
+            again = run(command(out), after=after)
+            if again.code != -signal.SIGKILL:
+                break
+            row.count += 1
+        if again.code != 0:
+            row.lost.append(f"{out.name}: exit {again.code}: {again.said[-300:]}")
+        for summary in sorted(whole.rglob("summary.json")):
+            own = summary.parent
+            found = differences(own, out / own.relative_to(whole))
+            row.lost += [f"{out.name}: {own.name}: {name}" for name in found]
+        print(f"{out.name}: {row.count} kills so far, {len(row.lost)} losses", flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())
