@@ -175,13 +175,13 @@ class Mixer:
         )
 
     def init(self, peers: Peers, last: State | None = None) -> State:
-        """What is known before the first step of a training.
+        """What is known before the first step of a training; by default what was known at last.
 
         Args:
             peers: the peers.
             last: what an earlier training of theirs has ended with, None for none.
         """
-        return {}
+        return {} if last is None else last
 
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord | None]:
         """Mix the peers in place; called when it is `due`.

@@ -72,7 +72,9 @@ class Papa(StepMixer):
         """See `Mixer`: the highest learning rate that each peer has had so far."""
         if self.lr_scaling == "none":
             return {}
-        return {"highest": [_highest_so_far(model, self.every_steps) for model in peers.models]}
+        known = [_highest_so_far(model, self.every_steps) for model in peers.models]
+        before = last.get("highest", known) if last else known  # what callbacks have set, too
+        return {"highest": [max(pair) for pair in zip(known, before, strict=True)]}
 
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`."""

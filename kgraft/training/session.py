@@ -53,6 +53,7 @@ class Session:
         self._put_off: Moment | None = None  # to the beginning of the next epoch
         self._begun = self._in_epoch = self._warned = self._restored = False
         self._sick: set[int] = set()
+        self._trains: list[int] = []  # the variables that the plan was made for
 
     def is_of(self, models: Sequence[keras.Model], mixer: Mixer) -> bool:
         """Whether it is the grafting of these models, by this mixer."""
@@ -101,6 +102,7 @@ class Session:
         self.epochs_done, self._in_epoch = epoch, True
         self.alphas = [1.0 for _ in self.models]
         self._steps = self._steps if steps is None else epoch * steps
+        self._notice_frozen()
         if self._put_off is not None:
             self._mix(self._put_off)
             self._put_off = None
@@ -121,6 +123,7 @@ class Session:
         if not self._in_epoch:
             return
         moment = Moment(self.epochs_done, self._steps - 1)
+        self._notice_frozen()
         self._check_alive(moment.epoch)
         if self.mixer.due(moment):
             if self.mixer.evaluate == "after":
@@ -189,7 +192,16 @@ class Session:
             )
 
     def _compared(self) -> Peers:
+        self._trains = self._training()
         return Peers(self.students, self.mixer.plan(self.students))
+
+    def _notice_frozen(self) -> None:
+        """Compare the models anew where some of their layers were frozen, or thawed, in a fit."""
+        if self._peers is not None and self._trains != self._training():
+            self._peers = self._compared()
+
+    def _training(self) -> list[int]:
+        return [id(own) for student in self.students for own in student.trainable_variables]
 
     def _with_averages(self, peers: Peers) -> Peers:
         """The peers with the averages that take their weights' place when the fit ends."""

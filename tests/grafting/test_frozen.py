@@ -173,3 +173,43 @@ def test_the_plan_is_of_the_moment_it_is_read():
         model.get_layer("a").trainable = True
     assert len(Graft().plan(models).groups) == len(frozen.groups) + 1
     assert kgraft.GraftPlan.of(models[0]).frozen == frozenset()
+
+
+@pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="Keras compiles what trains into its step there"
+)
+@pytest.mark.parametrize("driver", ["run", "callback"])
+def test_what_a_callback_freezes_in_a_fit_is_left_alone_from_then_on(driver):
+    class Freezes(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                for own in peers:
+                    own.get_layer("first").trainable = False
+            seen.append([own.get_layer("first").get_weights()[0] for own in peers])
+
+    def made(lr):
+        model = keras.Sequential(
+            [
+                keras.Input((6, 6, 1)),
+                keras.layers.Conv2D(3, 3, name="first"),
+                keras.layers.Conv2D(3, 3, name="second"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(2),
+            ]
+        )
+        model.compile(keras.optimizers.SGD(lr), "mse")
+        return model
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 6, 6, 1)), rng.normal(size=(12, 2))
+    peers, seen = [made(0.01 * (k + 1)) for k in range(3)], []
+    if driver == "run":
+        grafting = kgraft.GraftingFit(peers)
+        grafting.fit(x, y, epochs=3, verbose=0, callbacks=[Freezes()])
+    else:
+        grafting = kgraft.GraftCallback(peers[1:])
+        peers[0].fit(x, y, epochs=3, verbose=0, callbacks=[grafting, Freezes()])
+    assert [len(record.groups) for _, record in grafting.records] == [2, 1, 1]
+    for own, frozen in zip(peers, seen[1], strict=True):
+        np.testing.assert_array_equal(own.get_layer("first").get_weights()[0], frozen)
+    assert not np.array_equal(seen[1][0], seen[1][1])

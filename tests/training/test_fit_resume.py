@@ -1,12 +1,15 @@
 """What one fit of a GraftingFit leaves to the next one, and what a killed one leaves on disk."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 from keras.callbacks import BackupAndRestore
 
+from kgraft import GraftCallback
 from kgraft.errors import UserError
-from kgraft.grafting import Independent, Mixer
+from kgraft.grafting import EpochMixer, Independent, Mixer, Papa
 from kgraft.training.fit import GraftingFit
 from tests.training.test_fit import Snapshots, digits, network
 
@@ -41,6 +44,47 @@ def test_fits_of_one_epoch_are_one_fit_of_them_all(options):
         run.fit(*DATA, epochs=1, verbose=0)
     assert_equal(whole, parts)
     assert [epoch for epoch, _ in run.records] == [epoch for epoch, _ in one.records]
+
+
+@pytest.mark.core
+def test_a_mixer_goes_on_with_its_state_from_fit_to_fit():
+    class Counts(EpochMixer):
+        def apply(self, peers, state, moment):
+            seen.append(state.get("count", 0))
+            return {"count": state.get("count", 0) + 1}, None
+
+    for calls in ((3,), (1, 1, 1), (2, 1)):
+        seen = []
+        run = GraftingFit(twins()[0], mixer=Counts())
+        for epochs in calls:
+            run.fit(*DATA, epochs=epochs, verbose=0)
+        assert seen == [0, 1, 2]
+    seen = []
+    model, peer = twins()[0]
+    grafting = GraftCallback([peer], mixer=Counts())
+    for _ in range(3):
+        model.fit(*DATA, epochs=1, verbose=0, callbacks=[grafting])
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.core
+def test_papas_highest_rate_is_that_of_all_fits():
+    def falls(k):
+        rate = keras.callbacks.LearningRateScheduler(lambda epoch: 0.05 * 0.3 ** next(epochs[k]))
+        return [rate]
+
+    found = []
+    for calls in ((3,), (1, 1, 1)):
+        epochs = [itertools.count() for _ in range(2)]
+        peers = [network(lr=0.05) for _ in range(2)]
+        for k, peer in enumerate(peers):
+            rng = np.random.default_rng(k)
+            peer.set_weights([rng.normal(size=w.shape, scale=0.1) ** 2 for w in peer.get_weights()])
+        run = GraftingFit(peers, mixer=Papa(rate=0.5, every_steps=1))
+        for count in calls:
+            run.fit(*DATA, epochs=count, verbose=0, callbacks=falls)
+        found.append(peers)
+    assert_equal(*found)
 
 
 @pytest.mark.core
