@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import filelock
 from kgraft.errors import StorageError, UserError
 
 _log = logging.getLogger("kgraft")
+
+_PARTIAL = re.compile(r"\..+\.\d+(\.\w+)?")  # of `whole`: name, process, suffix
 
 
 @contextlib.contextmanager
@@ -40,6 +43,21 @@ def whole(path: Path) -> Iterator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed processes were writing when they ended, see `whole`.
+
+    Args:
+        directory: what lies in it and below; nobody else may be writing there.
+
+    Raises:
+        StorageError: something cannot be removed.
+    """
+    with storing(directory):
+        for path in directory.rglob(".*"):
+            if _PARTIAL.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

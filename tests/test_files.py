@@ -15,7 +15,7 @@ import pytest
 from kgraft_cli import main as program
 
 from kgraft.errors import StorageError, UserError
-from kgraft.files import append_text, only_writer, whole, write_text
+from kgraft.files import append_text, only_writer, sweep, whole, write_text
 from kgraft.runs import state_dict
 from kgraft.runs.config import Config
 from kgraft.runs.directory import RunDirectory, save_uncompiled
@@ -91,6 +91,16 @@ def test_lines_are_appended_whole_or_not_at_all(tmp_path):
         append_text(file, "two, which is longer\n")
     append_text(file, "three\n")
     assert file.read_text() == "one\nthree\n"
+
+
+def test_what_a_killed_process_was_writing_is_swept(tmp_path):
+    (tmp_path / "peers").mkdir()
+    kept = [tmp_path / ".lock", tmp_path / "run.toml", tmp_path / "peers" / "peer-1.keras"]
+    left = [tmp_path / ".run.77.toml", tmp_path / "peers" / ".peer-2-best.17635.keras"]
+    for path in (*kept, *left):
+        path.touch()
+    sweep(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 
 def test_a_runs_files_are_whole(tmp_path):

@@ -17,7 +17,7 @@ import kgraft
 from kgraft.backend import installed_version
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
-from kgraft.files import append_text, storing, whole, write_text
+from kgraft.files import append_text, storing, sweep, whole, write_text
 from kgraft.runs.config import Config, read
 
 
@@ -95,6 +95,7 @@ class RunDirectory:
         self.path = path
         self.bytes = {"metrics.jsonl": 0, "grafts.jsonl": 0}
         if resumed:
+            sweep(path)
             file = path / "environment.json"
             began = read_json(file) if file.is_file() else {}
             environment = {**began, "resumed": [*began.get("resumed", []), environment]}

@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,25 +30,26 @@ from tests.faults.victims import (
 )
 
 COMPARISON = """
+[comparison]
+seeds = [0, 1]
+baseline = "plain"
 [common.run]
 epochs = 2
 batch_size = 32
 [common.data]
 limit_train = 96
 limit_test = 40
-[common.peers]
-count = 2
-
-[entry.baseline]
+[entries.plain]
 run.method = "baseline"
 peers.count = 1
-[entry.two]
+[entries.two]
 run.method = "graft"
-[entry.taught]
+peers.count = 2
+[entries.taught]
 run.method = "distill"
 peers.count = 1
 teachers.count = 1
-teachers.files = ["@baseline"]
+teachers.files = ["@plain"]
 """
 
 
@@ -71,7 +72,7 @@ class Row:
     seconds: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = "not told: killed" if not self.seconds else f"{max(self.seconds):.1f} s at most"
+        told = f"{max(self.seconds):.1f} s at most" if self.seconds else "-"
         lost = "nothing beyond the current epoch" if not self.lost else "; ".join(self.lost)
         return f"| {self.fault} | {self.how} | {self.count} | {lost} | {told} |"
 
@@ -90,28 +91,40 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     wanted = parser.parse_args()
     wanted.directory.mkdir(parents=True)
-    chance = random.Random(wanted.seed)
     run = forked if keras.config.backend() == "torch" else started
     whole = wanted.directory / "whole"
     end = run([*TINY, "--out", str(whole)])
     assert end.code == 0, end.said
     print(f"a run that nothing happens to: {end.seconds:.1f} s", flush=True)
-    rows = [kills_at_random(wanted.directory, whole, wanted.kills, end.seconds, run, chance)]
-    if run is forked:
-        rows += [kills_at(place, wanted.directory, whole) for place in PLACES]
-        rows += [
-            asked(wanted.directory, whole, end.seconds, name, chance)
-            for name in ("SIGTERM", "SIGINT")
-        ]
-        rows.append(twice(wanted.directory, whole, end.seconds))
-        rows.append(paused(wanted.directory, whole))
-        rows.append(full_disks(wanted.directory, whole, wanted.every_call))
-        rows.append(locked(wanted.directory, end.seconds))
-    if wanted.compares:
-        rows.append(comparisons(wanted.directory, wanted.compares, run, chance))
     print("\n| fault | how | times | lost | told after |\n|---|---|---|---|---|")
-    print("\n".join(map(str, rows)))
-    return int(any(row.lost for row in rows))
+    lost = 0
+    for row in rows(wanted, whole, end.seconds, run, random.Random(wanted.seed)):
+        print(row, flush=True)
+        lost += len(row.lost)
+    return int(bool(lost))
+
+
+def rows(
+    wanted: argparse.Namespace,
+    whole: Path,
+    seconds: float,
+    run: Callable[..., End],
+    chance: random.Random,
+) -> Iterator[Row]:
+    """The faults, one kind after the other."""
+    directory = wanted.directory
+    yield kills_at_random(directory, whole, wanted.kills, seconds, run, chance)
+    if run is forked:
+        for place in PLACES:
+            yield kills_at(place, directory, whole)
+        for name in ("SIGTERM", "SIGINT"):
+            yield asked(directory, whole, seconds, name, chance)
+        yield twice(directory, whole, seconds)
+        yield paused(directory, whole)
+        yield locked(directory)
+        yield full_disks(directory, whole, wanted.every_call)
+    if wanted.compares:
+        yield comparisons(directory, wanted.compares, run, chance)
 
 
 def kills_at_random(
@@ -137,7 +150,6 @@ def kills_at_random(
                 row.lost.append(f"{out.name}: exit {end.code}: {end.said[-300:]}")
                 break
         row.lost += [f"{out.name}: {name}" for name in differences(whole, out)]
-        print(f"{out.name}: {row.count} kills so far, {len(row.lost)} losses", flush=True)
     return row
 
 
@@ -240,7 +252,7 @@ def full_disks(directory: Path, whole: Path, every: int) -> Row:
     return row
 
 
-def locked(directory: Path, seconds: float) -> Row:
+def locked(directory: Path) -> Row:
     """A second process on a directory in which one trains is refused by name."""
     import os
 
@@ -267,7 +279,7 @@ def comparisons(directory: Path, count: int, run: Callable[..., End], chance: ra
     file.write_text(COMPARISON)
 
     def command(out: Path) -> list[str]:
-        return ["compare", str(file), "--seeds", "0,1", "--out", str(out)]
+        return ["compare", str(file), "--out", str(out)]
 
     whole = directory / "compared"
     end = run(command(whole))
@@ -289,7 +301,6 @@ def comparisons(directory: Path, count: int, run: Callable[..., End], chance: ra
             own = summary.parent
             found = differences(own, out / own.relative_to(whole))
             row.lost += [f"{out.name}: {own.name}: {name}" for name in found]
-        print(f"{out.name}: {row.count} kills so far, {len(row.lost)} losses", flush=True)
     return row
 
 

@@ -312,7 +312,9 @@ def differences(one: Path, other: Path) -> list[str]:
         return {name: value for name, value in told.items() if name not in LEFT_OUT}
 
     def names(run: Path) -> set[str]:
-        return {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
+        """Without checkpoints: a run that was killed after its summary has left the last ones."""
+        files = {file.relative_to(run) for file in run.rglob("*") if file.is_file()}
+        return {str(file) for file in files if file.parts[0] != "checkpoints"}
 
     if not (other / "summary.json").is_file():
         return ["there is no summary"]

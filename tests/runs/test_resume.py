@@ -1,0 +1,147 @@
+"""Runs that are broken off go on, on every backend; tests/faults kills processes."""
+
+import json
+import logging
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kgraft.errors import StorageError, UserError
+from kgraft.runs.assembly import assemble
+from kgraft.runs.directory import read_unfinished
+from kgraft.runs.execution import execute
+from kgraft.runs.recorder import Silent
+from kgraft.runs.stopping import Stopped, Stopping
+from kgraft.training.checkpoint_files import CheckpointFiles
+
+TIMES = ("seconds", "images_per_second")
+
+
+class Broken(Exception):
+    pass
+
+
+class Breaks(Silent):
+    """An end in the middle of an epoch of a phase."""
+
+    def __init__(self, phase, epoch, step=2):
+        self.when = phase, epoch, step
+
+    def step(self, phase, epoch, step):
+        if (phase, epoch, step) == self.when:
+            raise Broken
+
+
+def told(path):
+    summary = json.loads((path / "summary.json").read_text())
+    return {name: value for name, value in summary.items() if name not in TIMES}
+
+
+def assert_one(whole, out):
+    assert told(out) == told(whole)
+    for name in ("metrics.jsonl", "grafts.jsonl"):
+        assert (out / name).is_file() == (whole / name).is_file()
+        if (whole / name).is_file():
+            assert (out / name).read_text() == (whole / name).read_text()
+    for file in whole.rglob("*.keras"):
+        a, b = (keras.models.load_model(run / file.relative_to(whole)) for run in (whole, out))
+        for one, other in zip(a.get_weights(), b.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("changes", "breaks"),
+    [
+        ({}, [("teacher 1", 2), ("peers", 1), ("peers", 3)]),
+        ({"teachers__count": 0, "run__method": "repr", "repr__full_epochs": 1,
+          "repr__pruned_epochs": 1, "repr__cycles": 1}, [("peers", 3)]),
+        ({"teachers__count": 0, "run__method": "ema", "peers__count": 1}, [("peers", 2)]),
+        ({"teachers__count": 0, "graft__evaluate": "before", "checkpoint__every": 2},
+         [("peers", 3)]),
+    ],
+    ids=["graft+", "repr", "ema", "before"],
+)  # fmt: skip
+def test_a_run_that_is_broken_off_comes_to_the_same_end(tiny, tmp_path, changes, breaks):
+    config = tiny(run__epochs=3, **changes)
+    execute(assemble(config), tmp_path / "whole")
+    out = tmp_path / "out"
+    for number, (phase, epoch) in enumerate(breaks):
+        with pytest.raises(Broken):
+            execute(assemble(config), out, Breaks(phase, epoch), resume=number > 0)
+    assert read_unfinished(out).run.epochs == 3
+    execute(assemble(read_unfinished(out)), out, resume=True)
+    assert_one(tmp_path / "whole", out)
+    resumed = json.loads((out / "environment.json").read_text())["resumed"]
+    assert len(resumed) == len(breaks)
+
+
+def test_a_teacher_that_is_trained_is_not_trained_again(tiny, tmp_path):
+    with pytest.raises(Broken):
+        execute(assemble(tiny()), tmp_path / "run", Breaks("peers", 1))
+
+    class Phases(Silent):
+        def begin(self, phase, models, epochs, steps):
+            begun.append(phase)
+
+    begun = []
+    execute(assemble(tiny()), tmp_path / "run", Phases(), resume=True)
+    assert begun == ["peers"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, caplog):
+    config = tiny(run__epochs=4, teachers__count=0)
+    execute(assemble(config), tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(Broken):
+        execute(assemble(config), out, Breaks("peers", 4))
+    files = CheckpointFiles(out / "checkpoints" / "peers")
+    newest = max(files.epochs())
+    (out / "checkpoints" / "peers" / f"epoch-{newest:06d}" / "state.json").write_text("{}")
+    with caplog.at_level(logging.WARNING, "kgraft"):
+        execute(assemble(config), out, resume=True)
+    assert len([line for line in caplog.messages if "is damaged" in line]) == 1
+    assert_one(tmp_path / "whole", out)
+
+
+def test_lines_that_somebody_has_cut_off_are_missed(tiny, tmp_path):
+    config = tiny(run__epochs=3, teachers__count=0)
+    with pytest.raises(Broken):
+        execute(assemble(config), tmp_path, Breaks("peers", 3))
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(StorageError, match=r"metrics\.jsonl has 0 bytes and had [\d,]+: somebody"):
+        execute(assemble(config), tmp_path, resume=True)
+
+
+def test_who_asks_for_an_end_gets_it_after_the_step(tiny, tmp_path):
+    class Asks(Silent):
+        def step(self, phase, epoch, step):
+            steps.append((phase, epoch, step))
+            if (phase, epoch, step) == ("peers", 2, 1):
+                stopping._heard(15, None)
+
+    steps, stopping = [], Stopping()
+    config = tiny(run__epochs=3, teachers__count=0)
+    with pytest.raises(Stopped) as stopped:
+        execute(assemble(config), tmp_path / "out", Asks(), stopping)
+    assert stopped.value.code == 143
+    assert steps[-1] == ("peers", 2, 1)
+    assert CheckpointFiles(tmp_path / "out" / "checkpoints" / "peers").epochs() == [1]
+
+
+def test_what_cannot_go_on_is_told(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"no run's directory, it holds no run\.toml"):
+        read_unfinished(tmp_path)
+    execute(assemble(tiny(run__epochs=1, teachers__count=0)), tmp_path / "run")
+    with pytest.raises(UserError, match="the run is finished"):
+        read_unfinished(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(UserError, match="holds a run that did not finish: go on with kgraft fit"):
+        execute(assemble(tiny()), tmp_path / "run")
+    environment = tmp_path / "run" / "environment.json"
+    environment.write_text(json.dumps({"backend": {"name": "other"}}))
+    with pytest.raises(UserError, match=r"trains on other, this is \w+: set KERAS_BACKEND=other"):
+        read_unfinished(Path(tmp_path / "run"))
