@@ -8,7 +8,9 @@ import click
 
 @click.command("bench")
 @click.argument(
-    "what", type=click.Choice(["speed", "graft", "methods", "profile"]), default="speed"
+    "what",
+    type=click.Choice(["speed", "graft", "methods", "checkpoint", "profile"]),
+    default="speed",
 )
 @click.option("--model", "models", default="resnet20", metavar="NAME,...", show_default=True)
 @click.option("--peers", default="4", metavar="K,...", show_default=True)
@@ -32,6 +34,8 @@ def command(
     file: str | None,
 ) -> None:
     """Measure speed (against other ways to train K peers), the grafting alone, or all methods.
+
+    checkpoint shows what the saving of an epoch costs beside it.
 
     profile shows what a step of one contender, kgraft by default, spends its time on (torch).
 
@@ -84,6 +88,13 @@ def command(
             from kgraft_cli.benchmarks.profile import profile
 
             rows += profile(tasks[0], repeats)
+        elif what == "checkpoint":
+            from kgraft_cli.benchmarks.checkpoint import measure_checkpoint
+
+            rows += [
+                measure_checkpoint(task, repeats, images)
+                for task in {t.peers: t for t in tasks}.values()
+            ]
         elif what == "graft":
             from kgraft_cli.benchmarks.grafting import measure
 

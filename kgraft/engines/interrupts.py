@@ -26,6 +26,7 @@ class InterruptHeld:
                 self._handler(*self._held)
 
     def _hold(self, number: int, frame: FrameType | None) -> None:
-        if self._held is not None and callable(self._handler):
+        first, self._held = self._held, (number, frame)
+        if first is not None and callable(self._handler):
+            self._handler(*first)  # whoever counts them must hear of both
             self._handler(number, frame)
-        self._held = (number, frame)

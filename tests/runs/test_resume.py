@@ -2,12 +2,14 @@
 
 import json
 import logging
+import signal
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
+from kgraft.engines.interrupts import InterruptHeld
 from kgraft.errors import StorageError, UserError
 from kgraft.runs.assembly import assemble
 from kgraft.runs.directory import read_unfinished
@@ -130,6 +132,18 @@ def test_who_asks_for_an_end_gets_it_after_the_step(tiny, tmp_path):
     assert stopped.value.code == 143
     assert steps[-1] == ("peers", 2, 1)
     assert CheckpointFiles(tmp_path / "out" / "checkpoints" / "peers").epochs() == [1]
+
+
+def test_a_second_interrupt_ends_at_once_also_within_a_step(monkeypatch):
+    ended = []
+    monkeypatch.setattr("kgraft.runs.stopping.os._exit", ended.append)
+    with Stopping() as stopping, pytest.raises(Stopped):
+        with stopping.held():
+            with InterruptHeld():
+                signal.raise_signal(signal.SIGINT)
+                assert ended == []
+                signal.raise_signal(signal.SIGINT)
+                assert ended == [130]
 
 
 def test_what_cannot_go_on_is_told(tiny, tmp_path):

@@ -9,6 +9,10 @@ _COLUMNS = {
     "speed": (*_SPEED, "epoch's end", "start-up", "memory"),
     "methods": ("model", "batch", "method", "K", "a peer's step", "/ baseline", "epoch's end"),
     "profile": ("model", "batch", "contender", "operation", "calls", "a peer's step", "of it"),
+    "checkpoint": (
+        *("backend", "model", "batch", "K", "size", "epoch", "copy", "write"),
+        *("both, of an epoch", "steps with / without"),
+    ),
     "graft": ("backend", "model", "batch", "K", "step", "grafting", "of a step", "loop / it"),
 }
 
@@ -17,8 +21,9 @@ def table(what: str, rows: list[dict[str, Any]], title: str) -> Table:
     """A table of medians, with the range in parentheses.
 
     Args:
-        what: `"speed"`, `"graft"`, `"methods"` or `"profile"`.
-        rows: what `runner.rows`, `GraftTimes.row`, `measure_methods` or `profile` gave.
+        what: `"speed"`, `"graft"`, `"methods"`, `"checkpoint"` or `"profile"`.
+        rows: what `runner.rows`, `GraftTimes.row`, `measure_methods`, `measure_checkpoint` or
+            `profile` gave.
         title: what all rows have in common.
     """
     made = Table(title=title, title_justify="left")
@@ -77,6 +82,23 @@ def _methods(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _checkpoint(row: dict[str, Any]) -> list[str]:
+    low, high = row["share_of_epoch_range"]
+    least, most = row["saved_over_plain_range"]
+    return [
+        row["backend"],
+        row["model"],
+        str(row["batch_size"]),
+        str(row["peers"]),
+        f"{row['bytes'] / 2**20:.1f} MiB",
+        f"{row['epoch_seconds']:.1f} s",
+        f"{row['copy_seconds'] * 1e3:.1f} ms",
+        f"{row['write_seconds'] * 1e3:.1f} ms",
+        f"{row['share_of_epoch']:.3%} ({low:.3%} to {high:.3%})",
+        f"{row['saved_over_plain']:.3f} ({least:.3f} to {most:.3f})",
+    ]
+
+
 def _profile(row: dict[str, Any]) -> list[str]:
     return [
         row["model"],
@@ -89,4 +111,10 @@ def _profile(row: dict[str, Any]) -> list[str]:
     ]
 
 
-_CELLS = {"speed": _speed, "graft": _graft, "methods": _methods, "profile": _profile}
+_CELLS = {
+    "speed": _speed,
+    "graft": _graft,
+    "methods": _methods,
+    "checkpoint": _checkpoint,
+    "profile": _profile,
+}
