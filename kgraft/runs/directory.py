@@ -17,7 +17,7 @@ import kgraft
 from kgraft.backend import installed_version
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
-from kgraft.files import append_text, storing, sweep, whole, write_text
+from kgraft.files import append_text, only_writer, storing, sweep, whole, write_text
 from kgraft.runs.config import Config, read
 
 
@@ -95,6 +95,7 @@ class RunDirectory:
         self.path = path
         self.bytes = {"metrics.jsonl": 0, "grafts.jsonl": 0}
         if resumed:
+            check_unfinished(path)
             sweep(path)
             file = path / "environment.json"
             began = read_json(file) if file.is_file() else {}
@@ -223,12 +224,14 @@ def read_unfinished(path: Path) -> Config:
         path: a run's directory.
 
     Raises:
-        UserError: there is no run, it is finished, or it trains on another backend.
+        UserError: there is no run, another process is at it, it is finished, or it trains on
+            another backend.
     """
     if not (path / "run.toml").is_file():
         raise UserError(f"--resume {path}: no run's directory, it holds no run.toml.")
-    if (path / "summary.json").is_file():
-        raise UserError(f"--resume {path}: the run is finished, there is nothing to go on with.")
+    with only_writer(path):  # to be told at once; whoever trains takes it for as long as that takes
+        pass
+    check_unfinished(path)
     config = read(path / "run.toml")
     if (path / "environment.json").is_file():
         backend = read_json(path / "environment.json").get("backend") or {}
@@ -238,6 +241,19 @@ def read_unfinished(path: Path) -> Config:
                 f"{keras.config.backend()}: set KERAS_BACKEND={backend.get('name')}."
             )
     return config
+
+
+def check_unfinished(path: Path) -> None:
+    """Refuse to go on with a run that is finished.
+
+    Args:
+        path: its directory.
+
+    Raises:
+        UserError: it is.
+    """
+    if (path / "summary.json").is_file():
+        raise UserError(f"--resume {path}: the run is finished, there is nothing to go on with.")
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -51,6 +52,9 @@ peers.count = 1
 teachers.count = 1
 teachers.files = ["@plain"]
 """
+
+
+KEPT: list[Any] = []  # what a victim has arranged, for as long as it lives
 
 
 @dataclass
@@ -234,7 +238,11 @@ def full_disks(directory: Path, whole: Path, every: int) -> Row:
     row = Row("full disk", "an OSError at the n-th call that writes, for all n")
 
     def fails(count: int) -> Callable[[], None]:
-        return lambda: calls_counted(count).__enter__() and None
+        def arrange() -> None:
+            KEPT.append(calls_counted(count))
+            KEPT[-1].__enter__()
+
+        return arrange
 
     for count in range(1, 10_000, every):
         out = directory / f"full-{count}"

@@ -97,11 +97,10 @@ def forked(
         if after is not None:
             time.sleep(after)
             told = time.monotonic()
-            for number in by:
+            for place, number in enumerate(by):
+                time.sleep(0.5 if place else 0.0)  # two of a kind at once are one
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, number)
-                if number != by[-1]:
-                    time.sleep(0.5)
         _, status = os.waitpid(child, 0)
         ended = time.monotonic()
         said.seek(0)
@@ -134,10 +133,9 @@ def started(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(after)
         told = time.monotonic()
-        for number in by:
+        for place, number in enumerate(by):
+            time.sleep(0.5 if place else 0.0)
             process.send_signal(number)
-            if number != by[-1]:
-                time.sleep(0.5)
     said = process.communicate()[1].decode(errors="replace")
     ended = time.monotonic()
     return End(process.returncode, said, ended - began, None if told is None else ended - told)
@@ -321,12 +319,13 @@ def differences(one: Path, other: Path) -> list[str]:
     found = [] if summary(one) == summary(other) else ["summary.json"]
     found += sorted(names(one) ^ names(other))
     for name in ("metrics.jsonl", "grafts.jsonl", "run.toml"):
-        if (one / name).read_bytes() != (other / name).read_bytes():
-            found.append(name)
+        own, theirs = (run / name for run in (one, other))
+        if own.is_file() and theirs.is_file() and own.read_bytes() != theirs.read_bytes():
+            found.append(name)  # one that is missing stands among the names
     for file in sorted(one.rglob("*.keras")):
-        own, theirs = (weights(run / file.relative_to(one)) for run in (one, other))
-        alike = own.keys() == theirs.keys() and all(
-            np.array_equal(value, theirs[name]) for name, value in own.items()
+        here, there = (weights(run / file.relative_to(one)) for run in (one, other))
+        alike = here.keys() == there.keys() and all(
+            np.array_equal(value, there[name]) for name, value in here.items()
         )
         found += [] if alike else [file.name]
     return found
