@@ -56,7 +56,7 @@ class ArrayFeed:
 
     @property
     def steps(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch; see `steps_of` for the epoch that ends with the data."""
         return min(self._steps, self.limit or self._steps)
 
     @property
@@ -112,8 +112,9 @@ def feed_of(
         seed: orders of arrays and of a `PyDataset`'s batches follow from it.
         peer: whose order that is; a `Feed` keeps its own.
         shuffle: whether they are read in a new order each epoch.
-        steps: at most so many steps an epoch: the first ones of its order; without shuffling, and
-            of other data sets, an epoch goes on where the last one has ended.
+        steps: at most so many steps an epoch: the first ones of its order where arrays and a
+            `PyDataset` are shuffled; without shuffling, and of other data sets, an epoch goes on
+            where the last one has ended, and ends where the data end.
 
     Returns:
         The feed; `for_peer(k)` gives the others'.

@@ -228,7 +228,10 @@ class GraftingFit:
             class_weight: weight of every class, with any data that have no sample weights.
             sample_weight: weights of the examples, with arrays.
             initial_epoch: epoch to begin with; orders depend on the epoch, not on the call.
-            steps_per_epoch: at most so many steps an epoch.
+            steps_per_epoch: at most so many steps an epoch. Of arrays and a `PyDataset` that are
+                shuffled these are the first ones of the epoch's own order, where Keras goes on in
+                the last epoch's; all other data are read on as Keras reads them: an epoch goes on
+                where the last one has ended, and where the data end it ends too.
             validation_steps: at most so many batches of the validation data, the first ones.
             validation_batch_size: `batch_size` by default.
             validation_freq: validate every n-th epoch, or at the end of these, counted from 1.

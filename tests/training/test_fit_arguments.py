@@ -15,6 +15,21 @@ from tests.training.test_fit import Numbers, digits, network
 WEIGHTS = np.linspace(0.5, 1.5, 60).astype("float32")
 
 
+class Batches(keras.utils.PyDataset):
+    """Ten examples a batch."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x) // 10
+
+    def __getitem__(self, index):
+        own = slice(10 * index, 10 * index + 10)
+        return self.x[own], self.y[own]
+
+
 class Told(keras.callbacks.Callback):
     """Everything that callbacks are told, in order."""
 
@@ -98,6 +113,28 @@ def test_each_parameter_of_model_fit_does_the_same(name):
         np.testing.assert_allclose(own[key], values, rtol=1e-4, atol=1e-6, err_msg=key)
     for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # says Keras, and goes on
+@pytest.mark.parametrize("steps", [2, 3, 7])
+@pytest.mark.parametrize("data", ["arrays", "batches"])
+def test_steps_that_do_not_divide_the_data_end_where_the_data_end(data, steps):
+    x, y = digits(50)
+    given = {"x": Batches(x, y)} if data == "batches" else {"x": x, "y": y, "batch_size": 10}
+    ours, own, theirs, expected = trained_by_both(**given, steps_per_epoch=steps, epochs=4)
+    for key, values in expected.items():
+        np.testing.assert_allclose(own[key], values, rtol=1e-4, atol=1e-6, err_msg=key)
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    once, peer = network(), network()
+    peer.set_weights(once.get_weights())
+    given |= {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
+    GraftingFit([once]).fit(epochs=3, **given)
+    run = GraftingFit([peer])
+    for _ in range(3):
+        run.fit(epochs=1, **given)
+    for a, b in zip(once.get_weights(), peer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_batch_larger_than_the_data_is_all_of_them():
