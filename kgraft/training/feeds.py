@@ -297,6 +297,27 @@ def is_listed(x: Any, y: Any, sample_weight: Any) -> bool:
     return bool(x) and (tuples or not is_arrays(x, y, sample_weight))
 
 
+def check_listed(x: Any, y: Any, sample_weight: Any) -> None:
+    """Refuse a list of `(x, y)` beside targets or weights: it is no model's list of inputs.
+
+    Args:
+        x: what `fit` was given.
+        y: see `x`.
+        sample_weight: see `x`.
+
+    Raises:
+        UserError: names what is given twice.
+    """
+    if not isinstance(x, list) or not x or not all(type(part) is tuple for part in x):
+        return
+    for name, value in {"y": y, "sample_weight": sample_weight}.items():
+        if value is not None:
+            raise UserError(
+                f"{name} cannot be given with a list of data sets, [(x1, y1), ...]: put each "
+                "peer's into its tuple, (x, y, sample_weight)."
+            )
+
+
 def _array_feed(
     parts: Batch,
     batch_size: int | None,
@@ -366,6 +387,7 @@ __all__ = [
     "Batch",
     "Feed",
     "PyDatasetFeed",
+    "check_listed",
     "feed_of",
     "feeds_of",
     "first_batch",

@@ -19,6 +19,7 @@ from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
     Batch,
     Shuffle,
+    check_listed,
     feeds_of,
     in_one_order,
     is_listed,
@@ -26,6 +27,7 @@ from kgraft.training.feeds import (
     validation_feed,
 )
 from kgraft.training.fit_arguments import (
+    check_lesson,
     check_steps,
     check_targets,
     check_verbose,
@@ -80,7 +82,7 @@ class GraftingFit:
         every: `every` of the mixer, see `EpochMixer`; None for what it has, as below.
         epochs_grafted: its `epochs`.
         evaluate: its `evaluate`.
-        temperature: tau of the distillation loss.
+        temperature: tau of the distillation loss. It, the next and `feature_losses` need teachers.
         distillation_weight: weight of the distillation loss beside the peers' own.
         feature_losses: see `Distiller`; teachers then run for each peer anew.
         seed: the peers' data orders follow from it.
@@ -96,7 +98,8 @@ class GraftingFit:
 
     Raises:
         UserError: no peer, a peer that is no model, not compiled or given twice, peers that do not
-            match (names the first difference), or an option of the wrong kind or out of range.
+            match (names the first difference), an option of the wrong kind or out of range, or one
+            of distillation without teachers.
 
     Example:
         ```python
@@ -138,6 +141,8 @@ class GraftingFit:
         temperature = argument("temperature", temperature, float, above=0)
         distillation_weight = argument("distillation_weight", distillation_weight, float, low=0)
         feature_losses = checked_losses(feature_losses)
+        if not self.teachers:
+            check_lesson(temperature, distillation_weight, feature_losses)
         check_optimizers(self.peers)
         if mutual is None and isinstance(mixer, Mutual):
             mutual = mixer
@@ -259,6 +264,7 @@ class GraftingFit:
             validation_batch_size=validation_batch_size,
         )
         validated = validated_epochs(validation_freq)
+        check_listed(x, y, sample_weight)
         listed = is_listed(x, y, sample_weight)
         if not listed:
             check_targets(self.peers, x, y, sample_weight, name="x")

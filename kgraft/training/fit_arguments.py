@@ -98,6 +98,29 @@ def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | N
     return mutual
 
 
+def check_lesson(temperature: float, distillation_weight: float, feature_losses: Any) -> None:
+    """Refuse settings of distillation where there are no teachers, unless they are the defaults.
+
+    Args:
+        temperature: see `GraftingFit`.
+        distillation_weight: see `GraftingFit`.
+        feature_losses: see `GraftingFit`.
+
+    Raises:
+        UserError: names the first that would not be read.
+    """
+    for name, is_default, mutual in (
+        ("temperature", temperature == 2.0, " (of mutual learning it is Mutual(temperature=...))"),
+        ("distillation_weight", distillation_weight == 1.0, ""),
+        ("feature_losses", not feature_losses, ""),
+    ):
+        if not is_default:
+            raise UserError(
+                f"{name} is a setting of distillation, and there are no teachers: give "
+                f"teachers=[...], or leave it out{mutual}."
+            )
+
+
 def check_verbose(verbose: Any) -> None:
     """Refuse what is no way to show progress.
 

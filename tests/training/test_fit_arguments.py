@@ -348,6 +348,33 @@ X, Y = digits()
         (lambda: GraftingFit([network()]).fit(X, Y, class_weight=[1, 2]), "class_weight is a list"),
         (lambda: GraftingFit([network()]).predict(X, callbacks=Told()), "predict takes no callb"),
         (lambda: GraftingFit([network()]).fit([(X, Y)] * 3), "3 data sets for 1 peers"),
+        (
+            lambda: GraftingFit([network(), network()]).fit([(X, Y)] * 2, Y),
+            "^y cannot be given with a list of data sets",
+        ),
+        (
+            lambda: GraftingFit([network(), network()]).fit([(X, Y)] * 2, sample_weight=WEIGHTS),
+            "^sample_weight cannot be given with a list of data sets",
+        ),
+        (
+            lambda: GraftingFit([network(), network(), network()]).fit(
+                X, Y, callbacks=lambda k, shared=Told(): [shared] if k else []
+            ),
+            "^peer 2 and peer 3 share one Told: a callback belongs to one model",
+        ),
+        (lambda: GraftingFit([network()], temperature=3.0), "temperature is .* no teachers"),
+        (lambda: GraftingFit([network()], distillation_weight=0), "distillation_weight is .* no t"),
+        (
+            lambda: GraftingFit([network(), network()], mutual=kgraft.Mutual(), temperature=3),
+            r"Mutual\(temperature=",
+        ),
+        (
+            lambda: GraftingFit(
+                [network()],
+                feature_losses=[keras.distillation.FeatureDistillation("mse", "a", "b")],
+            ),
+            "feature_losses is .* no teachers",
+        ),
         (lambda: GraftingFit([network()]).fit([(X, Y, Y, Y)]), "data set 1 is a tuple of 4"),
     ],
 )
