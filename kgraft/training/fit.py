@@ -78,7 +78,7 @@ class GraftingFit:
             any other `Mixer`, `Independent()` for nothing at all; `Mutual()` is for nothing, and
             each peer learns from the others.
         mutual: with `Mutual()` each peer learns from the others' predictions too (deep mutual
-            learning); all then see the first peer's batches.
+            learning), and is grafted by `mixer`; all then see the first peer's batches.
         every: `every` of the mixer, see `EpochMixer`; None for what it has, as below.
         epochs_grafted: its `epochs`.
         evaluate: its `evaluate`.
@@ -224,7 +224,7 @@ class GraftingFit:
             callbacks: one Keras callback or a list of them watches the first peer: they get its
                 metrics and, as `peer2_loss` ..., those of the others, and `alpha`, the mean
                 coefficient of the epoch's grafting, 1 where nothing was grafted. A function
-                `k -> list` gives every peer its own.
+                `k -> list` gives every peer its own. A peer's `stop_training` stops them all.
             validation_split: share of the arrays' end that is held out.
             validation_data: `(x, y)` or `(x, y, sample_weight)` or a data set; every peer is
                 evaluated on all of it.

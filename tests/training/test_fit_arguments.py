@@ -173,6 +173,16 @@ def test_callbacks_are_one_or_a_list_or_keras_own_list():
         assert len(histories[1].history["loss"]) == 1
 
 
+def test_a_peer_that_stops_stops_them_all():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    run = GraftingFit([network(), network()])
+    histories = run.fit(*digits(), epochs=5, verbose=0, callbacks=lambda k: [Stop()] if k else [])
+    assert [history.epoch for history in histories] == [[0, 1], [0, 1]]
+
+
 def test_alpha_is_logged_in_every_epoch_and_is_one_without_grafting():
     run = GraftingFit([network(), network()], every=2)
     history = run.fit(*digits(), epochs=3, verbose=0)[1].history
@@ -270,6 +280,7 @@ def build_network():
 
 
 X, Y = digits()
+SHARED = Told()
 
 
 @pytest.mark.parametrize(
@@ -358,7 +369,7 @@ X, Y = digits()
         ),
         (
             lambda: GraftingFit([network(), network(), network()]).fit(
-                X, Y, callbacks=lambda k, shared=Told(): [shared] if k else []
+                X, Y, callbacks=lambda k: [SHARED] if k else []
             ),
             "^peer 2 and peer 3 share one Told: a callback belongs to one model",
         ),
