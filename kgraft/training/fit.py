@@ -17,9 +17,7 @@ from kgraft.settings import argument
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
-    Batch,
     Shuffle,
-    check_listed,
     feeds_of,
     in_one_order,
     is_listed,
@@ -141,8 +139,7 @@ class GraftingFit:
         temperature = argument("temperature", temperature, float, above=0)
         distillation_weight = argument("distillation_weight", distillation_weight, float, low=0)
         feature_losses = checked_losses(feature_losses)
-        if not self.teachers:
-            check_lesson(temperature, distillation_weight, feature_losses)
+        check_lesson(self.teachers, temperature, distillation_weight, feature_losses)
         check_optimizers(self.peers)
         if mutual is None and isinstance(mixer, Mutual):
             mutual = mixer
@@ -233,10 +230,9 @@ class GraftingFit:
             class_weight: weight of every class, with any data that have no sample weights.
             sample_weight: weights of the examples, with arrays.
             initial_epoch: epoch to begin with; orders depend on the epoch, not on the call.
-            steps_per_epoch: at most so many steps an epoch. Of arrays and a `PyDataset` that are
-                shuffled these are the first ones of the epoch's own order, where Keras goes on in
-                the last epoch's; all other data are read on as Keras reads them: an epoch goes on
-                where the last one has ended, and where the data end it ends too.
+            steps_per_epoch: at most so many steps an epoch: the first ones of its own order where
+                arrays and a `PyDataset` are shuffled (Keras goes on in the last epoch's); all other
+                data are read on from epoch to epoch, and where they end an epoch ends, as in Keras.
             validation_steps: at most so many batches of the validation data, the first ones.
             validation_batch_size: `batch_size` by default.
             validation_freq: validate every n-th epoch, or at the end of these, counted from 1.
@@ -264,7 +260,6 @@ class GraftingFit:
             validation_batch_size=validation_batch_size,
         )
         validated = validated_epochs(validation_freq)
-        check_listed(x, y, sample_weight)
         listed = is_listed(x, y, sample_weight)
         if not listed:
             check_targets(self.peers, x, y, sample_weight, name="x")
@@ -367,7 +362,8 @@ class GraftingFit:
         check_verbose(verbose)
         argument("return_dict", return_dict, bool)
         check_targets(self.peers, x, y, sample_weight, name="x")
-        feed = validation_feed(_trimmed(x, y, sample_weight), batch_size, steps)
+        given = (x,) if y is None and sample_weight is None else (x, y, sample_weight)
+        feed = validation_feed(given, batch_size, steps)
         watchers = watchers_of(
             self.peers, callbacks, verbose=verbose, add_history=False, epochs=1, steps=feed.steps
         )
@@ -408,7 +404,3 @@ class GraftingFit:
         feed = validation_feed((x,), batch_size, steps)
         outputs = [student.predict(feed.epoch(0)) for student in self._learning.students.steppers]
         return keras.tree.map_structure(lambda *parts: np.stack(parts), *outputs)
-
-
-def _trimmed(x: Any, y: Any, sample_weight: Any) -> Batch:
-    return (x,) if y is None and sample_weight is None else (x, y, sample_weight)
