@@ -55,8 +55,10 @@ def order_within_batches(
 def steps_of(epoch: int, steps: int, limit: int | None, *, shuffle: bool) -> np.ndarray:
     """Which steps of its order an epoch takes that may be shorter than the data.
 
-    A new order begins with every epoch, so the first ones are taken; without one an epoch goes on
-    where the last one has ended, and begins again at the data's end.
+    A new order begins with every epoch, so the first ones are taken. Without one an epoch goes on
+    where the last one has ended, as in `Model.fit`: the data's end ends an epoch too, which is
+    shorter then, and the next one begins with the first step again. (Keras does so with an order
+    that is shuffled, too; here an epoch's order follows from its number alone.)
 
     Args:
         epoch: Number of the epoch.
@@ -65,10 +67,15 @@ def steps_of(epoch: int, steps: int, limit: int | None, *, shuffle: bool) -> np.
         shuffle: Whether every epoch has an order of its own.
 
     Returns:
-        Numbers of steps, int64 `(min(steps, limit),)`.
+        Numbers of steps, int64, at most `min(steps, limit)` of them.
+
+    Example:
+        >>> [steps_of(epoch, 5, 3, shuffle=False).tolist() for epoch in range(3)]
+        [[0, 1, 2], [3, 4], [0, 1, 2]]
     """
-    taken = np.arange(steps if limit is None else min(steps, limit))
-    return taken if shuffle or limit is None else (epoch * len(taken) + taken) % steps
+    taken = steps if limit is None else min(steps, limit)
+    first = 0 if shuffle else epoch % -(-steps // taken) * taken
+    return np.arange(first, min(first + taken, steps))
 
 
 def augmentation_rng(*, seed: int, peer: int, epoch: int) -> np.random.Generator:

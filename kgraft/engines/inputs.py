@@ -66,7 +66,7 @@ class Inputs:
         symbols = keras.tree.map_structure(_symbol, x)
         try:
             compute_output_spec(self._model, symbols, training=False)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # torch's own word for images too small
             graph = graph_of(self._model)
             expected = "" if graph is None else f" Expected {graph.input_shape}."
             given = keras.tree.map_structure(lambda part: (None, *_shape(part)[1:]), x)
@@ -92,7 +92,8 @@ def fits(shape: Shape, declared: Shape) -> bool:
 def reason_of(error: Exception) -> str:
     """What Keras says in an error, in one line and without what it was called with."""
     said = re.findall(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.S) or [str(error)]
-    return " ".join(said[-1].split()).rstrip(".")
+    line = " ".join(said[-1].split()).rstrip(".")
+    return re.sub(r"(?<=for input) .* with name '.*' and path '.*?'", "", line)  # all its numbers
 
 
 def _form(x: Any) -> Any:

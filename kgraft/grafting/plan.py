@@ -45,8 +45,12 @@ class GraftPlan:
     Every convolution kernel owns a coefficient. So does every kernel of a dense, attention or
     recurrent layer, unless the latest kernel before it is a convolution's in the same block; then
     it rides with that. Biases, normalisation (running statistics included) and embeddings ride
-    with the latest kernel before them. What is before them follows from the calls in a functional
-    model's graph, in a subclassed one from the order of its layers.
+    with the latest kernel before them; those that have none before them, an input's normalisation
+    or embedding, with the model's first. What is before them follows from the calls in a functional
+    model's graph, in a subclassed one from the order of its layers. Where branches are joined by
+    anything but an addition, the latest kernel of all branches counts, that of the fewest calls
+    from the outputs: a head behind the concatenation of a convolution's branch and a dense one owns
+    a coefficient if that kernel is the dense one, and rides if it is the convolution's.
 
     A block is a residual branch: what lies between a tensor and the addition that joins it with
     what became of it. Outside of such branches it is the whole model: a CNN's classifier and its

@@ -62,14 +62,18 @@ class GraftCallback(keras.callbacks.Callback):
         peers: models of the model's architecture, at least one besides the model. One that is not
             compiled is compiled exactly as the model is, with an optimizer and metrics of its own,
             and anew when the model's `compile` is called between two fits; what cannot be copied
-            exactly is refused. One that is not built is built from the first batch.
+            exactly is refused. One that is compiled keeps its own optimizer, whatever becomes of
+            the model's: so does a `keras.models.clone_model` of a compiled model, which Keras 3.15
+            compiles too; clone before `compile` for peers that follow the model. One that is not
+            built is built from the first batch.
         mixer: what a grafting does, and when; the entropy ring `Graft()` by default, or another
             `Mixer` that acts at the end of an epoch.
         data: batches for the peers, one a step, begun anew when they are exhausted. Either a list
             with one data set for every peer, or one that all iterate for themselves: a tuple of
             arrays `(x, y)` or `(x, y, sample_weight)`, which each peer reads in a seeded order of
-            its own in batches as large as the first of `fit`, a `tf.data.Dataset`, a `PyDataset`, a
-            torch `DataLoader`. By default the batches of `fit`.
+            its own in batches as large as the first of `fit`, a `PyDataset`, whose batches too each
+            peer reads in a seeded order of its own, a `tf.data.Dataset`, a torch `DataLoader`. By
+            default the batches of `fit`.
         class_weight: weight of every class in `data`. The peers see those that `fit` is given only
             in its batches, as weights of examples: peers in lock-step get them so; `data` without
             any weights is refused then, unless this says what they are (`{}` for none).
@@ -93,12 +97,13 @@ class GraftCallback(keras.callbacks.Callback):
     Raises:
         UserError: no peers, a peer given twice, an option out of range; when `fit` begins, also
             peers that do not match the model (names the first difference), that share an optimizer
-            or cannot be compiled as the model is (names the part), and `data` that cannot be read
-            or is a list of another length.
+            or cannot be compiled as the model is (names the part), `data` that cannot be read or is
+            a list of another length, and a second GraftCallback in the same `fit`.
 
     Example:
         ```python
-        peers = [keras.models.clone_model(model) for _ in range(3)]
+        peers = [keras.models.clone_model(model) for _ in range(3)]  # before it is compiled
+        model.compile("sgd", loss, metrics=["accuracy"])
         grafting = kgraft.GraftCallback(peers, data=(x, y))
         model.fit(x, y, epochs=200, validation_data=(xv, yv), callbacks=[grafting])
         ```
@@ -178,6 +183,11 @@ class GraftCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Compile and compare the peers."""
         self._elsewhere = False
+        if sum(isinstance(other, GraftCallback) for other in _list_with(self)) > 1:
+            raise UserError(
+                "fit has two GraftCallbacks, which would graft one model in two rings and log both "
+                "under the same names: give one of them all the peers."
+            )
         if self._run is not None:
             self._read = self._run.close()
         model, peers = self._model, self.peers

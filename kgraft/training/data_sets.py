@@ -117,7 +117,7 @@ class PyDatasetFeed:
 
     @property
     def steps(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch; see `steps_of` for the epoch that ends with the data."""
         count = int(self._data.num_batches or 0)
         return count if self._limit is None else min(count, self._limit)
 

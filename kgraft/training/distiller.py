@@ -93,9 +93,9 @@ class Distiller(keras.Model):
     Raises:
         UserError: no teacher; a teacher without weights, with other inputs or another number of
             classes than the student, or that shares weights with it; a model that ends in a
-            softmax or sigmoid; a student with its own `train_step` or `compute_metrics`;
-            `temperature` is not positive, `weight` is negative. In the first step: a loss that is
-            compiled with `from_logits=False`.
+            softmax or sigmoid, as far as a graph or a list of layers shows it; a student with its
+            own `train_step` or `compute_metrics`; `temperature` is not positive, `weight` is
+            negative. In the first step: a loss that is compiled with `from_logits=False`.
 
     Example:
         ```python

@@ -56,7 +56,7 @@ class ArrayFeed:
 
     @property
     def steps(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch; see `steps_of` for the epoch that ends with the data."""
         return min(self._steps, self.limit or self._steps)
 
     @property
@@ -112,8 +112,9 @@ def feed_of(
         seed: orders of arrays and of a `PyDataset`'s batches follow from it.
         peer: whose order that is; a `Feed` keeps its own.
         shuffle: whether they are read in a new order each epoch.
-        steps: at most so many steps an epoch: the first ones of its order; without shuffling, and
-            of other data sets, an epoch goes on where the last one has ended.
+        steps: at most so many steps an epoch: the first ones of its order where arrays and a
+            `PyDataset` are shuffled; without shuffling, and of other data sets, an epoch goes on
+            where the last one has ended, and ends where the data end.
 
     Returns:
         The feed; `for_peer(k)` gives the others'.
@@ -296,6 +297,27 @@ def is_listed(x: Any, y: Any, sample_weight: Any) -> bool:
     return bool(x) and (tuples or not is_arrays(x, y, sample_weight))
 
 
+def check_listed(x: Any, y: Any, sample_weight: Any) -> None:
+    """Refuse a list of `(x, y)` beside targets or weights: it is no model's list of inputs.
+
+    Args:
+        x: what `fit` was given.
+        y: see `x`.
+        sample_weight: see `x`.
+
+    Raises:
+        UserError: names what is given twice.
+    """
+    if not isinstance(x, list) or not x or not all(type(part) is tuple for part in x):
+        return
+    for name, value in {"y": y, "sample_weight": sample_weight}.items():
+        if value is not None:
+            raise UserError(
+                f"{name} cannot be given with a list of data sets, [(x1, y1), ...]: put each "
+                "peer's into its tuple, (x, y, sample_weight)."
+            )
+
+
 def _array_feed(
     parts: Batch,
     batch_size: int | None,
@@ -365,6 +387,7 @@ __all__ = [
     "Batch",
     "Feed",
     "PyDatasetFeed",
+    "check_listed",
     "feed_of",
     "feeds_of",
     "first_batch",

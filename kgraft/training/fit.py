@@ -17,7 +17,6 @@ from kgraft.settings import argument
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
-    Batch,
     Shuffle,
     feeds_of,
     in_one_order,
@@ -26,6 +25,7 @@ from kgraft.training.feeds import (
     validation_feed,
 )
 from kgraft.training.fit_arguments import (
+    check_lesson,
     check_steps,
     check_targets,
     check_verbose,
@@ -76,11 +76,11 @@ class GraftingFit:
             any other `Mixer`, `Independent()` for nothing at all; `Mutual()` is for nothing, and
             each peer learns from the others.
         mutual: with `Mutual()` each peer learns from the others' predictions too (deep mutual
-            learning); all then see the first peer's batches.
+            learning), and is grafted by `mixer`; all then see the first peer's batches.
         every: `every` of the mixer, see `EpochMixer`; None for what it has, as below.
         epochs_grafted: its `epochs`.
         evaluate: its `evaluate`.
-        temperature: tau of the distillation loss.
+        temperature: tau of the distillation loss. It, the next and `feature_losses` need teachers.
         distillation_weight: weight of the distillation loss beside the peers' own.
         feature_losses: see `Distiller`; teachers then run for each peer anew.
         seed: the peers' data orders follow from it.
@@ -96,7 +96,8 @@ class GraftingFit:
 
     Raises:
         UserError: no peer, a peer that is no model, not compiled or given twice, peers that do not
-            match (names the first difference), or an option of the wrong kind or out of range.
+            match (names the first difference), an option of the wrong kind or out of range, or one
+            of distillation without teachers.
 
     Example:
         ```python
@@ -138,6 +139,7 @@ class GraftingFit:
         temperature = argument("temperature", temperature, float, above=0)
         distillation_weight = argument("distillation_weight", distillation_weight, float, low=0)
         feature_losses = checked_losses(feature_losses)
+        check_lesson(self.teachers, temperature, distillation_weight, feature_losses)
         check_optimizers(self.peers)
         if mutual is None and isinstance(mixer, Mutual):
             mutual = mixer
@@ -219,7 +221,7 @@ class GraftingFit:
             callbacks: one Keras callback or a list of them watches the first peer: they get its
                 metrics and, as `peer2_loss` ..., those of the others, and `alpha`, the mean
                 coefficient of the epoch's grafting, 1 where nothing was grafted. A function
-                `k -> list` gives every peer its own.
+                `k -> list` gives every peer its own. A peer's `stop_training` stops them all.
             validation_split: share of the arrays' end that is held out.
             validation_data: `(x, y)` or `(x, y, sample_weight)` or a data set; every peer is
                 evaluated on all of it.
@@ -228,7 +230,9 @@ class GraftingFit:
             class_weight: weight of every class, with any data that have no sample weights.
             sample_weight: weights of the examples, with arrays.
             initial_epoch: epoch to begin with; orders depend on the epoch, not on the call.
-            steps_per_epoch: at most so many steps an epoch.
+            steps_per_epoch: at most so many steps an epoch: the first ones of its own order where
+                arrays and a `PyDataset` are shuffled (Keras goes on in the last epoch's); all other
+                data are read on from epoch to epoch, and where they end an epoch ends, as in Keras.
             validation_steps: at most so many batches of the validation data, the first ones.
             validation_batch_size: `batch_size` by default.
             validation_freq: validate every n-th epoch, or at the end of these, counted from 1.
@@ -358,7 +362,8 @@ class GraftingFit:
         check_verbose(verbose)
         argument("return_dict", return_dict, bool)
         check_targets(self.peers, x, y, sample_weight, name="x")
-        feed = validation_feed(_trimmed(x, y, sample_weight), batch_size, steps)
+        given = (x,) if y is None and sample_weight is None else (x, y, sample_weight)
+        feed = validation_feed(given, batch_size, steps)
         watchers = watchers_of(
             self.peers, callbacks, verbose=verbose, add_history=False, epochs=1, steps=feed.steps
         )
@@ -399,7 +404,3 @@ class GraftingFit:
         feed = validation_feed((x,), batch_size, steps)
         outputs = [student.predict(feed.epoch(0)) for student in self._learning.students.steppers]
         return keras.tree.map_structure(lambda *parts: np.stack(parts), *outputs)
-
-
-def _trimmed(x: Any, y: Any, sample_weight: Any) -> Batch:
-    return (x,) if y is None and sample_weight is None else (x, y, sample_weight)

@@ -14,7 +14,7 @@ from kgraft.grafting.mixer import Independent, Mixer
 from kgraft.grafting.peers import check_distinct, checked_models
 from kgraft.keras_private import train_validation_split
 from kgraft.settings import argument
-from kgraft.training.feeds import is_arrays, is_listed
+from kgraft.training.feeds import check_listed, is_arrays, is_listed
 from kgraft.training.mutual import Mutual
 
 
@@ -98,6 +98,35 @@ def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | N
     return mutual
 
 
+def check_lesson(
+    teachers: Collection[keras.Model],
+    temperature: float,
+    distillation_weight: float,
+    feature_losses: Any,
+) -> None:
+    """Refuse settings of distillation where there are no teachers, unless they are the defaults.
+
+    Args:
+        teachers: whom the peers learn from.
+        temperature: see `GraftingFit`.
+        distillation_weight: see `GraftingFit`.
+        feature_losses: see `GraftingFit`.
+
+    Raises:
+        UserError: names the first that would not be read.
+    """
+    for name, is_default, mutual in (
+        ("temperature", temperature == 2.0, " (of mutual learning it is Mutual(temperature=...))"),
+        ("distillation_weight", distillation_weight == 1.0, ""),
+        ("feature_losses", not feature_losses, ""),
+    ):
+        if not (teachers or is_default):
+            raise UserError(
+                f"{name} is a setting of distillation, and there are no teachers: give "
+                f"teachers=[...], or leave it out{mutual}."
+            )
+
+
 def check_verbose(verbose: Any) -> None:
     """Refuse what is no way to show progress.
 
@@ -143,7 +172,7 @@ def checked_count(name: str, value: Any, least: int = 0) -> int:
 def check_targets(
     peers: Iterable[keras.Model], x: Any, y: Any = None, sample_weight: Any = None, *, name: str
 ) -> None:
-    """Refuse arrays without targets where a peer's loss is of targets.
+    """Refuse arrays without targets where a peer's loss is of targets, and targets given twice.
 
     Args:
         peers: compiled models.
@@ -153,8 +182,10 @@ def check_targets(
         name: of the argument.
 
     Raises:
-        UserError: there are none, and a peer trains as Keras trains it, with a compiled loss.
+        UserError: there are none, and a peer trains as Keras trains it, with a compiled loss; or
+            `x` is a list of `(x, y)`, and there are targets or weights beside it.
     """
+    check_listed(x, y, sample_weight)
     if x is None or y is not None or not is_arrays(x, y, sample_weight):
         return
     for k, peer in enumerate(peers, start=1):

@@ -1,6 +1,7 @@
 """SGD as PyTorch does it: coupled L2, momentum without the learning rate in it."""
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +45,8 @@ class SGD(keras.optimizers.Optimizer):
             `loss_scale_factor`, `gradient_accumulation_steps`. Not `weight_decay`.
 
     Raises:
-        UserError: an argument is of the wrong kind or out of range, `nesterov` without momentum, or
-            `weight_decay` is given.
+        UserError: an argument is of the wrong kind or out of range, a name is no regular
+            expression, `nesterov` without momentum, or `weight_decay` is given.
 
     Example:
         >>> import numpy as np
@@ -74,6 +75,13 @@ class SGD(keras.optimizers.Optimizer):
         l2 = argument("l2", l2, float, low=0)
         nesterov = argument("nesterov", nesterov, bool)
         exclude_from_l2 = argument("exclude_from_l2", exclude_from_l2, tuple[str, ...])
+        for pattern in exclude_from_l2:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"exclude_from_l2 holds {pattern!r}, no regular expression: {error}."
+                ) from error
         if inspect.isclass(learning_rate) or not callable(learning_rate):
             learning_rate = argument("learning_rate", learning_rate, float, low=0)
         if nesterov and not momentum:

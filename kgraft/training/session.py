@@ -141,12 +141,14 @@ class Session:
             trained: those whose optimizers' averaged weights (`use_ema`) take their place, as
                 Keras' `fit` does it to its model; none where the training was broken off.
         """
+        trained = list(trained)
         for model in trained:
             if isinstance(model.optimizer, keras.Optimizer) and model.optimizer.built:
                 model.optimizer.finalize_variable_values(model.trainable_weights)
         if self._begun and self._peers is not None and self._state is not None:
             self._state = self.mixer.finish(self._with_averages(self._peers), self._state)
-            check_state(self.mixer, self._state)
+            if trained:  # else something else has gone wrong, which may be this very state
+                check_state(self.mixer, self._state)
         self._begun = False
 
     def resume(self, epoch: int, *, before_grafting: bool) -> None:

@@ -10,10 +10,27 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
 
 from kgraft.errors import UserError, told
+from kgraft.keras_private import graph_of, nodes_of
 
 _PROBABILITIES = ("softmax", "sigmoid")
+
+# What hands probabilities on as probabilities: other shapes, other types, means of several.
+_PASSING = (
+    keras.layers.ActivityRegularization,
+    keras.layers.Average,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalAveragePooling3D,
+    keras.layers.Identity,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+)
+_PASSING_OPERATIONS = ("Cast", "ExpandDims", "GetItem", "Identity", "Ravel", "Reshape", "Squeeze")
 
 
 def own_loss(
@@ -131,7 +148,10 @@ def check_pair(student: keras.Model, teacher: keras.Model, name: str) -> None:
 
 
 def check_logits(model: keras.Model, name: str) -> None:
-    """Refuse a functional model whose outputs are probabilities, or several.
+    """Refuse a model whose outputs are probabilities, or several.
+
+    A functional model's graph says so, and a sequential one's layers, built or not; what a
+    subclassed model's `call` and a `Lambda` layer do nobody can read.
 
     Args:
         model: a model.
@@ -140,23 +160,77 @@ def check_logits(model: keras.Model, name: str) -> None:
     Raises:
         UserError: names the layer.
     """
-    operation: Any = model
-    while isinstance(operation, keras.Model):
-        try:
-            outputs = operation.outputs
-        except AttributeError:
-            return
-        if len(outputs) != 1:
-            raise UserError(f"{name} has {len(outputs)} outputs: one tensor of logits is needed.")
-        operation = outputs[0]._keras_history.operation
-    activation = vars(operation).get("activation")
-    found = (type(operation).__name__.lower(), getattr(activation, "__name__", None))
+    graph = graph_of(model)
+    if graph is not None and len(graph.outputs) != 1:
+        raise UserError(f"{name} has {len(graph.outputs)} outputs: one tensor of logits is needed.")
+    operation = _ending(model)
+    if operation is None:
+        return
+    activation = getattr(operation, "activation", None)  # torch keeps layers elsewhere than vars
+    found = (type(operation).__name__, type(activation).__name__, _name_of(activation))
+    known = [part.lower() for part in found]
     for kind in _PROBABILITIES:
-        if kind in found:
+        if kind in known or (kind == "softmax" and _is_softmax(activation)):
             raise UserError(
                 f"{name} ends in a {kind} ({operation.name!r}): remove it, kgraft distils logits "
                 "(and compile with from_logits=True)."
             )
+
+
+def _ending(model: Any, output: int = 0) -> Any:
+    """The operation that an output of a model comes from, but for those that only pass it on.
+
+    Args:
+        model: a model, built or not.
+        output: which one.
+
+    Returns:
+        None where nobody can tell.
+    """
+    graph = graph_of(model)
+    if graph is None:
+        layers = model.layers if isinstance(model, keras.Sequential) else ()
+        found = (_within(layer) for layer in reversed(layers))
+        return next((operation for operation in found if operation is not None), None)
+    made_by = {id(tensor): node for node in nodes_of(graph) for tensor in node.output_tensors}
+    tensor = graph.outputs[output]
+    while (node := made_by[id(tensor)]).input_tensors:
+        place = [*map(id, node.output_tensors)].index(id(tensor))
+        operation = _within(node.operation, place)
+        if operation is not None:
+            return operation
+        tensor = node.input_tensors[0]
+    return None
+
+
+def _within(operation: Any, output: int = 0) -> Any:
+    """The last operation of an operation, which may be a model; None if it only passes on."""
+    if isinstance(operation, keras.Sequential | keras.Function):
+        return _ending(operation, output)
+    if isinstance(operation, keras.layers.Activation):
+        return None if operation.activation is keras.activations.linear else operation
+    if isinstance(operation, keras.Layer):
+        return None if isinstance(operation, _PASSING) else operation
+    return None if type(operation).__name__ in _PASSING_OPERATIONS else operation
+
+
+def _is_softmax(activation: Any) -> bool:
+    """Whether a function of the user's own gives shares of one, by what it makes of 8 logits."""
+    if not inspect.isfunction(activation) or activation.__module__.startswith("keras."):
+        return False
+    logits = np.random.default_rng(0).normal(0.0, 4.0, (8, 5)).astype("float32")
+    try:
+        shares = keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(logits)))
+    except Exception:  # what it does not take says nothing about what it gives
+        return False
+    shape = np.shape(shares)
+    return shape == logits.shape and bool(
+        np.all(shares >= 0) and np.allclose(np.sum(shares, axis=-1), 1.0, atol=1e-4)
+    )
+
+
+def _name_of(activation: Any) -> str:
+    return activation.__name__ if inspect.isroutine(activation) else ""
 
 
 def check_loss(loss: Any, name: str) -> None:

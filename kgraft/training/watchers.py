@@ -34,15 +34,24 @@ def watchers_of(
         **params: what callbacks are told, e.g. `epochs` and `steps`.
 
     Raises:
-        UserError: something in a list is no callback.
+        UserError: something in a list is no callback, or one watches two peers.
     """
     each = callbacks if callable(callbacks) and not inspect.isclass(callbacks) else None
     watchers = []
+    owner: dict[int, int] = {}
     for k, peer in enumerate(peers):
         given = each(k) if each is not None else callbacks if k == 0 else None
+        found = _checked(given)
+        for own in found:
+            first = owner.setdefault(id(own), k)
+            if first != k:
+                raise UserError(
+                    f"peer {first + 1} and peer {k + 1} share one {type(own).__name__}: a callback "
+                    "belongs to one model, make one for each in callbacks=lambda k: [...]."
+                )
         watchers.append(
             CallbackList(
-                _checked(given),
+                found,
                 add_history=add_history,
                 add_progbar=verbose != 0 and k == 0 and not isinstance(given, CallbackList),
                 model=peer,

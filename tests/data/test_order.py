@@ -128,11 +128,11 @@ def test_an_order_within_batches_moves_no_image_to_another_batch(count, size, se
     assert sorted(order) == list(range(count))
 
 
-def test_short_epochs_without_shuffling_follow_one_another():
+def test_short_epochs_without_shuffling_follow_one_another_to_the_datas_end():
     assert [steps_of(e, 5, 3, shuffle=False).tolist() for e in range(3)] == [
         [0, 1, 2],
-        [3, 4, 0],
-        [1, 2, 3],
+        [3, 4],
+        [0, 1, 2],
     ]
     assert steps_of(4, 5, 3, shuffle=True).tolist() == [0, 1, 2]
     for shuffle in (True, False):

@@ -10,6 +10,8 @@ pytestmark = pytest.mark.core
 Y = np.arange(8) % 3
 WRONG = {
     "channels": ((8, 8, 8, 1), (8, 8, 8, 2), r"\(None, 8, 8, 2\): .* value 1"),
+    "too small": ((8, 8, 8, 1), (8, 2, 8, 1), r"\(None, 2, 8, 1\): "),
+    "rank": ((8, 8, 8, 2), (8, 8, 8), r"\(None, 8, 8\): Invalid input shape for input\. "),
     "width": ((8, 6), (8, 7), r"\(None, 7\): .* value 6"),
     "keys": ({"a": (8, 6), "b": (8, 6)}, {"a": (8, 6), "c": (8, 6)}, 'Missing data for input "b"'),
     "number": ({"a": (8, 6), "b": (8, 6)}, {"a": (8, 6)}, 'Missing data for input "b"'),
@@ -59,6 +61,8 @@ def test_every_kind_of_step_refuses_what_keras_refuses(case, engine):
         assert all(map(np.array_equal, peer.get_weights(), own))
     with pytest.raises(UserError, match=told):
         run.evaluate(numbers(wrong), Y, verbose=0)
+    with pytest.raises(UserError, match=told):
+        run.fit(numbers(right), Y, verbose=0, validation_data=(numbers(wrong), Y))
     with pytest.raises(UserError, match=told):
         run.predict(numbers(wrong))
 

@@ -49,6 +49,29 @@ def test_every_float_weight_is_in_exactly_one_group():
     assert sorted(members) == list(range(len(model.weights)))
 
 
+def test_what_has_no_kernel_before_it_rides_with_the_models_first():
+    x = keras.Input((6,))
+    h = layers.LayerNormalization(name="norm")(layers.Embedding(7, 4, name="embedding")(x))
+    h = layers.Conv1D(3, 2, name="conv")(layers.BatchNormalization(name="batch_norm")(h))
+    plan = riders(GraftPlan.of(keras.Model(x, layers.Conv1D(3, 2, name="last")(h))))
+    assert plan == {"conv": ["batch_norm", "conv", "embedding", "norm"], "last": ["last"]}
+
+
+@pytest.mark.parametrize("latest", ["conv", "dense"])
+def test_a_head_behind_two_branches_goes_by_the_kernel_nearest_to_the_outputs(latest):
+    image, vector = keras.Input((6, 6, 1)), keras.Input((4,))
+    branches = [
+        layers.GlobalAveragePooling2D()(layers.Conv2D(3, 3, name="conv")(image)),
+        layers.Dense(3, name="dense")(vector),
+    ]
+    if latest == "conv":
+        branches[1] = layers.Dropout(0.1)(layers.ReLU()(branches[1]))
+    head = layers.Dense(2, name="head")(layers.Concatenate()(branches))
+    plan = riders(GraftPlan.of(keras.Model([image, vector], head)))
+    own = {"head": ["head"]} if latest == "dense" else {}
+    assert plan == {"conv": ["conv"] + ["head"] * (not own), "dense": ["dense"], **own}
+
+
 def test_authors_grouping_lets_projection_shortcuts_ride():
     plan = riders(GraftPlan.of(residual(), "authors"))
     assert list(plan) == ["stem", "c1", "c2"]

@@ -82,6 +82,31 @@ def test_averages_are_there_whatever_restores_the_models_best_weights():
             )
 
 
+def test_a_fit_has_one_grafting():
+    callback = GraftCallback([network(2)])
+    for second in (GraftCallback([network(3)]), callback):
+        model = compiled(1)
+        before = model.get_weights()
+        with pytest.raises(
+            UserError, match=r"^fit has two GraftCallbacks, .*one of them all the p"
+        ):
+            fit(model, [callback, keras.callbacks.TerminateOnNaN(), second])
+        assert_same(model.get_weights(), before)
+    fit(compiled(1), [callback])
+
+
+def test_a_clone_follows_a_model_that_is_compiled_anew_unless_it_was_compiled_itself():
+    model = network(1)
+    peers = [keras.models.clone_model(model)]
+    compile_(model)
+    peers.append(keras.models.clone_model(model))
+    grafting = GraftCallback(peers)
+    fit(model, [grafting])
+    model.compile(keras.optimizers.Adam(), model.loss)
+    fit(model, [grafting])
+    assert [type(peer.optimizer).__name__ for peer in peers] == ["Adam", "SGD"]
+
+
 class Begins(Mixer):
     """Writes down what it is asked, and grafts nothing."""
 

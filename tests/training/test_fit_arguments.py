@@ -15,6 +15,21 @@ from tests.training.test_fit import Numbers, digits, network
 WEIGHTS = np.linspace(0.5, 1.5, 60).astype("float32")
 
 
+class Batches(keras.utils.PyDataset):
+    """Ten examples a batch."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x) // 10
+
+    def __getitem__(self, index):
+        own = slice(10 * index, 10 * index + 10)
+        return self.x[own], self.y[own]
+
+
 class Told(keras.callbacks.Callback):
     """Everything that callbacks are told, in order."""
 
@@ -100,6 +115,28 @@ def test_each_parameter_of_model_fit_does_the_same(name):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # says Keras, and goes on
+@pytest.mark.parametrize("steps", [2, 3, 7])
+@pytest.mark.parametrize("data", ["arrays", "batches"])
+def test_steps_that_do_not_divide_the_data_end_where_the_data_end(data, steps):
+    x, y = digits(50)
+    given = {"x": Batches(x, y)} if data == "batches" else {"x": x, "y": y, "batch_size": 10}
+    ours, own, theirs, expected = trained_by_both(**given, steps_per_epoch=steps, epochs=4)
+    for key, values in expected.items():
+        np.testing.assert_allclose(own[key], values, rtol=1e-4, atol=1e-6, err_msg=key)
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    once, peer = network(), network()
+    peer.set_weights(once.get_weights())
+    given |= {"steps_per_epoch": steps, "verbose": 0, "shuffle": False}
+    GraftingFit([once]).fit(epochs=3, **given)
+    run = GraftingFit([peer])
+    for _ in range(3):
+        run.fit(epochs=1, **given)
+    for a, b in zip(once.get_weights(), peer.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_batch_larger_than_the_data_is_all_of_them():
     ours, own, theirs, expected = trained_by_both(*digits(), batch_size=100, epochs=2)
     np.testing.assert_allclose(own["loss"], expected["loss"], rtol=1e-5)
@@ -134,6 +171,16 @@ def test_callbacks_are_one_or_a_list_or_keras_own_list():
         assert [call[0] for call in told.calls] == ["epoch", "epoch_end"]
         assert "peer2_loss" in told.calls[1][2]
         assert len(histories[1].history["loss"]) == 1
+
+
+def test_a_peer_that_stops_stops_them_all():
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    run = GraftingFit([network(), network()])
+    histories = run.fit(*digits(), epochs=5, verbose=0, callbacks=lambda k: [Stop()] if k else [])
+    assert [history.epoch for history in histories] == [[0, 1], [0, 1]]
 
 
 def test_alpha_is_logged_in_every_epoch_and_is_one_without_grafting():
@@ -233,6 +280,7 @@ def build_network():
 
 
 X, Y = digits()
+SHARED = Told()
 
 
 @pytest.mark.parametrize(
@@ -311,6 +359,33 @@ X, Y = digits()
         (lambda: GraftingFit([network()]).fit(X, Y, class_weight=[1, 2]), "class_weight is a list"),
         (lambda: GraftingFit([network()]).predict(X, callbacks=Told()), "predict takes no callb"),
         (lambda: GraftingFit([network()]).fit([(X, Y)] * 3), "3 data sets for 1 peers"),
+        (
+            lambda: GraftingFit([network(), network()]).fit([(X, Y)] * 2, Y),
+            "^y cannot be given with a list of data sets",
+        ),
+        (
+            lambda: GraftingFit([network(), network()]).fit([(X, Y)] * 2, sample_weight=WEIGHTS),
+            "^sample_weight cannot be given with a list of data sets",
+        ),
+        (
+            lambda: GraftingFit([network(), network(), network()]).fit(
+                X, Y, callbacks=lambda k: [SHARED] if k else []
+            ),
+            "^peer 2 and peer 3 share one Told: a callback belongs to one model",
+        ),
+        (lambda: GraftingFit([network()], temperature=3.0), "temperature is .* no teachers"),
+        (lambda: GraftingFit([network()], distillation_weight=0), "distillation_weight is .* no t"),
+        (
+            lambda: GraftingFit([network(), network()], mutual=kgraft.Mutual(), temperature=3),
+            r"Mutual\(temperature=",
+        ),
+        (
+            lambda: GraftingFit(
+                [network()],
+                feature_losses=[keras.distillation.FeatureDistillation("mse", "a", "b")],
+            ),
+            "feature_losses is .* no teachers",
+        ),
         (lambda: GraftingFit([network()]).fit([(X, Y, Y, Y)]), "data set 1 is a tuple of 4"),
     ],
 )

@@ -154,6 +154,11 @@ def test_saved_model_goes_on_as_if_it_had_not_stopped(tmp_path):
     [
         ({"momentum": 1.0}, "momentum=1.0: expected 0 or more, less than 1."),
         ({"l2": -1e-4}, "l2=-0.0001: expected 0 or more."),
+        (
+            {"l2": 0.1, "exclude_from_l2": ["bias", "("]},
+            "exclude_from_l2 holds '(', no regular expression: missing ), unterminated subpattern "
+            "at position 0.",
+        ),
         ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs a momentum above 0."),
         (
             {"weight_decay": 5e-4},

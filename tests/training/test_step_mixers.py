@@ -108,6 +108,7 @@ def test_a_state_that_could_not_be_saved_is_refused_when_it_appears(state, messa
         with pytest.raises(kgraft.UserError, match=f"^Keeps: {message}") as error:
             kgraft.GraftingFit([network()], mixer=mixer).fit(*digits(20), **fit)
         assert "\n" not in str(error.value)
+        assert error.value.__context__ is None  # said once
 
 
 def test_every_state_that_can_be_saved_is_taken():

@@ -45,7 +45,8 @@ def network(seed=0, kind=keras.Model, middle=(), **dense):
     x = layers.Conv2D(3, 3, activation="relu")(x)
     for layer in middle:
         x = layer(x)
-    return kind(inputs, layers.Dense(4, name="head", **dense)(layers.Flatten()(x)))
+    head = layers.Dense(4, **{"name": "head", **dense})
+    return kind(inputs, head(layers.Flatten()(x)))
 
 
 def own_compute_loss(seed):
@@ -206,6 +207,85 @@ def test_peers_that_end_in_probabilities_do_not_learn_mutually():
         peer.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(kgraft.UserError, match=r"peer 1 .* ends in a softmax \('head'\)"):
         kgraft.GraftingFit(peers, mutual=kgraft.Mutual())
+
+
+def shares(logits):
+    return ops.softmax(logits / 2, axis=-1)
+
+
+PROBABILITIES = {
+    "unbuilt": lambda: keras.Sequential(
+        [layers.Flatten(), layers.Dense(4), keras.Sequential([layers.Softmax(name="end")])]
+    ),
+    "layer as activation": lambda: network(activation=layers.Softmax(), name="end"),
+    "function of one's own": lambda: network(activation=shares, name="end"),
+    "lambda": lambda: network(activation=lambda z: ops.softmax(z), name="end"),
+}
+BEHIND = {
+    "linear": lambda z: layers.Activation("linear", dtype="float32")(z),
+    "reshape": lambda z: layers.Reshape((2, 2))(z),
+    "dropout": lambda z: layers.Dropout(0.1)(z),
+    "identity": lambda z: layers.Identity()(z),
+    "cast": lambda z: ops.cast(z, "float32"),
+    "mean": lambda z: layers.Average()([z, z]),
+    "model": lambda z: keras.Sequential([layers.Flatten(), layers.Dropout(0.1)])(z),
+}
+
+
+def behind(activation, *names):
+    x = inputs = keras.Input((6, 6, 1))
+    x = layers.Dense(4, activation=activation, name="end")(layers.Flatten()(x))
+    for name in names:
+        x = BEHIND[name](x)
+    return keras.Model(inputs, x)
+
+
+PROBABILITIES |= {name: lambda name=name: behind("softmax", name) for name in BEHIND}
+PROBABILITIES["all"] = lambda: behind("sigmoid", "linear", "dropout", "model", "cast")
+
+
+@pytest.mark.parametrize("kind", PROBABILITIES)
+def test_probabilities_are_found_behind_what_passes_them_on(kind):
+    refused = r"ends in a (softmax|sigmoid) \('end'\)"
+    with pytest.raises(kgraft.UserError, match=f"student .*{refused}"):
+        Distiller(PROBABILITIES[kind](), [network(9)])
+    teacher = PROBABILITIES[kind]()
+    if teacher.built:
+        with pytest.raises(kgraft.UserError, match=f"teacher 1 .*{refused}"):
+            Distiller(network(), [teacher])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_probabilities_of_a_peer_that_is_not_built_are_found(method):
+    peers = [PROBABILITIES["unbuilt"]() for _ in range(2)]
+    for peer in peers:
+        peer.compile("sgd", cross_entropy())
+    with pytest.raises(kgraft.UserError, match=r"ends in a softmax \('end'\)"):
+        fit(peers, "auto", **weightless(method))
+
+
+def two_outputs():
+    """A model whose second output, logits, is used."""
+    inputs = keras.Input((5,))
+    logits = layers.Dense(4)(inputs)
+    return keras.Model(inputs, [layers.Softmax()(logits), logits])
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        *("linear", "tanh", "log_softmax", ops.relu6),
+        lambda z: z / ops.norm(z, axis=-1, keepdims=True),
+        lambda z: ops.softmax(ops.reshape(z, (-1, 2, 2))),  # no function of five logits
+    ],
+)
+def test_logits_are_taken_whatever_makes_them(activation):
+    names = [name for name in BEHIND if name != "reshape"]
+    Distiller(behind(activation, *names), [behind(activation, *names)])
+    inputs = keras.Input((6, 6, 1))
+    gate = layers.Dense(5, activation="softmax")(layers.Flatten()(inputs))
+    _, logits = two_outputs()(gate)
+    Distiller(keras.Model(inputs, layers.Dropout(0.1)(logits)), [network(9)])
 
 
 def test_a_teacher_of_one_run_trains_in_the_next():
