@@ -46,6 +46,7 @@ TORCHS = {
     "_ops",
     "_schema",
 }
+PYTHONS = {"_exit"}
 ENDINGS = {"_add", "_conv", "_dropout", "_pool", "_initializer"}  # of names, in strings
 X = np.arange(10, dtype="float32").reshape(5, 2)
 Y = np.array([0, 1, 2, 1, 0])
@@ -114,7 +115,9 @@ def test_the_tables_hold_every_private_name():
         and isinstance(node.value, ast.Name)
         and node.value.id == "self"
     }
-    assert read - own - TORCHS <= TOLD, "tell what it is in kgraft/keras_private.py, and test it"
+    assert read - own - TORCHS - PYTHONS <= TOLD, (
+        "tell what it is in kgraft/keras_private.py, and test it"
+    )
 
 
 def sources_of_keras():

@@ -50,6 +50,7 @@ class Session:
         self._peers: Peers | None = None  # as far as they are built
         self._state: State | None = None
         self._steps = 0
+        self._counted = 0, 0  # whole epochs, and the steps in them
         self._put_off: Moment | None = None  # to the beginning of the next epoch
         self._begun = self._in_epoch = self._warned = self._restored = False
         self._sick: set[int] = set()
@@ -101,7 +102,9 @@ class Session:
         """
         self.epochs_done, self._in_epoch = epoch, True
         self.alphas = [1.0 for _ in self.models]
-        self._steps = self._steps if steps is None else epoch * steps
+        goes_on = epoch == self._counted[0]  # epochs may be of different lengths
+        known = goes_on or steps is None
+        self._steps = self._counted[1] if known else epoch * (steps or 0)
         self._notice_frozen()
         if self._put_off is not None:
             self._mix(self._put_off)
@@ -133,6 +136,7 @@ class Session:
         if self._begun:
             check_state(self.mixer, self._state)
         self.epochs_done, self._in_epoch = self.epochs_done + 1, False
+        self._counted = self.epochs_done, self._steps
 
     def end(self, trained: Iterable[keras.Model] = ()) -> None:
         """Leave the models as networks to be used.
@@ -178,6 +182,7 @@ class Session:
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from what `save` gave, with the models' weights of that time."""
         self.epochs_done, self._steps = saved["epochs_done"], saved["steps"]
+        self._counted = self.epochs_done, self._steps
         self._put_off = saved["put_off"] and Moment(**saved["put_off"])
         self._state = saved["mixer"]
         self._restored = self._state is not None

@@ -307,8 +307,8 @@ def comparisons(directory: Path, count: int, run: Callable[..., End], chance: ra
             row.lost.append(f"{out.name}: exit {again.code}: {again.said[-300:]}")
         for summary in sorted(whole.rglob("summary.json")):
             own = summary.parent
-            found = differences(own, out / own.relative_to(whole))
-            row.lost += [f"{out.name}: {own.name}: {name}" for name in found]
+            found = differences(own, out / own.relative_to(whole), (whole, out))
+            row.lost += [f"{out.name}: {own.relative_to(whole)}: {name}" for name in found]
     return row
 
 

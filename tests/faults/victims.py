@@ -296,17 +296,22 @@ def calls_counted(fail_at: int | None) -> Iterator[list[int]]:
             setattr(owner, name, function)
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(one: Path, other: Path, homes: tuple[Path, Path] | None = None) -> list[str]:
     """What is not the same in two finished runs, times aside; nothing if they are one.
 
     Args:
         one: a run's directory.
         other: another's.
+        homes: of their comparisons, by which they name their teachers.
     """
     import json
 
+    def text(run: Path, name: str) -> str:
+        own = (run / name).read_text()
+        return own if homes is None else own.replace(str(homes[run == other]), "HOME")
+
     def summary(run: Path) -> dict[str, Any]:
-        told = json.loads((run / "summary.json").read_text())
+        told = json.loads(text(run, "summary.json"))
         return {name: value for name, value in told.items() if name not in LEFT_OUT}
 
     def names(run: Path) -> set[str]:
@@ -319,13 +324,13 @@ def differences(one: Path, other: Path) -> list[str]:
     found = [] if summary(one) == summary(other) else ["summary.json"]
     found += sorted(names(one) ^ names(other))
     for name in ("metrics.jsonl", "grafts.jsonl", "run.toml"):
-        own, theirs = (run / name for run in (one, other))
-        if own.is_file() and theirs.is_file() and own.read_bytes() != theirs.read_bytes():
+        there = (one / name).is_file() and (other / name).is_file()
+        if there and text(one, name) != text(other, name):
             found.append(name)  # one that is missing stands among the names
     for file in sorted(one.rglob("*.keras")):
-        here, there = (weights(run / file.relative_to(one)) for run in (one, other))
-        alike = here.keys() == there.keys() and all(
-            np.array_equal(value, there[name]) for name, value in here.items()
+        here, theirs = (weights(run / file.relative_to(one)) for run in (one, other))
+        alike = here.keys() == theirs.keys() and all(
+            np.array_equal(value, theirs[name]) for name, value in here.items()
         )
         found += [] if alike else [file.name]
     return found

@@ -39,6 +39,18 @@ def test_a_resumed_run_goes_on_counting():
     assert [number for number, _ in spy.seen] == [8, 11]
 
 
+def test_steps_are_counted_where_epochs_are_of_different_lengths():
+    x, y = digits(50)
+    for calls in ((3,), (1, 1, 1)):
+        spy = Spy()
+        run = kgraft.GraftingFit([network(), network()], mixer=spy)
+        for epochs in calls:
+            run.fit(
+                *(x, y), batch_size=10, epochs=epochs, steps_per_epoch=3, shuffle=False, verbose=0
+            )
+        assert [number for number, _ in spy.seen] == [2, 5]  # of 3 + 2 + 3
+
+
 def test_what_a_mixer_writes_is_what_the_next_step_reads():
     """With a rate of 0 after every step both peers are equal at the end of each."""
     x, y = digits(40)

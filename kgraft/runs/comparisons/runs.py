@@ -10,7 +10,7 @@ import keras
 
 from kgraft import models
 from kgraft.errors import UserError
-from kgraft.files import only_writer
+from kgraft.files import only_writer, sweep
 from kgraft.runs.assembly import assemble
 from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import Comparison, Entry, differences
@@ -47,6 +47,7 @@ def train_missing(
         Stopped: by `stopping`.
     """
     with only_writer(out):
+        sweep(out)
         for seed in comparison.seeds:
             for entry in comparison.entries:
                 if entry.runs_of == entry.name:
