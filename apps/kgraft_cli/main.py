@@ -92,7 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not _is_users(error) and not _is_of_memory(error):
             raise
-        _fail(str(error) if _is_users(error) else f"out of memory: {error}", 1)
+        said = str(error).splitlines()
+        _fail(str(error) if _is_users(error) else ": ".join(["out of memory", *said[:1]]), 1)
     except BaseException as stopped:
         if not _is_users(stopped):
             raise

@@ -155,3 +155,41 @@ def test_bench_times_a_grafting_against_a_step_and_a_loop(capsys):
     (line,) = [line for line in out.splitlines() if "resnet8" in line]
     numbers = [float(n) for n in re.findall(r"[0-9.]+(?= ms)", line)]
     assert len(numbers) == 2 and min(numbers) > 0 and "%" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "kgraft: out of memory\n"),
+        (
+            MemoryError("Unable to allocate 9 TiB"),
+            "kgraft: out of memory: Unable to allocate 9 TiB\n",
+        ),
+        (
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            "kgraft: out of memory: [enforce fail] . DefaultCPUAllocator: can't allocate memory: "
+            "you tried\n",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: more\nlines"),
+            "kgraft: out of memory: RESOURCE_EXHAUSTED: more\n",
+        ),
+    ],
+)
+def test_a_machine_without_room_is_told_in_one_line(monkeypatch, capsys, error, line):
+    def main(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(program.cli, "main", main)
+    with pytest.raises(SystemExit) as left:
+        program.main(["fit"])
+    assert (left.value.code, capsys.readouterr().err) == (1, line)
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    def main(*arguments, **options):
+        raise RuntimeError("a fault of kgraft's own")
+
+    monkeypatch.setattr(program.cli, "main", main)
+    with pytest.raises(RuntimeError, match="own"):
+        program.main(["fit"])
