@@ -197,6 +197,7 @@ def test_a_file_of_a_run_that_is_cut_off_is_refused_wherever_it_is_read(kgraft):
         (".:Swap", "method '.:Swap': expected module:Class"),
         ("broken_swap:Swap", "cannot be loaded: SyntaxError: invalid syntax (broken_swap.py"),
         ("raising_swap:Swap", "cannot be loaded: RuntimeError: boom."),
+        ("leaving_swap:Swap", "cannot be loaded: SystemExit: 3."),
         ("no_swap:Swap", "cannot be loaded: ModuleNotFoundError: No module named 'no_swap'."),
     ],
 )
@@ -204,6 +205,7 @@ def test_a_mixer_that_cannot_be_loaded_is_one_line(kgraft, monkeypatch, method, 
     monkeypatch.syspath_prepend(".")
     Path("broken_swap.py").write_text("def swap(:")
     Path("raising_swap.py").write_text("raise RuntimeError('boom')")
+    Path("leaving_swap.py").write_text("raise SystemExit(3)")
     Path("own.toml").write_text(f'[run]\nmethod = "{method}"\n')
     for given in (["--method", method], ["own.toml"]):
         code, _, err = kgraft("fit", *given)
