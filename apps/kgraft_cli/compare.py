@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kgraft_cli.parameters import PLACE
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -11,9 +13,11 @@ if TYPE_CHECKING:
 
 
 @click.command("compare")
-@click.argument("comparison")
-@click.option("--out", metavar="DIR", help="Directory of the runs; runs/COMPARISON by default.")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.argument("comparison", type=PLACE)
+@click.option(
+    "--out", type=PLACE, metavar="DIR", help="Directory of the runs; runs/COMPARISON by default."
+)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--seeds", metavar="N,N", help="Other seeds than the file's.")
 @click.option("--only-read", is_flag=True, help="Train nothing; compare what is finished.")
 def command(

@@ -3,6 +3,7 @@
 import click
 
 from kgraft_cli.main import Commands
+from kgraft_cli.parameters import PLACE
 
 
 @click.group("data", cls=Commands)
@@ -11,7 +12,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 def list_sets(data_dir: str | None) -> None:
     """List kgraft's own data sets and those that TFDS has prepared."""
     from rich.console import Console
@@ -44,8 +45,10 @@ def list_sets(data_dir: str | None) -> None:
 
 @command.command("prepare")
 @click.argument("name")
-@click.option("--archive", metavar="PATH", help="The published archive, instead of a download.")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are kept.")
+@click.option(
+    "--archive", type=PLACE, metavar="PATH", help="The published archive, instead of a download."
+)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are kept.")
 def prepare(name: str, archive: str | None, data_dir: str | None) -> None:
     """Make data set NAME ready to train on."""
     from kgraft import data

@@ -42,14 +42,16 @@ def messages_on(console: Console, level: int = logging.INFO) -> Iterator[None]:
         level: the least that is shown.
     """
     log, handler = logging.getLogger("kgraft"), _Handler(console)
-    before = log.level
+    before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(level)
+    log.propagate = False  # libraries (absl) give the root a handler, which would say it again
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before)
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 import click
 
+from kgraft_cli.parameters import PLACE
+
 
 @click.command("select")
-@click.argument("run")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.argument("run", type=PLACE)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 def command(run: str, data_dir: str | None) -> None:
     """Best peer, uniform and greedy soup, and ensemble of RUN, a run's directory.
 

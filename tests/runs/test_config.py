@@ -152,14 +152,20 @@ def test_any_settings_survive_being_written(name, files, lr, nesterov, limit):
         ("[run]\nepochs = true", "r.toml: [run] epochs = true: expected a whole number."),
         ("[run]\nepochs = 0", "r.toml: [run] epochs = 0: expected 1 or more."),
         ("[peers]\ncount = 0", "r.toml: [peers] count = 0: expected 1..1024."),
-        ("[peers]\ncount = 100000000000", "r.toml: [peers] count = 100000000000: expected 1..1024."),
+        (
+            "[peers]\ncount = 100000000000",
+            "r.toml: [peers] count = 100000000000: expected 1..1024.",
+        ),
         ("[teachers]\ncount = 1025", "r.toml: [teachers] count = 1025: expected 0..1024."),
         (
             "[optimizer]\nmomentum = 1.0",
             "r.toml: [optimizer] momentum = 1.0: expected 0.0 or more, less than 1.0.",
         ),
         ("[graft]\ndecimals = 400", "r.toml: [graft] decimals = 400: expected 1..15."),
-        ("[graft]\nbins = 1000000000000", "r.toml: [graft] bins = 1000000000000: expected 1..4096."),
+        (
+            "[graft]\nbins = 1000000000000",
+            "r.toml: [graft] bins = 1000000000000: expected 1..4096.",
+        ),
         ("[graft]\namplitude = 1.5", "r.toml: [graft] amplitude = 1.5: expected 0.0..1.0."),
         ("[graft]\nsharpness = 0", "r.toml: [graft] sharpness = 0.0: expected more than 0."),
         ("[graft]\nsharpness = nan", "r.toml: [graft] sharpness = nan: expected more than 0."),
