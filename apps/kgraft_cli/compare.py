@@ -7,9 +7,8 @@ import click
 from kgraft_cli.parameters import PLACE
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from kgraft.analysis.comparison_table import Line
+    from kgraft_cli.figures import Figures
 
 
 @click.command("compare")
@@ -85,12 +84,10 @@ def command(
     console.print(f"comparison.md and comparison.json are in {path}", highlight=False)
 
 
-def _table(title: str, columns: list[str], sections: list[list["Line"]]) -> "Table":
-    from rich.table import Table
+def _table(title: str, columns: list[str], sections: list[list["Line"]]) -> "Figures":
+    from kgraft_cli.figures import Figures
 
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
+    table = Figures(title, columns)
     for section in sections:
         for line in section:
             table.add_row(*line.cells())

@@ -16,18 +16,15 @@ def command() -> None:
 def list_sets(data_dir: str | None) -> None:
     """List kgraft's own data sets and those that TFDS has prepared."""
     from rich.console import Console
-    from rich.table import Table
 
     from kgraft import data
+    from kgraft_cli.figures import Figures
 
-    table = Table(title="data sets", title_justify="left", caption_justify="left")
-    table.add_column("name")
-    table.add_column("train", justify="right")
-    table.add_column("test", justify="right")
-    table.add_column("image")
-    table.add_column("classes", justify="right")
-    table.add_column("ready")
-    table.add_column("licence", overflow="fold")
+    table = Figures(
+        "data sets",
+        ("name", "train", "test", "image", "classes", "ready", "licence"),
+        left=("image", "ready", "licence"),
+    )
     for entry in data.describe(data_dir):
         table.add_row(
             entry.name,

@@ -8,9 +8,7 @@ import click
 class _Place(click.types.StringParamType):
     """The name of a file or directory; an empty one is a variable of a shell that is not set."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str | None:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Refuse an empty name, which would mean the working directory."""
         if value == "" and param is not None:
             option = isinstance(param, click.Option)

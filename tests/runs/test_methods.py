@@ -165,7 +165,7 @@ def test_numbers_that_a_method_cannot_have_are_refused(method, changes, text):
         (
             "graft",
             {"graft__criterion": "filter-entropy", "graft__binning": "authors"},
-            "method graft with graft.criterion = 'filter-entropy' does not read graft.binning: take",
+            "method graft with graft.criterion = 'filter-entropy' does not read graft.binning",
         ),
         ("graft", {"teachers__temperature": 3.0}, "graft does not read teachers.temperature"),
         (
