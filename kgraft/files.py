@@ -60,6 +60,21 @@ def sweep(directory: Path) -> None:
                 path.unlink()
 
 
+def check_place(path: Path) -> None:
+    """Refuse a name that no file can have, before there is anything to write.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it is a directory, or what it lies in is none.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; expected a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no directory {path.parent}.")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, see `whole`.
 

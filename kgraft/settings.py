@@ -206,6 +206,20 @@ def read_of(table: type, values: Mapping[str, Any]) -> list[str]:
     return [key for key in keys_of(table) if key in own]
 
 
+def words_of(table: type, values: Mapping[str, Any]) -> dict[str, str]:
+    """The words that choose the parts of a class, by key: what of its table counts hangs on them.
+
+    Args:
+        table: a class with settings.
+        values: what is set; the rest is default.
+    """
+    return {
+        key: values.get(key, own.default)
+        for key, own in _fields(table).items()
+        if "parts" in _rule(own)
+    }
+
+
 def made(table: type, values: Mapping[str, Any], **more: Any) -> Any:
     """An object from the settings of its table.
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from kgraft_cli.parameters import PLACE
+
 
 @click.command("bench")
 @click.argument(
@@ -16,11 +18,11 @@ import click
 @click.option("--peers", default="4", metavar="K,...", show_default=True)
 @click.option("--batch-size", "batch_sizes", default="128", metavar="N,...", show_default=True)
 @click.option("--dataset", default="digits", metavar="NAME", show_default=True)
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--contender", "chosen", multiple=True, metavar="NAME", help="All by default.")
 @click.option("--steps", default=4, metavar="N", show_default=True, help="Steps a round.")
 @click.option("--repeats", default=5, metavar="N", show_default=True, help="Rounds.")
-@click.option("--json", "file", metavar="FILE", help="Also write the numbers there.")
+@click.option("--json", "file", type=PLACE, metavar="FILE", help="Also write the numbers there.")
 def command(
     what: str,
     models: str,
@@ -51,6 +53,7 @@ def command(
     import keras
 
     from kgraft.errors import UserError, suggest
+    from kgraft.files import check_place, write_text
     from kgraft_cli.benchmarks import contenders
     from kgraft_cli.benchmarks.tables import table
     from kgraft_cli.benchmarks.tasks import Task
@@ -59,6 +62,8 @@ def command(
     for name, value in (("--steps", steps), ("--repeats", repeats)):
         if value < 1:
             raise UserError(f"{name} {value}: expected 1 or more.")
+    if file is not None:
+        check_place(Path(file))
     known = contenders.names(keras.config.backend())
     for name in chosen:
         if name not in known:
@@ -109,8 +114,6 @@ def command(
             rows += runner.rows(results, images)
     console.print(table(what, rows, f"{dataset}, {images} images an epoch, {repeats} rounds"))
     if file is not None:
-        from kgraft.files import write_text
-
         write_text(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
 
 

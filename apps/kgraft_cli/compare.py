@@ -4,16 +4,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-if TYPE_CHECKING:
-    from rich.table import Table
+from kgraft_cli.parameters import PLACE
 
+if TYPE_CHECKING:
     from kgraft.analysis.comparison_table import Line
+    from kgraft_cli.figures import Figures
 
 
 @click.command("compare")
-@click.argument("comparison")
-@click.option("--out", metavar="DIR", help="Directory of the runs; runs/COMPARISON by default.")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.argument("comparison", type=PLACE)
+@click.option(
+    "--out", type=PLACE, metavar="DIR", help="Directory of the runs; runs/COMPARISON by default."
+)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--seeds", metavar="N,N", help="Other seeds than the file's.")
 @click.option("--only-read", is_flag=True, help="Train nothing; compare what is finished.")
 def command(
@@ -81,12 +84,10 @@ def command(
     console.print(f"comparison.md and comparison.json are in {path}", highlight=False)
 
 
-def _table(title: str, columns: list[str], sections: list[list["Line"]]) -> "Table":
-    from rich.table import Table
+def _table(title: str, columns: list[str], sections: list[list["Line"]]) -> "Figures":
+    from kgraft_cli.figures import Figures
 
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left")
+    table = Figures(title, columns)
     for section in sections:
         for line in section:
             table.add_row(*line.cells())

@@ -3,6 +3,7 @@
 import click
 
 from kgraft_cli.main import Commands
+from kgraft_cli.parameters import PLACE
 
 
 @click.group("data", cls=Commands)
@@ -11,22 +12,19 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 def list_sets(data_dir: str | None) -> None:
     """List kgraft's own data sets and those that TFDS has prepared."""
     from rich.console import Console
-    from rich.table import Table
 
     from kgraft import data
+    from kgraft_cli.figures import Figures
 
-    table = Table(title="data sets", title_justify="left", caption_justify="left")
-    table.add_column("name")
-    table.add_column("train", justify="right")
-    table.add_column("test", justify="right")
-    table.add_column("image")
-    table.add_column("classes", justify="right")
-    table.add_column("ready")
-    table.add_column("licence", overflow="fold")
+    table = Figures(
+        "data sets",
+        ("name", "train", "test", "image", "classes", "ready", "licence"),
+        left=("image", "ready", "licence"),
+    )
     for entry in data.describe(data_dir):
         table.add_row(
             entry.name,
@@ -44,8 +42,10 @@ def list_sets(data_dir: str | None) -> None:
 
 @command.command("prepare")
 @click.argument("name")
-@click.option("--archive", metavar="PATH", help="The published archive, instead of a download.")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are kept.")
+@click.option(
+    "--archive", type=PLACE, metavar="PATH", help="The published archive, instead of a download."
+)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are kept.")
 def prepare(name: str, archive: str | None, data_dir: str | None) -> None:
     """Make data set NAME ready to train on."""
     from kgraft import data

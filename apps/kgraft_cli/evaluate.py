@@ -2,12 +2,14 @@
 
 import click
 
+from kgraft_cli.parameters import PLACE
+
 
 @click.command("evaluate")
-@click.argument("run")
+@click.argument("run", type=PLACE)
 @click.option("--peer", type=int, metavar="K", help="Only this peer, counted from 1.")
 @click.option("--ensemble", "only_ensemble", is_flag=True, help="Only all peers together.")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 def command(run: str, peer: int | None, only_ensemble: bool, data_dir: str | None) -> None:
     """Accuracy of the peers of RUN, a run's directory, and of their ensemble on the test images."""
     from pathlib import Path

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kgraft_cli.parameters import PLACE
+
 if TYPE_CHECKING:
     from kgraft.runs.config import Config
 
@@ -30,7 +32,7 @@ _FLAGS = {
 
 
 @click.command("fit")
-@click.argument("runfile", required=False)
+@click.argument("runfile", required=False, type=PLACE)
 @click.option(
     "--set", "changes", multiple=True, metavar="TABLE.KEY=VALUE", help="Change a setting."
 )
@@ -40,7 +42,7 @@ _FLAGS = {
 @click.option("--model", metavar="NAME", help="Architecture of the peers, see kgraft models.")
 @click.option("--teacher-model", metavar="NAME", help="Architecture of trained teachers.")
 @click.option("--dataset", metavar="NAME", help="Data set or .npz file, see kgraft data list.")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--epochs", type=int, metavar="N", help="Epochs of teachers and peers.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a step.")
 @click.option("--lr", type=float, metavar="RATE", help="Learning rate of the last peer.")
@@ -51,9 +53,12 @@ _FLAGS = {
 @click.option("--limit-train", type=int, metavar="N", help="Only the first N training images.")
 @click.option("--limit-test", type=int, metavar="N", help="Only the first N test images.")
 @click.option(
-    "--out", metavar="DIR", help="Directory of the run; a new one below runs/ by default."
+    "--out",
+    type=PLACE,
+    metavar="DIR",
+    help="Directory of the run; a new one below runs/ by default.",
 )
-@click.option("--resume", metavar="RUN", help="Go on with a run that was broken off.")
+@click.option("--resume", type=PLACE, metavar="RUN", help="Go on with a run that was broken off.")
 def command(
     runfile: str | None, changes: tuple[str, ...], out: str | None, resume: str | None, **flags: Any
 ) -> None:
@@ -68,14 +73,15 @@ def command(
 
     from kgraft.engines.backends import BACKEND
     from kgraft.runs.assembly import assemble
-    from kgraft.runs.directory import read_unfinished
+    from kgraft.runs.directory import make_new, read_unfinished
     from kgraft.runs.execution import execute
     from kgraft.runs.stopping import Stopped, Stopping
     from kgraft_cli.messages import messages_on
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import summary_table
 
-    with Stopping() as stopping:
+    console = Console()
+    with Stopping() as stopping, messages_on(console):
         if resume is None:
             config, path = _wanted(runfile, changes, out, flags)
         else:
@@ -84,9 +90,10 @@ def command(
             config, path = read_unfinished(Path(resume)), Path(resume)
         BACKEND.keep_compiled()
         assembly = assemble(config)
-        console = Console()
+        if resume is None and out is None:
+            path = make_new(path)
         try:
-            with messages_on(console), progress_on(console) as progress:
+            with progress_on(console) as progress:
                 summary = execute(assembly, path, progress, stopping, resume=resume is not None)
         except Stopped as stopped:
             if (path / "run.toml").is_file():
@@ -105,9 +112,8 @@ def _wanted(
     runfile: str | None, changes: tuple[str, ...], out: str | None, flags: dict[str, Any]
 ) -> tuple["Config", Path]:
     """The settings of a new run, and its directory."""
-    from kgraft.errors import UserError
     from kgraft.runs import config as configs
-    from kgraft.runs.directory import check_free, default_path
+    from kgraft.runs.directory import check_free, check_no_file, default_path
     from kgraft.runs.methods import settled
 
     config = configs.read(runfile) if runfile else configs.Config()
@@ -120,10 +126,8 @@ def _wanted(
         if value is not None:
             config = config.changed(_FLAGS[name], value, f"--{name.replace('_', '-')}")
     config = settled(config)
-    if out == "":
-        raise UserError("--out is empty: expected the directory of the run.")
     path = default_path(config) if out is None else Path(out)
-    check_free(path)
+    (check_no_file if out is None else check_free)(path)
     return config, path
 
 

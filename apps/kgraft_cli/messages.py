@@ -41,15 +41,28 @@ def messages_on(console: Console, level: int = logging.INFO) -> Iterator[None]:
         console: where information goes.
         level: the least that is shown.
     """
+    quiet_tensorflow()
     log, handler = logging.getLogger("kgraft"), _Handler(console)
-    before = log.level
+    before = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(level)
+    log.propagate = False  # libraries (absl) give the root a handler, which would say it again
     try:
         yield
     finally:
         log.removeHandler(handler)
-        log.setLevel(before)
+        log.setLevel(before[0])
+        log.propagate = before[1]
+
+
+def quiet_tensorflow() -> None:
+    """Keep a TensorFlow that is not the backend from telling how it multiplies.
+
+    Keras imports it, where it is installed, to seed it; what its C++ says then goes by no log
+    level. Nothing of it is computed with, and errors are shown as ever.
+    """
+    if os.environ.get("KERAS_BACKEND") != "tensorflow":  # set by `import kgraft`
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 @contextlib.contextmanager

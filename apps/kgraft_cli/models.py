@@ -9,22 +9,19 @@ import click
 def command(input_shape: str, classes: int) -> None:
     """List the architectures: parameters, multiply-adds (papers call them FLOPs), filters."""
     from rich.console import Console
-    from rich.table import Table
 
     from kgraft import models
     from kgraft.errors import UserError
+    from kgraft_cli.figures import Figures
 
     parts = input_shape.split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise UserError(f"--input-shape {input_shape}: expected height,width,channels: 32,32,3.")
     height, width, channels = map(int, parts)
-    table = Table(
-        title=f"{height}x{width}x{channels}, {classes} classes; also wrn-D-K, resnetN-leaky",
-        title_justify="left",
+    table = Figures(
+        f"{height}x{width}x{channels}, {classes} classes; also wrn-D-K, resnetN-leaky",
+        ("model", "parameters", "multiply-adds", "FLOPs", "filters"),
     )
-    table.add_column("model")
-    for name in ("parameters", "multiply-adds", "FLOPs", "filters"):
-        table.add_column(name, justify="right")
     for row in models.describe((height, width, channels), classes):
         table.add_row(
             row.name,

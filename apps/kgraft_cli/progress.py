@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from kgraft_cli.figures import Figures
 from kgraft_cli.messages import say, stderr_on
+
+_FOR_A_BAR = 60  # columns; narrower, its numbers would be cut
 
 Rows = Sequence[dict[str, Any]]
 
@@ -48,11 +50,12 @@ class LiveProgress:
     """A table with a row a model, a bar and the time left, redrawn in place."""
 
     def __init__(self, console: Console) -> None:
+        wide = console.width >= _FOR_A_BAR
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
+            *([BarColumn(bar_width=None)] if wide else []),
             MofNCompleteColumn(),
-            TextColumn("steps, left"),
+            *([TextColumn("steps, left")] if wide else []),
             TimeRemainingColumn(),
             console=console,
             expand=True,
@@ -103,10 +106,11 @@ class LiveProgress:
             say(self._console, f"{phase}: {_line(rows[0], numbered=False)}")
 
     def _draw(self, phase: str, epoch: int) -> None:
-        table = Table(title=f"{phase}, epoch {epoch}/{self._epochs}", title_justify="left")
-        table.add_column("peer" if phase == "peers" else "teacher")
-        for name in ("lr", "loss", "accuracy", "validation", "mean alpha"):
-            table.add_column(name, justify="right")
+        who = "peer" if phase == "peers" else "teacher"
+        table = Figures(
+            f"{phase}, epoch {epoch}/{self._epochs}",
+            (who, "lr", "loss", "accuracy", "validation", "mean alpha"),
+        )
         for row in self._rows:
             table.add_row(
                 str(row["model"]),
@@ -116,7 +120,12 @@ class LiveProgress:
                 _figure(row, "val_accuracy", ".2%"),
                 _figure(row, "alpha", ".3f"),
             )
-        self._live.update(Group(table, self._bar))
+        self._table = table
+        self._live.update(self.shown())
+
+    def shown(self) -> Group:
+        """What stands on the terminal."""
+        return Group(self._table, self._bar)
 
 
 def progress_on(console: Console) -> PlainProgress | LiveProgress:

@@ -2,10 +2,12 @@
 
 import click
 
+from kgraft_cli.parameters import PLACE
+
 
 @click.command("select")
-@click.argument("run")
-@click.option("--data-dir", metavar="DIR", help="Where prepared data sets are.")
+@click.argument("run", type=PLACE)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 def command(run: str, data_dir: str | None) -> None:
     """Best peer, uniform and greedy soup, and ensemble of RUN, a run's directory.
 
@@ -16,16 +18,14 @@ def command(run: str, data_dir: str | None) -> None:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.table import Table
 
     from kgraft.runs.selection import select
+    from kgraft_cli.figures import Figures
+    from kgraft_cli.messages import quiet_tensorflow
 
+    quiet_tensorflow()
     found = select(Path(run), data_dir=data_dir)
-    table = Table(title=run, title_justify="left")
-    table.add_column("what")
-    for name in ("networks", "validation", "test"):
-        table.add_column(name, justify="right")
-    table.add_column("peers")
+    table = Figures(run, ("what", "networks", "validation", "test", "peers"), left=("peers",))
     for name, row in found.items():
         table.add_row(
             name,

@@ -2,20 +2,19 @@
 
 from typing import Any
 
-from rich.table import Table
+from kgraft_cli.figures import Figures
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: dict[str, Any]) -> Figures:
     """Every peer's last and best epoch, the ensemble, the teachers.
 
     Args:
         summary: what `summary.json` holds.
     """
-    table = Table(title="accuracy on the test images", title_justify="left")
-    table.add_column("model")
-    table.add_column("lr", justify="right")
-    table.add_column("last epoch", justify="right")
-    table.add_column(f"best on {summary['selected_on']}", justify="right")
+    table = Figures(
+        "accuracy on the test images",
+        ("model", "lr", "last epoch", f"best on {summary['selected_on']}"),
+    )
     for row in summary["peers"]:
         table.add_row(f"peer {row['peer']}", f"{row['lr']:.4f}", *_accuracies(row))
     table.add_section()

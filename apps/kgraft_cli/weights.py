@@ -3,6 +3,7 @@
 import click
 
 from kgraft_cli.main import Commands
+from kgraft_cli.parameters import PLACE
 
 
 @click.group("weights", cls=Commands)
@@ -11,9 +12,11 @@ def command() -> None:
 
 
 @command.command("import")
-@click.argument("source")
+@click.argument("source", type=PLACE)
 @click.argument("model")
-@click.option("-o", "--out", required=True, metavar="FILE.keras", help="The new Keras model.")
+@click.option(
+    "-o", "--out", type=PLACE, required=True, metavar="FILE.keras", help="The new Keras model."
+)
 @click.option("--peer", default=1, show_default=True, help="Which peer, if SOURCE is a run.")
 @click.option("--size", type=click.IntRange(8), help="Side of the images, pixels.")
 def import_(source: str, model: str, out: str, peer: int, size: int | None) -> None:
@@ -30,8 +33,15 @@ def import_(source: str, model: str, out: str, peer: int, size: int | None) -> N
 
 
 @command.command("export")
-@click.argument("source")
-@click.option("-o", "--out", required=True, metavar="FILE", help="A new .pt, .pth or .safetensors.")
+@click.argument("source", type=PLACE)
+@click.option(
+    "-o",
+    "--out",
+    type=PLACE,
+    required=True,
+    metavar="FILE",
+    help="A new .pt, .pth or .safetensors.",
+)
 @click.option("--peer", default=1, show_default=True, help="Which peer, if SOURCE is a run.")
 @click.option("--layout", metavar="NAME", help="Whose names the keys have, e.g. torchvision.")
 def export(source: str, out: str, peer: int, layout: str | None) -> None:

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from kgraft.data import cifar
 from kgraft.data.archive import ArchiveSpec, Contents, download, read_archive
-from kgraft.errors import UserError
+from kgraft.errors import StorageError, UserError
 
 
 class CifarBinary(
@@ -110,7 +110,9 @@ def prepare_cifar(name: str, *, archive: Path | None, data_dir: Path) -> Path:
         Folder of the prepared set.
 
     Raises:
-        UserError: the archive or `data_dir` is not usable, or the download failed.
+        UserError: the archive is not usable, `data_dir` is a file or lies in one, or the download
+            failed.
+        StorageError: `data_dir` cannot be written to.
     """
     builder_class = BUILDERS[name]
     contents = None if archive is None else read_archive(archive, builder_class.SPEC)
@@ -134,7 +136,10 @@ def prepare_cifar(name: str, *, archive: Path | None, data_dir: Path) -> Path:
             Path(builder.data_path).rename(final)
     except OSError as problem:
         reason = problem.strerror or " ".join(str(problem).split())
-        raise UserError(f"data directory {data_dir}: {name} cannot be written: {reason}.") from None
+        in_the_way = isinstance(problem, FileExistsError | NotADirectoryError)
+        raise (UserError if in_the_way else StorageError)(
+            f"data directory {data_dir}: {name} cannot be written: {reason}."
+        ) from None
     return final
 
 

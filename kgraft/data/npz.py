@@ -51,6 +51,8 @@ def read_npz(path: Path, *, name: str, source: str, licence: str) -> Dataset:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; expected an .npz file with {', '.join(KEYS)}.")
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected an .npz with {', '.join(KEYS)}.")
     with path.open("rb") as stream:

@@ -16,6 +16,10 @@ from kgraft.errors import UserError, suggest
 from kgraft.grafting.arrays import host_array, host_view
 from kgraft.settings import check, setting
 
+# Every bin is counted for every layer, or filter. With more bins than weights almost each has one
+# of its own, and the entropy is the logarithm of the layer's size; a filter has a few thousand.
+_MOST_BINS = 4096
+
 
 @runtime_checkable
 class Criterion(Protocol):
@@ -48,7 +52,7 @@ class Entropy:
             float32 expression of the authors' code, whose last bin is open.
     """
 
-    bins: int = setting(10, low=1)
+    bins: int = setting(10, low=1, high=_MOST_BINS)
     binning: Literal["closed", "authors"] = setting("closed")
 
     def __post_init__(self) -> None:
@@ -120,7 +124,7 @@ class FilterEntropy:
         bins: B, the number of equal-width bins over each filter's range.
     """
 
-    bins: int = setting(10, low=1)
+    bins: int = setting(10, low=1, high=_MOST_BINS)
 
     def __post_init__(self) -> None:
         check(self)

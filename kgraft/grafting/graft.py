@@ -37,7 +37,8 @@ class Graft(EpochMixer):
         amplitude: A of eq. 7, in [0, 1]; 0 is the plain mean of the two peers.
         sharpness: c of eq. 7, 1/nats.
         grouping: which weights share a coefficient, see `GraftPlan.of`.
-        decimals: coefficients are rounded to so many decimals; None for no rounding.
+        decimals: coefficients are rounded to so many decimals; None for no rounding. At most 15:
+            a float64 has no more that are sure, and rounding to them changes nothing.
         blend_frozen: blend frozen weights (`trainable=False`) too; by default they are left alone.
         revive: a peer whose weights are not finite starts again from those of its donor, with an
             optimizer whose momenta are 0; by default it keeps what it has and is no donor.
@@ -63,7 +64,7 @@ class Graft(EpochMixer):
     amplitude: float = setting(0.4, low=0.0, high=1.0)
     sharpness: float = setting(500.0, above=0)
     grouping: Grouping = setting("default")
-    decimals: int | None = setting(None, low=1)
+    decimals: int | None = setting(None, low=1, high=15)
     blend_frozen: bool = setting(False)
     revive: bool = setting(False)
 

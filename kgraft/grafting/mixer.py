@@ -17,6 +17,7 @@ schedule, and what it does, with a state that can be saved. To write one's own:
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -69,6 +70,12 @@ def _unsaved(value: Any, path: str) -> str:
     return next(filter(None, (_unsaved(own, f"{path}[{name!r}]") for name, own in parts)), "")
 
 
+RESERVED = (
+    *("run", "data", "model", "peers", "teachers", "optimizer", "schedule", "checkpoint"),
+    *("scion", "result", "runs_of", "budget"),  # of old run files, and of comparisons
+)
+"""What stands beside the methods' tables in a run file: no method's table may be called so."""
+
 MIXERS: dict[str, type["Mixer"]] = {}
 """Mixers that have a name, by it."""
 
@@ -104,6 +111,11 @@ class Mixer:
         super().__init_subclass__(**kwargs)
         if vars(cls).get("name"):
             cls.table = vars(cls).get("table", cls.name)
+            if cls.table in RESERVED or not re.fullmatch("[A-Za-z0-9_-]+", cls.table):
+                raise UserError(
+                    f"mixer {cls.__qualname__}: its settings cannot stand in a table [{cls.table}] "
+                    "of a run file: give it another name."
+                )
             other = MIXERS.setdefault(cls.name, cls)
             if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise UserError(

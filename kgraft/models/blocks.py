@@ -20,6 +20,9 @@ from kgraft.models.batch_norm import BatchNormalization
 SMALLEST_SIDE = 8
 """Pixels: at 8x8 the last stage of MobileNetV2, three halvings on, still has one position."""
 
+_LARGEST_SIDE = 65536
+_MOST_CLASSES = 1_000_000  # behind 2048 features a classifier of as many holds 8 GB
+
 
 @dataclass(frozen=True)
 class Fan:
@@ -68,7 +71,7 @@ def image_input(input_shape: Sequence[int], classes: int) -> Any:
 
     Args:
         input_shape: (height, width, channels), pixels; at least 8x8 and one channel.
-        classes: Number of classes, at least 2.
+        classes: Number of classes, at least 2 and at most a million.
 
     Returns:
         Symbolic images `(n, height, width, channels)` of Keras' default float type.
@@ -83,6 +86,8 @@ def image_input(input_shape: Sequence[int], classes: int) -> Any:
         )
     if any(not isinstance(size, Integral) or size < 1 for size in sizes):
         raise UserError(f"input_shape={sizes} must hold whole numbers from 1 up.")
+    if max(sizes) > _LARGEST_SIDE:
+        raise UserError(f"input_shape={sizes}: expected at most {_LARGEST_SIDE} of each.")
     if min(sizes[:2]) < SMALLEST_SIDE:
         raise UserError(
             f"input_shape={sizes}: images of {sizes[0]}x{sizes[1]} are too small, the models need "
@@ -90,6 +95,8 @@ def image_input(input_shape: Sequence[int], classes: int) -> Any:
         )
     if not isinstance(classes, Integral) or classes < 2:
         raise UserError(f"classes={classes!r}: a classifier needs at least 2 classes.")
+    if classes > _MOST_CLASSES:
+        raise UserError(f"classes={classes}: expected at most {_MOST_CLASSES}.")
     return keras.Input(tuple(map(int, sizes)), name="images")
 
 

@@ -233,6 +233,11 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
             raise UserError(
                 f"data.{name} holds {len(numbers)} numbers; expected one a channel: {channels}."
             )
+    if wanted.pad is not None and wanted.pad >= side:
+        raise UserError(
+            f"data.pad is {wanted.pad}, the images' side is {side}: expected less, a crop would "
+            "hold nothing of an image."
+        )
     wanted = replace(
         wanted,
         pad=side // 8 if wanted.pad is None else wanted.pad,

@@ -17,6 +17,8 @@ from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import MOVED, modern
 from kgraft.settings import checked, default_of, setting, to_toml
 
+_MOST_NETWORKS = 1024  # all of them are in memory at once
+
 
 @dataclass(frozen=True)
 class Run:
@@ -68,7 +70,7 @@ class Model:
 class Peers:
     """How many there are."""
 
-    count: int = setting(4, low=1)
+    count: int = setting(4, low=1, high=_MOST_NETWORKS)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Teachers:
     A file is a `.keras` model, or the directory of a finished run, whose best peer teaches.
     """
 
-    count: int = setting(1, low=0)
+    count: int = setting(1, low=0, high=_MOST_NETWORKS)
     model: str = "resnet20"
     files: tuple[str, ...] = ()
     temperature: float = setting(2.0, above=0)
@@ -90,7 +92,7 @@ class Optimizer:
     """SGD as torch does it."""
 
     lr: float = setting(0.1, above=0)
-    momentum: float = setting(0.9, low=0.0, high=1.0)
+    momentum: float = setting(0.9, low=0.0, below=1.0)
     l2: float = setting(5e-4, low=0.0)
     nesterov: bool = False
 
@@ -150,12 +152,12 @@ class Config:
             UserError: an unknown key, a wrong type, or an impossible value.
         """
         table, _, name = key.partition(".")
-        own = getattr(self, table) if table in _TABLES else None
+        own = getattr(self, table) if table in TABLES else None
         of_methods = tables_of_methods()
         if key in MOVED:
             raise UserError(f"{source}: {key} is gone: write {MOVED[key]}.")
         if own is None and table not in of_methods:
-            known = (*_TABLES, *of_methods)
+            known = (*TABLES, *of_methods)
             raise UserError(f"{source}: unknown table {table!r}." + suggest(table, known))
         if not name:
             raise UserError(f"{source}: expected table.key=value, e.g. optimizer.lr=0.05.")
@@ -183,7 +185,7 @@ class Config:
         """Every setting that counts, by `"table.key"`: everybody's, and those of the method."""
         found = {
             f"{table}.{own.name}": getattr(getattr(self, table), own.name)
-            for table in _TABLES
+            for table in TABLES
             for own in dataclasses.fields(getattr(self, table))
         }
         of_methods = tables_of_methods()
@@ -209,7 +211,7 @@ class Config:
 
 _FIRST = "# As kgraft has resolved it; without its last line this file is cut off."
 _LAST = "# The end."
-_TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("methods", "given"))
+TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("methods", "given"))
 
 
 def read(path: str | Path) -> Config:
@@ -224,12 +226,7 @@ def read(path: str | Path) -> Config:
     Raises:
         UserError: the file is missing, empty, cut off or no TOML, or what `parse` raises.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"run file {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"run file {path} cannot be read: {error}") from None
+    text = text_of(Path(path), "run file")
     lines = text.splitlines()
     if (_FIRST.startswith(text) or _FIRST in lines[:1]) and _LAST not in lines:
         raise UserError(
@@ -237,6 +234,27 @@ def read(path: str | Path) -> Config:
             "see whether it is whole, and take its first line out."
         )
     return parse(text, str(path))
+
+
+def text_of(path: Path, what: str) -> str:
+    """A TOML file's text, without the mark (BOM) that some editors put before it.
+
+    Args:
+        path: the file.
+        what: to call it in an error, e.g. `"run file"`.
+
+    Raises:
+        UserError: the file is missing, is no UTF-8, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{what} {path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {path} cannot be read: {error}") from None
+    if not text.strip():
+        raise UserError(f"{what} {path} is empty: expected TOML, see configs/ for examples.")
+    return text
 
 
 def parse(text: str, source: str) -> Config:
@@ -263,7 +281,7 @@ def parse(text: str, source: str) -> Config:
     config = Config()
     tables = modern(tables, source)
     for table, settings in sorted(tables.items(), key=lambda own: own[0] != "run"):
-        known = (*_TABLES, *tables_of_methods())
+        known = (*TABLES, *tables_of_methods())
         if table not in known:
             kind = "table" if isinstance(settings, Mapping) else "key outside any table"
             raise UserError(f"{source}: unknown {kind} {table!r}." + suggest(table, known))
@@ -284,7 +302,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         Key and value.
 
     Raises:
-        UserError: there is no `=`.
+        UserError: there is no `=`, or more than one value.
 
     Example:
         >>> parse_assignment("model.name=resnet20")
@@ -294,6 +312,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set {text}: expected table.key=value, e.g. optimizer.lr=0.05.")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        found = tomllib.loads(f"value = {value}")
     except ValueError:
         return key.strip(), value.strip()
+    if len(found) > 1:
+        raise UserError(f"--set {key.strip()}: expected one value, found {value!r}.")
+    return key.strip(), found["value"]

@@ -1,10 +1,13 @@
 """A run's directory: what it was told, what it did, what came out."""
 
+import contextlib
+import itertools
 import json
 import os
 import platform
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterable
 from datetime import datetime
 from importlib.metadata import version
@@ -30,16 +33,30 @@ def default_path(config: Config) -> Path:
     return Path("runs") / f"{data}-{config.model.name}{method}-{peers}-{stamp}"
 
 
-def check_free(path: Path) -> None:
-    """Refuse a directory that something else lives in.
+def check_no_file(path: Path) -> None:
+    """Refuse a place where no directory can be.
 
     Raises:
-        UserError: it or what it lies in is a file, or it is not empty.
+        UserError: it or what it lies in is a file.
     """
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise UserError(f"output {path}: {part} is a file; expected a directory.")
-    if path.is_dir() and any(own for own in path.iterdir() if not own.name.startswith(".")):
+
+
+def check_free(path: Path) -> None:
+    """Refuse a directory that something else lives in.
+
+    What is left of a run that ended in its first epoch, a mistake's say, is nothing to keep: a run
+    may begin there anew.
+
+    Raises:
+        UserError: it or what it lies in is a file, or it is not empty.
+    """
+    check_no_file(path)
+    names = {own.name for own in path.iterdir()} if path.is_dir() else set()
+    left = {name for name in names if not name.startswith(".")}
+    if left and left != {"run.toml", "environment.json"}:
         if (path / "run.toml").exists() and not (path / "summary.json").exists():
             raise UserError(
                 f"output directory {path} holds a run that did not finish: go on with kgraft fit "
@@ -53,13 +70,34 @@ def make_free(path: Path) -> None:
     """Make a directory that nothing else lives in.
 
     Raises:
-        UserError: it is not free, or cannot be made.
+        UserError: it is not free.
+        StorageError: it cannot be made.
     """
     check_free(path)
-    try:
+    with storing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
+
+
+def make_new(path: Path) -> Path:
+    """Make a directory that nobody else has, under a name with a number where that is taken.
+
+    Args:
+        path: the name that is wanted.
+
+    Returns:
+        The directory: `path`, or `path-2`, `path-3` and so on.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            own = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                own.mkdir()
+                break
+    return own
 
 
 class RunDirectory:
@@ -69,6 +107,10 @@ class RunDirectory:
     epoch), `grafts.jsonl` (a line an epoch, peer and plan group), `peers/`, `teachers/`, and at the
     very end `summary.json`: a directory without it holds a run that did not finish, which goes on
     from `checkpoints/`.
+
+    A line of `grafts.jsonl` has the epoch whose weights were blended, one of `metrics.jsonl` shows
+    in `alpha` what was blended when its epoch was logged. With `evaluate="before"` an epoch's blend
+    comes when the next one begins, so that its alpha stands in the next line of `metrics.jsonl`.
 
     Args:
         path: the directory; made where it is missing.
@@ -81,7 +123,8 @@ class RunDirectory:
             there is of epochs that are trained again, and is cut off when they end.
 
     Raises:
-        UserError: the directory is not free or cannot be made.
+        UserError: the directory is not free.
+        StorageError: it cannot be made.
     """
 
     def __init__(
@@ -331,6 +374,10 @@ def read_model(file: Path, name: str) -> keras.Model:
     """
     if not file.is_file():
         raise UserError(f"{name}: no such file.")
+    if file.suffix == ".keras" and not zipfile.is_zipfile(file):
+        raise UserError(
+            f"{name} is no Keras model that can be loaded: it is empty, cut off or damaged."
+        )
     try:
         return keras.models.load_model(file, compile=False)
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -4,6 +4,7 @@ Most words are those of `kgraft.grafting`; here are the ones that in Python are 
 """
 
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -123,6 +124,7 @@ class _Methods(Mapping[str, type[Mixer]]):
 
 
 METHODS = _Methods()
+_log = logging.getLogger("kgraft")
 
 
 def _mixer(load: Callable[[], object], name: str) -> type[Mixer]:
@@ -130,7 +132,7 @@ def _mixer(load: Callable[[], object], name: str) -> type[Mixer]:
         found = load()
     except UserError:
         raise
-    except Exception as error:  # somebody else's module may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's module may raise anything
         raise UserError(
             f"method {name!r} cannot be loaded: {type(error).__name__}: {error}."
         ) from error
@@ -286,11 +288,23 @@ def _check_read(config: "Config", method: type[Mixer]) -> None:
         moot = reads(METHODS["graft+"], config)
     elif "teachers.count" in config.given and not config.teachers.count:
         moot = [f"teachers.{name}" for name in config.teachers.__dataclass_fields__]
-    unread = unread_by(method, config)
-    wrong = [key for key in unread if key in config.given and key not in moot]
+    unread = [key for key in unread_by(method, config) if key in config.given]
+    wrong = [key for key in unread if key not in moot]
     if wrong:
         read = ", ".join(reads(method, config))
+        table = f"{method.table}."
+        own = any(key.removeprefix(table) in settings.keys_of(method) for key in wrong)
+        words = settings.words_of(method, config.of(method.table)) if own else {}
+        chosen = "".join(f" with {table}{key} = {word!r}" for key, word in words.items())
         raise UserError(
-            f"method {method.name} does not read {', '.join(wrong)}: take that out. It reads "
-            + (f"{read}." if read else "no method's settings.")
+            f"method {method.name}{chosen} does not read {', '.join(wrong)}: take that out. It "
+            "reads " + (f"{read}." if read else "no method's settings.")
+        )
+    if unread and config.run.method is None:
+        _log.info(
+            "%s: no part in method %s, which follows from peers.count = %d and teachers.count = %d",
+            ", ".join(unread),
+            method.name,
+            config.peers.count,
+            config.teachers.count,
         )

@@ -28,11 +28,23 @@ def modern(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
         source: the file's name, for errors.
 
     Raises:
-        UserError: a key that is gone, where what it meant depends on a method that is not named.
+        UserError: a key that is gone, where what it meant depends on a method that is not named,
+            or beside the key that stands for it now.
     """
     if not all(isinstance(own, Mapping) for own in tables.values()):
         return dict(tables)
     new: dict[str, Any] = {name: dict(own) for name, own in tables.items()}
+
+    def put(table: str, name: str, value: Any, old: str) -> None:
+        own = new.setdefault(table, {})
+        if name in own:
+            raise UserError(f"{source}: {old} and {table}.{name} say the same: take {old} out.")
+        own[name] = value
+
+    def move(old: str, table: str) -> None:
+        for name, value in new.pop(old).items():
+            put(table, name, value, f"{old}.{name}")
+
     graft, papa, scion = (new.get(name, {}) for name in ("graft", "papa", "scion"))
     method = new.get("run", {}).get("method")
     if method in (None, "graft", "graft+") and graft.get("level") in ("layer", "filter"):
@@ -41,22 +53,25 @@ def modern(tables: Mapping[str, Any], source: str) -> dict[str, Any]:
             method = "filter-graft" if plain else "filter-graft+"
             new.setdefault("run", {})["method"] = method
             if graft.pop("grouping", "default") == "authors":
-                graft["biases"] = False
-            new["filter-graft"] = new.pop("graft")
+                put("filter-graft", "biases", False, "graft.grouping")
+            if "frozen" in graft:
+                put("filter-graft", "blend_frozen", graft.pop("frozen"), "graft.frozen")
+            move("graft", "filter-graft")
+            graft = {}
     if "frozen" in graft:
-        graft["blend_frozen"] = graft.pop("frozen")
+        put("graft", "blend_frozen", graft.pop("frozen"), "graft.frozen")
     if method == "papa" and papa.get("variant") in ("gradual", "all"):
         if papa.pop("variant") == "all":
             method = new["run"]["method"] = "papa-all"
-            own = new["papa-all"] = new.pop("papa")
-            if "every_epochs" in own:
-                own["every"] = own.pop("every_epochs")
+            if "every_epochs" in papa:
+                put("papa-all", "every", papa.pop("every_epochs"), "papa.every_epochs")
+            move("papa", "papa-all")
     if method in ("noise", "internal", "rotation", "fixed", "papa-all"):
         names = _TIMES + (("alpha",) if method == "fixed" else ())
-        moved = {name: graft.pop(name) for name in names if name in graft}
-        moved |= {name: scion.pop(name) for name in ("threshold", "decay") if name in scion}
-        if moved:
-            new[method] = {**new.get(method, {}), **moved}
+        for old, own, keys in (("graft", graft, names), ("scion", scion, ("threshold", "decay"))):
+            for name in keys:
+                if name in own:
+                    put(method, name, own.pop(name), f"{old}.{name}")
     for key, now in MOVED.items():
         table, _, name = key.partition(".")
         if name in new.get(table, {}):

@@ -152,6 +152,11 @@ def _array(path: Path, key: str, tensor: Any) -> np.ndarray:
             "a NumPy scalar" if isinstance(tensor, _Scalar) else f"of type {type(tensor).__name__}"
         )
         raise UserError(f"{path}: {key} is {kind}; expected a tensor.")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise UserError(
+            f"{path}: {key} is a sparse, quantized or empty tensor; expected a dense one: "
+            "tensor.to_dense() or tensor.dequantize() before torch.save."
+        )
     tensor = tensor.detach()
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()

@@ -7,7 +7,7 @@ import keras
 
 from kgraft import models
 from kgraft.errors import UserError, suggest
-from kgraft.files import whole
+from kgraft.files import check_place, whole
 from kgraft.models.layouts import State, best_layout, layouts, load_state, to_state
 from kgraft.runs import state_dict
 from kgraft.runs.directory import peer_file, read_model, read_run
@@ -25,7 +25,8 @@ def import_weights(
         name: the architecture, as in `models.names()`.
         out: a new `.keras` file.
         peer: whose weights are taken of a run, counted from 1.
-        size: side of the images, pixels; None for the architecture's usual one.
+        size: side of the images, pixels; None for that of the source's model or, where weights
+            alone do not tell it, the architecture's usual one.
 
     Returns:
         The model.
@@ -38,12 +39,13 @@ def import_weights(
         raise UserError(f"{out}: expected a name that ends in .keras.")
     _check_new(out)
     side = size or models.default_size(name)
-    model = models.build(name, input_shape=(side, side, 3), classes=2)
-    state, text = _read(source, peer)
+    state, text, sides = _read(source, peer)
+    height, width = sides if sides and size is None else (side, side)
+    model = models.build(name, input_shape=(height, width, 3), classes=2)
     layout = best_layout(model, state)
     channels, classes = _ends(model, state, layout.modules)
     if (channels, classes) != (3, 2):
-        model = models.build(name, input_shape=(side, side, channels), classes=classes)
+        model = models.build(name, input_shape=(height, width, channels), classes=classes)
     load_state(model, state, layout, text)
     with whole(out) as partial:
         model.save(partial)
@@ -77,12 +79,12 @@ def export_weights(source: Path, out: Path, *, peer: int = 1, layout: str | None
     return state
 
 
-def _read(source: Path, peer: int) -> tuple[State, str]:
-    """Weights in PyTorch's form, and what to call them."""
+def _read(source: Path, peer: int) -> tuple[State, str, tuple[int, int] | None]:
+    """Weights in PyTorch's form, what to call them, and the images' sides where they are known."""
     if not source.is_dir() and source.suffix != ".keras":
-        return state_dict.read(source), str(source)
+        return state_dict.read(source), str(source), None
     model, text = _model(source, peer)
-    return to_state(model, layouts(model)[0]), text
+    return to_state(model, layouts(model)[0]), text, model.input_shape[1:3]
 
 
 def _model(source: Path, peer: int) -> tuple[keras.Model, str]:
@@ -105,5 +107,4 @@ def _ends(model: keras.Model, state: State, modules: Mapping[str, str]) -> tuple
 def _check_new(out: Path) -> None:
     if out.exists():
         raise UserError(f"{out} exists already: choose another -o, or remove it.")
-    if not out.parent.is_dir():
-        raise UserError(f"{out}: there is no directory {out.parent}.")
+    check_place(out)

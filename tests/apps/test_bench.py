@@ -27,6 +27,15 @@ def run(capsys, *arguments):
     return end.value.code or 0, said.out, said.err
 
 
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("", "is a directory; expected a file."), ("no/f.jsonl", "there is no directory")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_path, file, message):
+    code, out, err = run(capsys, "bench", "graft", "--json", tmp_path / file)
+    assert (code, out, err.count("\n")) == (2, "", 1) and message in err
+
+
 def test_an_epoch_is_its_steps_and_one_exchange():
     result = runner.Result(task(peers=4, batch_size=10), 1.0, [0.5, 1.0], [2.0, 0.0])
     # 25 images: 3 steps; 4 * 25 / (3 * 0.5 + 2) and 4 * 25 / 3

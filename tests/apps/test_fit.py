@@ -1,13 +1,19 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 from kgraft_cli import main as program
+
+from kgraft.grafting import EpochMixer
+from kgraft.grafting.mixer import MIXERS
+from kgraft.runs import directory
 
 SMALL = [
     *("--peers", "2", "--teachers", "0", "--epochs", "1"),
@@ -108,7 +114,7 @@ def teacher_of_seven_classes():
         (lambda: ["--set", "optimizer.momentun=1"], "unknown key 'momentun'. Did you mean 'mom"),
         (lambda: ["--set", "optimiser.lr=1"], "unknown table 'optimiser'. Did you mean 'optimi"),
         (lambda: ["--set", "epochs"], "--set epochs: expected table.key=value"),
-        (lambda: ["--peers", "0"], "--peers: [peers] count = 0: expected 1 or more."),
+        (lambda: ["--peers", "0"], "--peers: [peers] count = 0: expected 1..1024."),
         (lambda: ["--peers", "two"], "Invalid value for '--peers': 'two' is not a valid integer."),
         (lambda: ["--epoch", "2"], "No such option '--epoch'. Did you mean '--epochs'?"),
         (lambda: ["--lr", "-1"], "--lr: [optimizer] lr = -1.0: expected more than 0."),
@@ -152,19 +158,85 @@ def test_another_runs_directory_is_left_alone(kgraft):
 
 
 @pytest.mark.parametrize(
-    ("out", "message"),
+    ("out", "end", "message"),
     [
-        ("", "--out is empty"),
-        ("file", "output file: file is a file; expected a directory."),
-        ("file/run", "output file/run: file is a file; expected a directory."),
-        ("/proc/run", "output /proc/run cannot be made: "),
+        ("", 2, "--out is empty"),
+        ("file", 2, "output file: file is a file; expected a directory."),
+        ("file/run", 2, "output file/run: file is a file; expected a directory."),
+        ("/proc/run", 1, "/proc/run cannot be written: "),
     ],
 )
-def test_an_output_that_cannot_be_made_is_told_in_one_line(kgraft, out, message):
+def test_an_output_that_cannot_be_made_is_told_in_one_line(kgraft, out, end, message):
     Path("file").touch()
     code, printed, err = kgraft("fit", *SMALL, "--out", out)
-    assert (code, printed, err.count("\n")) == (2, "", 1)
+    assert (code, printed, err.count("\n")) == (end, "", 1)
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["evaluate", ""], "RUN"),
+        (["select", ""], "RUN"),
+        (["compare", ""], "COMPARISON"),
+        (["fit", ""], "RUNFILE"),
+        (["fit", "--resume", ""], "--resume"),
+        (["fit", "--data-dir", ""], "--data-dir"),
+        (["bench", "--json", ""], "--json"),
+        (["weights", "export", "", "-o", "a.pt"], "SOURCE"),
+        (["weights", "import", "a.pt", "resnet8", "-o", ""], "--out"),
+    ],
+)
+def test_an_empty_name_is_not_the_working_directory(kgraft, arguments, name):
+    line = f"kgraft: {name} is empty: expected a file or a directory.\n"
+    assert kgraft(*arguments) == (2, "", line)
+
+
+def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(kgraft, monkeypatch):
+    monkeypatch.setattr(directory, "default_path", lambda _: Path("runs/now"))
+    for _ in range(3):
+        assert kgraft("fit", *SMALL)[0] == 0
+    assert sorted(own.name for own in Path("runs").iterdir()) == ["now", "now-2", "now-3"]
+    assert all((own / "summary.json").is_file() for own in Path("runs").iterdir())
+
+
+def test_a_run_that_fails_in_its_first_epoch_is_in_nobodys_way(kgraft, monkeypatch):
+    """A mixer of one's own is mended, and the same command begins anew, or --resume goes on."""
+
+    @dataclass(frozen=True)
+    class Torn(EpochMixer):
+        name = "torn"
+        peers = least = 2
+
+        def apply(self, peers, state, moment):
+            return {"wrong": object()}, None
+
+    for again in (["--method", "torn", *SMALL, "--out", "here"], ["--resume", "here"]):
+        monkeypatch.setattr(Torn, "apply", lambda *_: ({"wrong": object()}, None))
+        code, _, err = kgraft("fit", "--method", "torn", *SMALL, "--out", "here")
+        assert (code, err.count("\n")) == (2, 1) and "its state['wrong'] is an object" in err
+        assert not Path("here/summary.json").exists()
+        monkeypatch.setattr(Torn, "apply", lambda *_: ({}, None))
+        assert kgraft("fit", *again)[0] == 0
+        assert Path("here/summary.json").is_file()
+        shutil.rmtree("here")
+    del MIXERS["torn"]
+
+
+def test_padding_as_wide_as_the_images_is_refused_before_there_is_a_directory(kgraft):
+    line = "kgraft: data.pad is 8, the images' side is 8: expected less, a crop would hold nothing"
+    code, _, err = kgraft("fit", *SMALL, "--set", "data.pad=8", "--out", "here")
+    assert code == 2 and err.startswith(line) and not Path("here").exists()
+
+
+def test_what_has_no_part_in_the_method_is_said_in_one_line(kgraft):
+    _, out, _ = kgraft("fit", *SMALL, "--peers", "1", "--set", "graft.sharpness=9")
+    assert out.count("graft.sharpness: no part in method baseline, which follows from") == 1
+
+
+def test_a_line_is_said_once_whatever_handlers_the_root_has(kgraft, caplog):
+    _, out, err = kgraft("fit", *SMALL)
+    assert out.count("engine: ") == 1 and err == "" and not caplog.records
 
 
 def test_a_file_of_a_run_that_is_cut_off_is_refused_wherever_it_is_read(kgraft):
@@ -197,6 +269,7 @@ def test_a_file_of_a_run_that_is_cut_off_is_refused_wherever_it_is_read(kgraft):
         (".:Swap", "method '.:Swap': expected module:Class"),
         ("broken_swap:Swap", "cannot be loaded: SyntaxError: invalid syntax (broken_swap.py"),
         ("raising_swap:Swap", "cannot be loaded: RuntimeError: boom."),
+        ("leaving_swap:Swap", "cannot be loaded: SystemExit: 3."),
         ("no_swap:Swap", "cannot be loaded: ModuleNotFoundError: No module named 'no_swap'."),
     ],
 )
@@ -204,6 +277,7 @@ def test_a_mixer_that_cannot_be_loaded_is_one_line(kgraft, monkeypatch, method, 
     monkeypatch.syspath_prepend(".")
     Path("broken_swap.py").write_text("def swap(:")
     Path("raising_swap.py").write_text("raise RuntimeError('boom')")
+    Path("leaving_swap.py").write_text("raise SystemExit(3)")
     Path("own.toml").write_text(f'[run]\nmethod = "{method}"\n')
     for given in (["--method", method], ["own.toml"]):
         code, _, err = kgraft("fit", *given)

@@ -12,6 +12,7 @@ import sys
 import termios
 
 import pytest
+from kgraft_cli.figures import Figures
 from kgraft_cli.messages import messages_on
 from kgraft_cli.progress import LiveProgress, PlainProgress, progress_on
 from rich.console import Console
@@ -105,11 +106,33 @@ def test_a_live_table_is_there_once_whatever_is_said_beside_it(width):
     assert SAID <= set(lines)
 
 
-@pytest.mark.parametrize("width", [150, 60])
+@pytest.mark.parametrize("width", [150, 60, 40])
 def test_nothing_of_the_table_is_left_when_it_ends(width):
     lines = screen(on_a_terminal(width), width)
     left = [line for line in lines if line]
     assert set(left) == {*SAID, "not a whole line", "the end"}
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 150])
+def test_no_figure_is_cut_however_narrow_the_terminal(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    figures = Figures("costs", ("model", "parameters", "against a baseline", "peers"))
+    figures.add_row("mobilenet_v2", "12,345,678,901", "+0.12 (-1.23 to +4.56)", "1 2 3 4")
+    figures.add_section()
+    figures.add_row("soup", "36,477,271", "", "1")
+    console.print(figures)
+    progress = LiveProgress(console)
+    progress.begin("teacher 10", 1, 200, 351)
+    progress.step("teacher 10", 30, 100)
+    rows = [{"model": 1, "lr": 0.1, "loss": 10.1234, "accuracy": 0.75215, "alpha": 0.5}]
+    progress.epoch("teacher 10", 30, rows)
+    console.print(progress.shown())
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines()) and "…" not in text
+    for figure in ("12,345,678,901", "36,477,271", "+0.12 (-1.23 to +4.56)", "1 2 3 4"):
+        assert figure in " ".join(text.split())
+    for figure in ("0.1000", "10.1234", "75.22%", "0.500", "10279/70200"):
+        assert figure in text
 
 
 def test_a_dumb_terminal_gets_a_line_an_epoch():
@@ -132,6 +155,31 @@ def test_what_redraws_is_chosen_for_terminals_that_can(monkeypatch):
     assert isinstance(progress_on(Console(force_terminal=False)), PlainProgress)
     monkeypatch.setenv("TERM", "dumb")
     assert isinstance(progress_on(Console(force_terminal=True)), PlainProgress)
+
+
+@pytest.mark.parametrize(("backend", "said"), [("torch", "0"), ("tensorflow", None)])
+def test_only_a_tensorflow_that_is_the_backend_tells_how_it_multiplies(monkeypatch, backend, said):
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS")
+    with messages_on(Console(file=io.StringIO())):
+        assert os.environ.get("TF_ENABLE_ONEDNN_OPTS") == said
+
+
+@pytest.mark.slow
+def test_stderr_of_a_run_that_succeeds_is_empty(tmp_path):
+    arguments = ["fit", "--peers", "1", "--teachers", "0", "--epochs", "1", "--limit-train", "80"]
+    code = f"from kgraft_cli.main import main; main({arguments})"
+    unset = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**unset, "KERAS_BACKEND": "torch"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
 
 
 def test_warnings_go_to_stderr_and_information_to_the_console(capsys):

@@ -8,7 +8,7 @@ import pytest
 from kgraft import data
 from kgraft.data import builders
 from kgraft.data.archive import read_archive
-from kgraft.errors import UserError
+from kgraft.errors import StorageError, UserError
 
 
 @pytest.fixture
@@ -129,6 +129,11 @@ def test_a_data_directory_that_is_a_file_is_refused(tmp_path, tiny_archive):
         with pytest.raises(UserError, match="cannot be written") as caught:
             data.prepare("cifar100", archive=tiny_archive, data_dir=folder)
         assert "\n" not in str(caught.value)
+
+
+def test_a_data_directory_that_cannot_be_made_is_the_machines_failure(tiny_archive):
+    with pytest.raises(StorageError, match=r"data directory /proc/no: .* cannot be written: No "):
+        data.prepare("cifar100", archive=tiny_archive, data_dir="/proc/no")
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_folder_is_refused(tmp_path):
     folder = tmp_path / "folder.npz"
     folder.mkdir()
-    assert "no such file" in refusal(folder)
+    assert "folder.npz is a directory; expected an .npz file" in refusal(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"some text", b"PK\x03\x04 and then nothing"])

@@ -65,6 +65,8 @@ def test_a_wrong_name_gets_the_nearest_valid_one(name, message):
         ("32", 10, "input_shape='32' is not (height, width, channels)"),
         ((None, 32, 3), 10, "must hold whole numbers from 1 up"),
         ((32, 32, 0), 10, "must hold whole numbers from 1 up"),
+        ((32, 32, 10**20), 10, "expected at most 65536 of each"),
+        ((32, 32, 3), 10**20, "classes=100000000000000000000: expected at most 1000000."),
         ((32, 32, 3), 1, "classes=1: a classifier needs at least 2 classes"),
         ((32, 32, 3), "10", "classes='10': a classifier needs at least 2 classes"),
     ],

@@ -151,7 +151,21 @@ def test_any_settings_survive_being_written(name, files, lr, nesterov, limit):
         ("[run]\nepochs = 2.5", "r.toml: [run] epochs = 2.5: expected a whole number."),
         ("[run]\nepochs = true", "r.toml: [run] epochs = true: expected a whole number."),
         ("[run]\nepochs = 0", "r.toml: [run] epochs = 0: expected 1 or more."),
-        ("[peers]\ncount = 0", "r.toml: [peers] count = 0: expected 1 or more."),
+        ("[peers]\ncount = 0", "r.toml: [peers] count = 0: expected 1..1024."),
+        (
+            "[peers]\ncount = 100000000000",
+            "r.toml: [peers] count = 100000000000: expected 1..1024.",
+        ),
+        ("[teachers]\ncount = 1025", "r.toml: [teachers] count = 1025: expected 0..1024."),
+        (
+            "[optimizer]\nmomentum = 1.0",
+            "r.toml: [optimizer] momentum = 1.0: expected 0.0 or more, less than 1.0.",
+        ),
+        ("[graft]\ndecimals = 400", "r.toml: [graft] decimals = 400: expected 1..15."),
+        (
+            "[graft]\nbins = 1000000000000",
+            "r.toml: [graft] bins = 1000000000000: expected 1..4096.",
+        ),
         ("[graft]\namplitude = 1.5", "r.toml: [graft] amplitude = 1.5: expected 0.0..1.0."),
         ("[graft]\nsharpness = 0", "r.toml: [graft] sharpness = 0.0: expected more than 0."),
         ("[graft]\nsharpness = nan", "r.toml: [graft] sharpness = nan: expected more than 0."),
@@ -183,6 +197,14 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path):
         configs.read(tmp_path / "binary.toml")
     with pytest.raises(UserError, match="cannot be read"):
         configs.read(tmp_path)
+    (tmp_path / "empty.toml").write_text("\n")
+    with pytest.raises(UserError, match=r"empty\.toml is empty: expected TOML"):
+        configs.read(tmp_path / "empty.toml")
+
+
+def test_an_editors_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "marked.toml").write_text("[peers]\ncount = 3", encoding="utf-8-sig")
+    assert configs.read(tmp_path / "marked.toml").peers.count == 3
 
 
 @pytest.mark.parametrize(
@@ -204,6 +226,12 @@ def test_an_assignment_without_a_value_is_refused():
         configs.parse_assignment("epochs")
     with pytest.raises(UserError, match=r"--set run: expected table\.key=value"):
         Config().changed("run", 3, "--set run")
+
+
+@pytest.mark.parametrize("text", ["graft.every=1\nepochs = 0", "graft.every=1\n[run]\nepochs = 0"])
+def test_an_assignment_has_one_value(text):
+    with pytest.raises(UserError, match=r"--set graft\.every: expected one value, found '1\\n"):
+        configs.parse_assignment(text)
 
 
 def test_every_setting_has_a_default_of_its_own_type():

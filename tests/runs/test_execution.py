@@ -177,9 +177,14 @@ def test_a_teacher_of_something_else_is_refused(tiny, tmp_path, shape, classes, 
 
 def test_a_file_that_is_no_model_is_refused(tiny, tmp_path):
     file = tmp_path / "teacher.keras"
-    file.write_text("no model")
-    with pytest.raises(UserError, match=r"teacher\.keras is no Keras model"):
-        assemble(tiny(teachers__files=[str(file)]))
+    models.resnet8(input_shape=(8, 8, 1), classes=10).save(file)
+    for content in (b"", b"no model", file.read_bytes()[:-100]):
+        file.write_bytes(content)
+        said = (
+            r"teacher\.keras is no Keras model that can be loaded: it is empty, cut off or damaged"
+        )
+        with pytest.raises(UserError, match=said):
+            assemble(tiny(teachers__files=[str(file)]))
 
 
 def test_a_directory_of_another_run_is_left_alone(tiny, tmp_path):

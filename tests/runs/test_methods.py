@@ -10,6 +10,7 @@ import pytest
 from kgraft import settings
 from kgraft.errors import UserError
 from kgraft.grafting import Average, FilterGraft, Graft, L1Norm, Noise, Papa
+from kgraft.grafting.mixer import RESERVED
 from kgraft.runs import config as configs
 from kgraft.runs import selection
 from kgraft.runs.assembly import assemble
@@ -107,6 +108,10 @@ def test_every_method_leaves_a_run(method, tmp_path):
     assert all(np.isfinite(row["loss"]) for row in rows)
 
 
+def test_no_method_has_a_table_that_is_everybodys():
+    assert set(configs.TABLES) < set(RESERVED)
+
+
 def test_numbers_follow_from_the_method_unless_given():
     assert (of("baseline").peers.count, of("baseline").teachers.count) == (1, 0)
     assert (of("graft+").peers.count, of("graft+").teachers.count) == (4, 1)
@@ -160,7 +165,7 @@ def test_numbers_that_a_method_cannot_have_are_refused(method, changes, text):
         (
             "graft",
             {"graft__criterion": "filter-entropy", "graft__binning": "authors"},
-            "does not read graft.binning",
+            "method graft with graft.criterion = 'filter-entropy' does not read graft.binning",
         ),
         ("graft", {"teachers__temperature": 3.0}, "graft does not read teachers.temperature"),
         (
@@ -181,6 +186,17 @@ def test_settings_that_a_method_does_not_read_are_refused(method, changes, text)
     assert text in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_what_has_no_part_in_a_method_that_follows_from_the_numbers_is_said_once(caplog):
+    caplog.set_level("INFO", "kgraft")
+    config = settled(changed(Config(), graft__sharpness=9.0, peers__count=1))
+    said = (
+        "graft.sharpness: no part in method distill, which follows from peers.count = 1 and "
+        "teachers.count = 1"
+    )
+    assert [record.getMessage() for record in caplog.records] == [said]
+    assert settled(config) == config and len(caplog.records) == 1
+
+
 def test_a_run_file_may_describe_the_grafting_and_teachers_it_would_have():
     described = changed(Config(), graft__sharpness=9.0, teachers__temperature=3.0)
     baseline = settled(changed(described, peers__count=1, teachers__count=0))
@@ -199,10 +215,10 @@ def test_a_resolved_run_file_holds_no_other_methods_tables():
 
 OTHERS = {  # than the defaults
     **{"criterion": "l1", "bins": 7, "binning": "authors", "amplitude": 0.3, "sharpness": 9.0},
-    **{"decimals": 2, "grouping": "authors", "blend_frozen": True, "biases": False, "alpha": 0.3},
+    **{"decimals": 2, "grouping": "authors", "blend_frozen": True, "revive": True, "biases": False},
     **{"every": 3, "epochs": 4, "evaluate": "before", "threshold": 0.2, "decay": 0.5, "rate": 0.9},
     **{"every_steps": 7, "lr_scaling": "none", "share": 0.2, "by_depth": False, "weight": 2.0},
-    **{"full_epochs": 2, "pruned_epochs": 3, "cycles": 4, "temperature": 3.0},
+    **{"full_epochs": 2, "pruned_epochs": 3, "cycles": 4, "temperature": 3.0, "alpha": 0.3},
 }
 
 

@@ -99,6 +99,43 @@ def test_what_cannot_be_told_says_what_to_write(text, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        ("[graft]\nfrozen = true\nblend_frozen = false", "graft.frozen", "graft.blend_frozen"),
+        (
+            '[graft]\nlevel = "filter"\nevery = 2\n[filter-graft]\nevery = 3',
+            *("graft.every", "filter-graft.every"),
+        ),
+        (
+            '[graft]\nlevel = "filter"\ngrouping = "authors"\n[filter-graft]\nbiases = true',
+            *("graft.grouping", "filter-graft.biases"),
+        ),
+        (
+            '[run]\nmethod = "papa"\n[papa]\nvariant = "all"\nevery_epochs = 3\nevery = 4',
+            *("papa.every", "papa-all.every"),
+        ),
+        (
+            '[run]\nmethod = "papa"\n[papa]\nvariant = "all"\nevery_epochs = 3\n'
+            "[papa-all]\nevery = 4",
+            *("papa.every_epochs", "papa-all.every"),
+        ),
+        (
+            '[run]\nmethod = "noise"\n[scion]\ndecay = 0.5\n[noise]\ndecay = 0.6',
+            *("scion.decay", "noise.decay"),
+        ),
+        (
+            '[run]\nmethod = "fixed"\n[graft]\nalpha = 0.5\n[fixed]\nalpha = 0.6',
+            *("graft.alpha", "fixed.alpha"),
+        ),
+    ],
+)
+def test_an_old_word_beside_its_new_one_is_refused(text, old, new):
+    with pytest.raises(UserError) as error:
+        configs.parse(text, "old.toml")
+    assert str(error.value) == f"old.toml: {old} and {new} say the same: take {old} out."
+
+
 def test_flags_say_it_too():
     with pytest.raises(UserError, match=r'--set: graft.level is gone: write method = "filter-g'):
         Config().changed("graft.level", "filter", "--set")

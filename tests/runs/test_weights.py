@@ -20,6 +20,7 @@ from tests.reference.torch_models import (
 )
 
 CLASSES = 5
+SAME_OTHER = ("same", "other")
 LARGE = {"resnet110", "wrn-28-10", "resnet34", "resnet50"}
 
 
@@ -35,6 +36,24 @@ def same_bits(ours, theirs):
 
 def weights_of(state):
     return {k: np.asarray(v) for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def test_the_size_is_the_sources_where_it_knows_it(tmp_path):
+    models.build("wrn-10-1", input_shape=(10, 12, 1), classes=3).save(tmp_path / "m.keras")
+    import_weights(tmp_path / "m.keras", "wrn-10-1", tmp_path / "same.keras")
+    import_weights(tmp_path / "m.keras", "wrn-10-1", tmp_path / "other.keras", size=16)
+    shapes = [keras.models.load_model(tmp_path / f"{n}.keras").input_shape for n in SAME_OTHER]
+    assert shapes == [(None, 10, 12, 1), (None, 16, 16, 1)]
+
+
+def test_a_tensor_that_is_not_dense_is_refused_in_one_line(tmp_path):
+    state = twin_of("wrn-10-1").state_dict()
+    key = next(iter(state))
+    for wrong in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
+        torch.save({**state, key: wrong}, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=f"{key} is a sparse, quantized or empty tensor") as no:
+            state_dict.read(tmp_path / "w.pt")
+        assert "\n" not in str(no.value)
 
 
 @pytest.mark.parametrize(

@@ -142,3 +142,12 @@ def test_a_name_has_one_mixer():
 
         class Mine(StepMixer):
             name = "graft"
+
+
+@pytest.mark.parametrize("word", ["run", "data", "peers", "checkpoint", "budget", "a.b", "a b"])
+def test_a_name_that_no_table_of_a_run_file_can_have_is_refused(word):
+    said = f"mixer .*Mine: its settings cannot stand in a table .{word}. of a run file"
+    with pytest.raises(kgraft.UserError, match=said):
+
+        class Mine(StepMixer):
+            name = word

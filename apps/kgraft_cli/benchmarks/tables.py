@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rich.table import Table
+from kgraft_cli.figures import Figures
 
 _SPEED = ("model", "batch", "K", "contender", "images x peers / s", "kgraft / this")
 _COLUMNS = {
@@ -17,7 +17,7 @@ _COLUMNS = {
 }
 
 
-def table(what: str, rows: list[dict[str, Any]], title: str) -> Table:
+def table(what: str, rows: list[dict[str, Any]], title: str) -> Figures:
     """A table of medians, with the range in parentheses.
 
     Args:
@@ -26,10 +26,8 @@ def table(what: str, rows: list[dict[str, Any]], title: str) -> Table:
             `profile` gave.
         title: what all rows have in common.
     """
-    made = Table(title=title, title_justify="left")
-    for column in _COLUMNS[what]:
-        left = column in ("backend", "model", "contender", "method", "operation")
-        made.add_column(column, justify="left" if left else "right")
+    words = ("backend", "model", "contender", "method", "operation")
+    made = Figures(title, _COLUMNS[what], left=words)
     for row in rows:
         made.add_row(*_CELLS[what](row))
     return made

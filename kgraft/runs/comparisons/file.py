@@ -30,9 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from kgraft.errors import UserError, suggest
-from kgraft.runs.config import Config
+from kgraft.runs.config import TABLES, Config, text_of
 from kgraft.runs.methods import for_everybody, method_of, settled
+from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import modern
+from kgraft.settings import to_toml
 
 RESULTS = ("peer", "soup", "ensemble")
 _SAME = (
@@ -103,12 +105,9 @@ def read_comparison(path: Path) -> Comparison:
         UserError: no such file, no TOML, an unknown key, or entries whose data, schedule,
             optimizer, network, batch size or epochs differ; names the difference.
     """
+    text = text_of(path, "comparison")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"comparison {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"comparison {path} cannot be read: {error}") from None
+        tables = tomllib.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not TOML: {error}.") from None
     for name in tables:
@@ -117,6 +116,8 @@ def read_comparison(path: Path) -> Comparison:
                 f"{path}: unknown table {name!r}."
                 + suggest(name, ("comparison", "common", "entries"))
             )
+        if not isinstance(tables[name], Mapping):
+            raise UserError(f"{path}: {name} is a value; expected a table [{name}].")
     settings = tables.get("comparison", {})
     for name in settings:
         if name not in ("seeds", "baseline"):
@@ -130,7 +131,10 @@ def read_comparison(path: Path) -> Comparison:
         or any(type(seed) is not int or seed < 0 for seed in seeds)
         or len(set(seeds)) < len(seeds)
     ):
-        raise UserError(f"{path}: [comparison] seeds = {seeds}: expected different whole numbers.")
+        raise UserError(
+            f"{path}: [comparison] seeds = {to_toml(seeds)}: expected a list of different whole "
+            "numbers, e.g. [0, 1, 2]."
+        )
     common = for_everybody(_with(Config(), tables.get("common", {}), f"{path}: [common]"))
     entries = tuple(
         _entry(name, table, common, seeds[0], str(path))
@@ -274,11 +278,8 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
     if not isinstance(table, Mapping):
         raise UserError(f"{where} is a value; expected a table.")
     own = dict(table)
-    result, runs_of, budget = (
-        own.pop("result", None),
-        own.pop("runs_of", name),
-        own.pop("budget", 1),
-    )
+    words = {"result": None, "runs_of": name, "budget": 1}
+    result, runs_of, budget = (own.pop(word, usual) for word, usual in words.items())
     if type(budget) is not int or budget < 1:
         raise UserError(f"{where} budget = {budget!r}: expected a whole number, 1 or more.")
     if runs_of != name and own:
@@ -286,7 +287,7 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
             f"{where} reads the runs of {runs_of!r} and has settings of its own "
             f"({', '.join(own)}): expected only result."
         )
-    config = _with(common, own, where).changed("run.seed", seed, where)
+    config = _with(common, own, where, tuple(words)).changed("run.seed", seed, where)
     if budget > 1:
         epochs = config.run.epochs * budget
         config = _stretched(config.changed("run.epochs", epochs, where), budget)
@@ -297,10 +298,21 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
     return Entry(name, config, result, runs_of, budget)
 
 
-def _with(config: Config, tables: Mapping[str, Any], source: str) -> Config:
-    for table, settings in modern(tables, source).items():
+def _with(
+    config: Config, tables: Mapping[str, Any], source: str, words: tuple[str, ...] = ()
+) -> Config:
+    """Settings with the tables' own, where `words` are what else might stand beside them."""
+    own = sorted(modern(tables, source).items(), key=lambda own: own[0] != "run")  # brings tables
+    for table, settings in own:
+        known = (*TABLES, *tables_of_methods())
+        if table not in known:
+            raise UserError(f"{source} unknown key {table!r}." + suggest(table, (*words, *known)))
         if not isinstance(settings, Mapping):
             raise UserError(f"{source} {table} is a value; expected a table, e.g. run.epochs = 15.")
+        if table == "run" and "seed" in settings:
+            raise UserError(
+                f"{source} run.seed: a comparison's seeds are [comparison] seeds = [0, 1, 2]."
+            )
         for name, value in settings.items():
             config = config.changed(f"{table}.{name}", value, source)
     return config
