@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kgraft.errors import UserError, suggest
+from kgraft.files import read_text
 from kgraft.runs.methods import METHODS, method_of, reads
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import MOVED, modern
@@ -207,6 +208,9 @@ class Config:
         return f"{_FIRST}\n\n{self.to_toml()}\n{_LAST}\n"
 
 
+MOST_TOML = 1 << 20
+"""Bytes of a run or comparison file: the longest in configs/ has some thousands."""
+
 _FIRST = "# As kgraft has resolved it; without its last line this file is cut off."
 _LAST = "# The end."
 _TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("methods", "given"))
@@ -225,11 +229,11 @@ def read(path: str | Path) -> Config:
         UserError: the file is missing, empty, cut off or no TOML, or what `parse` raises.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(Path(path), MOST_TOML)
     except FileNotFoundError:
         raise UserError(f"run file {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"run file {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"run file {path} cannot be read: {error}.") from None
     lines = text.splitlines()
     if (_FIRST.startswith(text) or _FIRST in lines[:1]) and _LAST not in lines:
         raise UserError(
@@ -256,10 +260,7 @@ def parse(text: str, source: str) -> Config:
         >>> parse("[peers]\ncount = 2", "two.toml").peers
         Peers(count=2)
     """
-    try:
-        tables = tomllib.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source} is not TOML: {error}.") from None
+    tables = toml(text, source)
     config = Config()
     tables = modern(tables, source)
     for table, settings in sorted(tables.items(), key=lambda own: own[0] != "run"):
@@ -272,6 +273,24 @@ def parse(text: str, source: str) -> Config:
         for name, value in settings.items():
             config = config.changed(f"{table}.{name}", value, source)
     return config
+
+
+def toml(text: str, source: str) -> dict[str, Any]:
+    """The tables in a TOML file's text.
+
+    Args:
+        text: TOML.
+        source: the file's name, for errors.
+
+    Raises:
+        UserError: it is none, or nested without end.
+    """
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is not TOML: {error}.") from None
+    except RecursionError:
+        raise UserError(f"{source} is not TOML that can be read: it is nested too deep.") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -295,5 +314,5 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: expected table.key=value, e.g. optimizer.lr=0.05.")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except ValueError:
+    except (ValueError, RecursionError):
         return key.strip(), value.strip()

@@ -138,9 +138,8 @@ class _Execution:
             rows.append({"teacher": len(rows) + 1, "file": file, **_scores(teacher, assembly)})
         for m, teacher in enumerate(assembly.untrained):
             number = len(rows) + 1
-            if (ended := directory.ended_teacher(number)) is not None:
-                teacher.set_weights(ended[0].get_weights())
-                rows.append(ended[1])
+            if (ended := directory.ended_teacher(number, teacher)) is not None:
+                rows.append(ended)
                 continue
             phase, engine = f"teacher {number}", assembly.config.run.engine
             keras.utils.set_random_seed(teacher_seed(assembly.config, m))

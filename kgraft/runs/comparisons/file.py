@@ -23,18 +23,19 @@ Besides a run file's tables an entry may have `budget = n`, a training n times a
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kgraft.errors import UserError, suggest
-from kgraft.runs.config import Config
+from kgraft.errors import UserError, suggest, told
+from kgraft.files import read_text
+from kgraft.runs.config import MOST_TOML, Config, toml
 from kgraft.runs.methods import for_everybody, method_of, settled
 from kgraft.runs.old_files import modern
 
 RESULTS = ("peer", "soup", "ensemble")
+_MOST_SEED = 2**63  # as in a run's JSON
 _SAME = (
     "run.batch_size",
     "run.select",
@@ -104,19 +105,21 @@ def read_comparison(path: Path) -> Comparison:
             optimizer, network, batch size or epochs differ; names the difference.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path, MOST_TOML)
     except FileNotFoundError:
         raise UserError(f"comparison {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"comparison {path} cannot be read: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not TOML: {error}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"comparison {path} cannot be read: {error}.") from None
+    tables = toml(text, str(path))
     for name in tables:
         if name not in ("comparison", "common", "entries"):
             raise UserError(
                 f"{path}: unknown table {name!r}."
                 + suggest(name, ("comparison", "common", "entries"))
             )
+    for name in ("comparison", "common", "entries"):
+        if not isinstance(tables.get(name, {}), Mapping):
+            raise UserError(f"{path}: {name} is a value; expected a table [{name}].")
     settings = tables.get("comparison", {})
     for name in settings:
         if name not in ("seeds", "baseline"):
@@ -127,7 +130,7 @@ def read_comparison(path: Path) -> Comparison:
     if (
         not isinstance(seeds, list)
         or not seeds
-        or any(type(seed) is not int or seed < 0 for seed in seeds)
+        or any(type(seed) is not int or not 0 <= seed < _MOST_SEED for seed in seeds)
         or len(set(seeds)) < len(seeds)
     ):
         raise UserError(f"{path}: [comparison] seeds = {seeds}: expected different whole numbers.")
@@ -141,7 +144,8 @@ def read_comparison(path: Path) -> Comparison:
     names = [entry.name for entry in entries]
     baseline = settings.get("baseline", names[0])
     if baseline not in names:
-        raise UserError(f"{path}: baseline {baseline!r} is no entry." + suggest(baseline, names))
+        near = suggest(str(baseline), names)
+        raise UserError(f"{path}: baseline {baseline!r} is no entry.{near}")
     by_name = {entry.name: entry for entry in entries}
     _check_order(by_name, str(path))
     _check_directories(entries, str(path))
@@ -281,6 +285,8 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
     )
     if type(budget) is not int or budget < 1:
         raise UserError(f"{where} budget = {budget!r}: expected a whole number, 1 or more.")
+    if not isinstance(runs_of, str):
+        raise UserError(f"{where} runs_of = {told(runs_of)}: expected the name of an entry.")
     if runs_of != name and own:
         raise UserError(
             f"{where} reads the runs of {runs_of!r} and has settings of its own "
