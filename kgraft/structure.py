@@ -44,8 +44,8 @@ def fault(value: Any, like: Any, where: str = "") -> str:
     if isinstance(like, list):
         if not isinstance(value, list):
             return _wrong(value, "a list", where)
-        said = (fault(part, like[0], f"{where}[{k}]") for k, part in enumerate(value))
-        return next(filter(None, said), "")
+        parts = (fault(part, like[0], f"{where}[{k}]") for k, part in enumerate(value))
+        return next(filter(None, parts), "")
     kinds = like if isinstance(like, tuple) else (like,)
     if any(_is(value, kind) for kind in kinds):
         return ""

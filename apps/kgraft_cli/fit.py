@@ -84,7 +84,7 @@ def command(
             config, path = read_unfinished(Path(resume)), Path(resume)
         BACKEND.keep_compiled()
         assembly = assemble(config)
-        console = Console()
+        console = Console(markup=False, emoji=False)
         try:
             with messages_on(console), progress_on(console) as progress:
                 summary = execute(assembly, path, progress, stopping, resume=resume is not None)

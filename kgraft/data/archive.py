@@ -14,7 +14,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -267,7 +266,7 @@ class _Bounded(io.RawIOBase):
     Whatever a packed archive says of itself, a header's length too, it cannot unpack to more.
     """
 
-    def __init__(self, stream: IO[bytes], most: int) -> None:
+    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
         super().__init__()
         self._stream, self._left = stream, most
 

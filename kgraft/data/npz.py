@@ -5,6 +5,7 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -120,7 +121,12 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         else:
             shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    except (MemoryError, RecursionError):  # of Python's parser: a header of parentheses
+    except (
+        MemoryError,
+        RecursionError,
+        SyntaxError,
+        TokenError,
+    ):  # of Python's parser: a header of parentheses
         raise ValueError("a header that cannot be read") from None
     return shape, dtype
 

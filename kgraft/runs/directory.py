@@ -30,7 +30,6 @@ from kgraft.runs.config import Config, read
 from kgraft.runs.keras_file import read_model
 from kgraft.structure import fault
 
-
 _ROW = {
     "test_accuracy": float,
     "validation_accuracy": (float, None),
@@ -56,9 +55,12 @@ def check_free(path: Path) -> None:
     Raises:
         UserError: it or what it lies in is a file, or it is not empty.
     """
-    for part in (path, *path.parents):
-        if part.exists() and not part.is_dir():
-            raise UserError(f"output {path}: {part} is a file; expected a directory.")
+    try:
+        files = [part for part in (path, *path.parents) if part.exists() and not part.is_dir()]
+    except OSError as error:
+        raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
+    if files:
+        raise UserError(f"output {path}: {files[0]} is a file; expected a directory.")
     if path.is_dir() and any(own for own in path.iterdir() if not own.name.startswith(".")):
         if (path / "run.toml").exists() and not (path / "summary.json").exists():
             raise UserError(

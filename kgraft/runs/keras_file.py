@@ -10,6 +10,7 @@ weights that it wants and the file has not are refused.
 import io
 import json
 import math
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,15 +47,19 @@ def read_model(file: Path, name: str) -> keras.Model:
     if not is_file(file):
         raise UserError(f"{name}: no such file.")
     try:
-        config, stored = _unpacked(file)
-        _weigh(config, stored)
-        return keras.saving.load_model(file, compile=False, safe_mode=True)
+        with warnings.catch_warnings(record=True) as said:
+            config, stored = _unpacked(file)
+            _weigh(config, stored)
+            model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except MemoryError:
         raise
     except Exception as error:  # of Keras, HDF5 or zlib, by what stands in the file
-        if "memory" in str(error) and not isinstance(error, _Refused):
-            raise MemoryError(str(error)) from None
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise MemoryError(_said(error)) from None
         raise UserError(f"{name} is no Keras model that can be loaded: {_said(error)}") from None
+    for warning in said:  # not beside the line that refuses it
+        warnings.warn(warning.message, stacklevel=2)
+    return model
 
 
 def read_classifier(
@@ -73,9 +78,10 @@ def read_classifier(
         UserError: what `read_model` raises, or it is a model for something else.
     """
     model = read_model(file, name)
-    if len(model.inputs or ()) != 1 or len(model.outputs or ()) != 1:
+    graph = graph_of(model)
+    if graph is None or len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise UserError(f"{name} has not one input and one output: expected a classifier.")
-    takes, gives = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    takes, gives = tuple(graph.inputs[0].shape), tuple(graph.outputs[0].shape)
     if takes[1:] != tuple(shape):
         raise UserError(f"{name} takes images of {takes[1:]}, {data} {shape}.")
     if len(gives) != 2 or gives[0] is not None:

@@ -11,7 +11,6 @@ from kgraft.grafting.ring import GraftRecord
 from kgraft.structure import fault
 from kgraft.training.joint_state import StatefulCallback
 
-
 _SAVED = {
     "best_epoch": [int],
     "best_accuracy": [(float, None)],

@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,7 +123,8 @@ def _load(path: Path) -> Any:
 
     _check_zip(path)
     try:
-        with torch.serialization.safe_globals(_SCALARS):
+        with torch.serialization.safe_globals(_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that it does not read anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "global" in str(error):

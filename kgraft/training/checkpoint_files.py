@@ -103,12 +103,12 @@ class CheckpointFiles:
                 raise DamagedError("another version of kgraft has written it")
             if _checksum_of(path / _ARRAYS) != told["arrays"]:
                 raise DamagedError(f"{_ARRAYS} has changed")
-            arrays = safetensors.numpy.load_file(path / _ARRAYS)
+            arrays, state = safetensors.numpy.load_file(path / _ARRAYS), told["state"]
         except (KeyError, TypeError):  # a value that is missing, numbers that NumPy does not have
             raise DamagedError(f"{_STATE} is not as kgraft writes it") from None
         except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
             raise DamagedError(str(getattr(error, "strerror", None) or error)) from None
-        return arrays, told["state"]
+        return arrays, state
 
     def newest(self, after: int = 0) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
         """The newest one that is whole; a damaged one is named in the log.

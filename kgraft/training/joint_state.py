@@ -212,7 +212,7 @@ class CallbackStates:
             arrays: the arrays that it put aside.
         """
         for each, before, kept in zip(self._callbacks, self._begun, saved, strict=False):
-            rest = list(kept)
+            rest = [(name, state) for name, state in kept]
             for own, begun in zip(each, before, strict=True):
                 name = type(own).__name__
                 found = next((entry for entry in rest if entry[0] == name), None)

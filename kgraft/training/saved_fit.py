@@ -11,6 +11,7 @@ import keras
 
 from kgraft.engines.steps import Logs
 from kgraft.errors import UserError
+from kgraft.structure import fault
 from kgraft.training.checkpoint_files import CheckpointFiles, flat, nested
 from kgraft.training.checkpoints import Checkpoints, Keeper, Taken
 from kgraft.training.joint_state import (
@@ -24,7 +25,6 @@ from kgraft.training.joint_state import (
     values_of,
     variables_of,
 )
-from kgraft.structure import fault
 from kgraft.training.session import Session
 
 _log = logging.getLogger("kgraft")

@@ -12,8 +12,8 @@ import pickle
 import shutil
 import struct
 import tarfile
+import warnings
 import zipfile
-from pathlib import Path
 
 import h5py
 import keras
@@ -113,8 +113,8 @@ def selection(name, change, *said):
 def comparison(here):
     """A comparison of one entry whose run is the finished one."""
     (here / "c.toml").write_text(
-        '[comparison]\nseeds = [0]\n[common]\nrun.epochs = 1\nrun.batch_size = 32\n'
-        'data.limit_train = 96\ndata.limit_test = 40\n'
+        "[comparison]\nseeds = [0]\n[common]\nrun.epochs = 1\nrun.batch_size = 32\n"
+        "data.limit_train = 96\ndata.limit_test = 40\n"
         '[entries.plain]\nrun.method = "graft"\npeers.count = 2\n'
     )
     (here / "all/plain").mkdir(parents=True)
@@ -428,8 +428,6 @@ keras_file("with weights cut off", weights=lambda content: content[:3000])
 def _(here):
     dense().save(here / "evil.keras")
     with zipfile.ZipFile(here / "evil.keras", "a") as archive:
-        import warnings
-
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             archive.writestr("config.json", "{}")
@@ -438,7 +436,9 @@ def _(here):
 
 def made(name, make_model, *said):
     def make(here):
-        make_model().save(here / "evil.keras")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of one that is not built
+            make_model().save(here / "evil.keras")
         return taught_by("evil.keras")
 
     attack(f".keras {name}", "teacher evil.keras", *said)(make)
@@ -665,8 +665,8 @@ weights("whose one number stands for 10**12", "of which the file holds 4", make_
     conv1_weight=torch.zeros(1).expand(10**6, 10**6)))  # fmt: skip
 weights("packed", "unpack to", make_file=deflated)
 weights("that claims more numbers", "w.pt", make_file=overclaiming)
-weights("with a sparse tensor", "no ordinary tensor", make_file=saved(
-    conv1_weight=torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6))))  # fmt: skip
+SPARSE = torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6), check_invariants=True)
+weights("with a sparse tensor", "no ordinary tensor", make_file=saved(conv1_weight=SPARSE))
 weights("with a meta tensor", "w.pt", make_file=saved(
     conv1_weight=torch.zeros(10**6, 10**6, device="meta")))  # fmt: skip
 weights("with a key that is no word", "a key of type int", make_file=lambda path: torch.save(
