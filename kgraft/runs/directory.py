@@ -135,7 +135,8 @@ class RunDirectory:
     @bytes.setter
     def bytes(self, told: Any) -> None:
         wrong = fault(told, dict.fromkeys(self._bytes, int))
-        if wrong or min(told.values()) < 0:
+        wrong = wrong or next((f"{key} is {told[key]}" for key in self._bytes if told[key] < 0), "")
+        if wrong:
             raise UserError(f"{self.path} has no lengths of its files that could be: {wrong}.")
         self._bytes = {name: told[name] for name in self._bytes}
 

@@ -161,7 +161,7 @@ def linked(name, file, target, command, *said):
 
 RESUME, SELECT = ["fit", "--resume", "broken"], ["select", "run"]
 linked("metrics.jsonl", "broken/metrics.jsonl", "outside/precious.txt", RESUME, "metrics.jsonl")
-linked("run.toml", "broken/.lock", "outside/new.txt", RESUME, ".lock")
+linked("the lock", "broken/.lock", "outside/new.txt", RESUME, ".lock")
 linked("checkpoints", "broken/checkpoints", "outside", RESUME, "checkpoints")
 linked("peers", "broken/peers", "outside", RESUME, "peers")
 linked("select.json", "run/select.json", "outside/precious.txt", SELECT, "select.json")
