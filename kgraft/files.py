@@ -15,6 +15,9 @@ _log = logging.getLogger("kgraft")
 
 _PARTIAL = re.compile(r"\..+\.\d+(\.\w+)?")  # of `whole`: name, process, suffix
 
+MOST_TEXT = 1 << 24
+"""Bytes of a text file that is read whole: run files and a run's JSON have some thousands."""
+
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
@@ -36,6 +39,7 @@ def whole(path: Path) -> Iterator[Path]:
         return
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     with storing(path):
+        partial.unlink(missing_ok=True)  # a link that somebody has put there leads elsewhere
         try:
             yield partial
             with partial.open("rb+") as file:
@@ -135,6 +139,62 @@ def append_text(path: Path, text: str, after: int | None = None) -> int:
             raise
         os.fsync(file.fileno())
     return written
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of this name, also where none can have it."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, a NUL in it
+        return False
+
+
+def is_directory(path: Path) -> bool:
+    """Whether there is a directory of this name, also where none can have it."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a file, which may be of any kind and from anybody.
+
+    Args:
+        path: the file.
+        most: how many bytes it may have; no more are read, also of one that never ends.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is longer, no UTF-8, or has no name that a file can have.
+    """
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most:,} bytes")
+    return content.decode("utf-8")
+
+
+def check_plain(directory: Path) -> None:
+    """Refuse a directory in which something leads elsewhere, before anything is written to it.
+
+    Through a link in a directory that somebody else has packed, a file elsewhere would be written
+    or cut off; a pipe would never answer.
+
+    Args:
+        directory: whose files and folders are looked at, to any depth.
+
+    Raises:
+        UserError: names the first that is neither a file nor a folder.
+    """
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder) / name for name in sorted([*folders, *files])):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                what = "a symbolic link" if path.is_symlink() else "no ordinary file"
+                raise UserError(
+                    f"{path} is {what}: nothing is written to a run's directory that has such; "
+                    "copy it (cp -rL) and take the copy."
+                )
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ here and nowhere else:
 | `class_weight_to_sample_weights` | class weights as weights of examples | inside `fit` |
 | `train_validation_split` | cuts the end off some arrays | inside `fit` |
 | `get_global_attribute` | what Keras keeps of the process, `global_seed_generator` say | none |
+| `ObjectSharingScope` | objects that stand several times in a file are one | inside `load_model` |
 | `global_seed_generator` | what draws where no seed was given, made when first asked for | none |
 
 Graphs are read by functions that stand here (`graph_of`, `nodes_of`, `flat_layers`), other private
@@ -73,6 +74,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.models.functional import Functional, operation_fn, unpack_singleton
 from keras.src.random.seed_generator import global_seed_generator
+from keras.src.saving.serialization_lib import ObjectSharingScope
 from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 from keras.src.trainers.data_adapters.data_adapter_utils import class_weight_to_sample_weights

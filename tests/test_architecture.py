@@ -15,12 +15,13 @@ MAY_IMPORT = {
     "errors": set(),
     "settings": {"errors"},
     "files": {"errors"},
+    "structure": set(),
     "backend": set(),
     "keras_private": set(),
     "convolutions": set(),
     "models": {"errors", "settings", "keras_private", "convolutions"},
     "links": {"errors", "engines.backends"},
-    "data": {"errors", "settings"},
+    "data": {"errors", "settings", "files"},
     "equations": {"errors"},
     "grafting": {
         "errors",
@@ -41,11 +42,13 @@ MAY_IMPORT = {
         "data",
         "settings",
         "files",
+        "structure",
     },
     "analysis": {"errors"},
     "runs": {
         "backend",
         "errors",
+        "keras_private",
         "equations",
         "grafting",
         "engines",
@@ -55,6 +58,7 @@ MAY_IMPORT = {
         "data",
         "settings",
         "files",
+        "structure",
     },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}

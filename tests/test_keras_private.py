@@ -15,6 +15,7 @@ from kgraft.keras_private import (
     EpochIterator,
     Functional,
     GeneratorDataAdapter,
+    ObjectSharingScope,
     TorchDataLoaderAdapter,
     can_convert_arrays,
     class_weight_to_sample_weights,
@@ -219,6 +220,25 @@ def test_a_stateless_scope_is_seen_from_inside_only():
     with keras.StatelessScope():
         assert in_stateless_scope()
     assert not in_stateless_scope()
+
+
+def test_objects_that_stand_twice_in_a_config_are_one_inside_a_scope():
+    layer = keras.saving.serialize_keras_object(keras.layers.Dense(2))
+    twice = [{**layer, "shared_object_id": 1}, {**layer, "shared_object_id": 1}]
+    with ObjectSharingScope():
+        first, second = map(keras.saving.deserialize_keras_object, twice)
+    assert first is second
+    first, second = map(keras.saving.deserialize_keras_object, twice)
+    assert first is not second
+
+
+def test_variables_that_are_made_without_numbers_wait_in_a_list():
+    waiting = get_global_attribute("uninitialized_variables", [], set_to_default=True)
+    before = len(waiting)
+    with keras.StatelessScope(initialize_variables=False):
+        functional()
+    assert [tuple(own.shape) for own in waiting[before:]] == [(2, 3), (3,)]
+    del waiting[before:]
 
 
 def test_a_call_without_numbers_gives_shapes_or_what_the_call_would_raise():

@@ -55,9 +55,9 @@ def command(
     if data_dir is not None:
         wanted = in_directory(wanted, data_dir)
     path = Path("runs") / Path(comparison).stem if out is None else Path(out)
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(width=200, markup=False, emoji=False)
     if not only_read:
         BACKEND.keep_compiled()
         try:

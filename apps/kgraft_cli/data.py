@@ -35,7 +35,7 @@ def list_sets(data_dir: str | None) -> None:
             "no" if entry.prepared is None else "yes",
             entry.licence,
         )
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(f"prepared sets are kept in {data.data_directory(data_dir)}", highlight=False)
 

@@ -80,7 +80,7 @@ def command(
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import summary_table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     with Stopping() as stopping, messages_on(console):
         if resume is None:
             config, path = _wanted(runfile, changes, out, flags)

@@ -114,5 +114,7 @@ def _is_users(error: BaseException) -> bool:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"kgraft: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())  # a file's own words may hold what would move the cursor
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    click.echo(f"kgraft: {shown}", err=True)
     sys.exit(code)

@@ -34,6 +34,6 @@ def command(run: str, data_dir: str | None) -> None:
             f"{row['test_accuracy']:.2%}",
             " ".join(map(str, row["peers"])),
         )
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     console.print(f"soups and select.json are in {run}", highlight=False, soft_wrap=True)

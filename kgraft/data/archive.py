@@ -6,6 +6,7 @@ Nothing is extracted: the members are read by name, into memory, after their siz
 import gzip
 import hashlib
 import http.client
+import io
 import tarfile
 import urllib.error
 import urllib.request
@@ -17,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from kgraft.errors import UserError
+from kgraft.files import is_directory, is_file
 
 _DOWNLOAD_TIMEOUT = 60  # seconds without a byte
 _LONGEST_NAME_LIST = 65536  # bytes
+_OTHER_CONTENTS = 1 << 24  # bytes of headers and a readme beside the members, unpacked
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,9 @@ def read_archive(path: Path, spec: ArchiveSpec) -> Contents:
     Raises:
         UserError: the archive is missing, truncated, damaged or not the expected one.
     """
-    if not path.is_file():
-        what = "is a directory; expected the archive's file" if path.is_dir() else "no such file"
+    if not is_file(path):
+        folder = is_directory(path)
+        what = "is a directory; expected the archive's file" if folder else "no such file"
         raise UserError(
             f"archive {path}: {what}. Without --archive, kgraft data prepare {spec.name} "
             f"downloads {spec.file}."
@@ -199,7 +203,12 @@ def _members(path: Path, spec: ArchiveSpec) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     others: list[str] = []
     try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        most = sum(sizes.values()) + len(lists) * _LONGEST_NAME_LIST + _OTHER_CONTENTS
+        with (
+            gzip.open(path) as unpacked,
+            _Bounded(unpacked, most) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as archive,
+        ):
             for entry in archive:
                 name = entry.name.removeprefix("./")
                 file = archive.extractfile(entry) if entry.isreg() else None
@@ -219,12 +228,19 @@ def _members(path: Path, spec: ArchiveSpec) -> dict[str, bytes]:
                 found[name] = file.read()
             while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
                 pass
+    except UserError:
+        raise
+    except _TooLong:
+        raise UserError(
+            f"archive {path} unpacks to more than {most:,} bytes; expected {spec.file}, which has "
+            "less."
+        ) from None
     except EOFError:
         raise UserError(
             f"archive {path} is truncated: it ends after {path.stat().st_size} bytes, in the "
             f"middle of its contents; expected {spec.file}, whole."
         ) from None
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error):
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, ValueError, RecursionError):
         raise UserError(
             f"archive {path} is damaged or no gzip-compressed tar archive; expected {spec.file}, "
             f"as {spec.url} publishes it."
@@ -238,6 +254,34 @@ def _members(path: Path, spec: ArchiveSpec) -> dict[str, bytes]:
             f"archive {path} has no {missing[0]}: it is not {spec.file}; it holds {held}."
         )
     return found
+
+
+class _TooLong(Exception):
+    """A stream that goes on."""
+
+
+class _Bounded(io.RawIOBase):
+    """What is read of a stream up to a number of bytes, and no more.
+
+    Whatever a packed archive says of itself, a header's length too, it cannot unpack to more.
+    """
+
+    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
+        super().__init__()
+        self._stream, self._left = stream, most
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes.
+
+        Raises:
+            _TooLong: there are more than `most`.
+        """
+        asked = self._left + 1 if size < 0 else min(size, self._left + 1)
+        content = self._stream.read(asked)
+        self._left -= len(content)
+        if self._left < 0:
+            raise _TooLong
+        return content
 
 
 def _class_names(

@@ -1,17 +1,25 @@
 """Classification sets in one `.npz` file: `x_train`, `y_train`, `x_test`, `y_test`."""
 
+import lzma
 import math
 import zipfile
 import zlib
 from pathlib import Path
+from tokenize import TokenError
+from typing import IO
 
 import numpy as np
 
 from kgraft.data.dataset import Dataset, Split
 from kgraft.errors import UserError, suggest
+from kgraft.files import is_file
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MOST_CLASSES = 65536
+MOST_SMALL = 1 << 28
+"""Bytes that an array may have however well it is packed: a small set of black images is one."""
+MOST_EXPANSION = 100
+"""How many times larger than the whole file a larger array may be: photographs pack 2 to 1."""
 
 
 def read_npz(path: Path, *, name: str, source: str, licence: str) -> Dataset:
@@ -30,7 +38,7 @@ def read_npz(path: Path, *, name: str, source: str, licence: str) -> Dataset:
 
     Raises:
         UserError: the file is missing or no such `.npz`, or an array has the wrong rank, dtype,
-            length or values.
+            length or values, or unpacks to more than `MOST_EXPANSION` times the file.
     """
     arrays = _arrays(path)
     train = _split(path, arrays, "train")
@@ -53,20 +61,21 @@ def read_npz(path: Path, *, name: str, source: str, licence: str) -> Dataset:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     if path.is_dir():
         raise UserError(f"{path} is a directory; expected an .npz file with {', '.join(KEYS)}.")
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"{path}: no such file; expected an .npz with {', '.join(KEYS)}.")
     with path.open("rb") as stream:
+        if stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            raise UserError(
+                f"{path} holds a single array; expected an .npz archive with {', '.join(KEYS)}."
+            )
+        stream.seek(0)
         try:
             file = np.load(stream, allow_pickle=False)
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as problem:
+        except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as problem:
             raise UserError(
                 f"{path} is not an .npz archive, or is damaged; expected one with "
                 f"{', '.join(KEYS)}."
             ) from problem
-        if isinstance(file, np.ndarray):
-            raise UserError(
-                f"{path} holds a single array; expected an .npz archive with {', '.join(KEYS)}."
-            )
         with file:
             return {key: _array(path, file, key) for key in KEYS}
 
@@ -80,7 +89,10 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
         return file[key]
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as problem:
+    except (
+        *(OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+        *(RuntimeError, OverflowError, TypeError),  # encrypted, an odd header
+    ) as problem:
         raise UserError(
             f"{path}: {key} cannot be read: it is damaged or holds pickled Python objects; "
             f"expected {_expected(key)}."
@@ -90,22 +102,35 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
 def _check_size(path: Path, file: np.lib.npyio.NpzFile, key: str) -> None:
     """Refuse an array that says to be larger than what the file holds, before room is made for it.
 
-    Deflate makes at most 1032 bytes of one.
+    Deflate makes at most 1032 bytes of one, and of a large array no more than `MOST_EXPANSION`.
     """
     assert file.zip is not None  # it is open
     with file.zip.open(f"{key}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+        shape, dtype = _header(stream)
     claimed = 0 if dtype.hasobject else math.prod(shape) * dtype.itemsize
     held, size = file.zip.getinfo(f"{key}.npy").file_size, path.stat().st_size
-    if claimed > min(held, 1032 * size):
+    if claimed > min(held, max(MOST_EXPANSION * size, min(1032 * size, MOST_SMALL))):
         raise UserError(
             f"{path}: {key} says to be {dtype} of shape {shape}, {claimed:,} bytes, "
             f"which a file of {size:,} bytes does not hold; expected {_expected(key)}."
         )
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    try:
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    except (
+        MemoryError,
+        RecursionError,
+        SyntaxError,
+        TokenError,
+    ):  # of Python's parser: a header of parentheses
+        raise ValueError("a header that cannot be read") from None
+    return shape, dtype
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:

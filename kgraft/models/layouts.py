@@ -102,10 +102,10 @@ def layouts(model: keras.Model) -> list[Layout]:
         UserError: The model's layers are not those of the registry.
     """
     layers = [layer for layer in model.layers if layer.weights]
-    found = []
+    found: list[Layout] = []
     for name, rules in _RULES.items():
-        modules = _modules(layers, rules)
-        if modules is not None:
+        modules = _modules(layers, rules) if all(map(_has_parts, layers)) else None
+        if modules is not None and "logits" in modules:
             found.append(Layout(name, modules))
     if not found:
         raise UserError(
@@ -140,7 +140,7 @@ def to_state(model: keras.Model, layout: Layout) -> State:
 def best_layout(model: keras.Model, state: State) -> Layout:
     """The layout that shares most keys with a state dict, the first of equals."""
     return max(
-        layouts(model), key=lambda layout: len(_expected(model, layout).keys() & state.keys())
+        layouts(model), key=lambda layout: len(expected(model, layout).keys() & state.keys())
     )
 
 
@@ -156,14 +156,14 @@ def load_state(model: keras.Model, state: State, layout: Layout, source: str) ->
     Raises:
         UserError: Names the first key that is missing, has another shape or has no place.
     """
-    expected = _expected(model, layout)
-    if not expected.keys() & state.keys():
+    wanted = expected(model, layout)
+    if not wanted.keys() & state.keys():
         raise UserError(
             f"{source} holds none of {model.name}'s keys: it begins with {next(iter(state))}; "
             f"{_known(model)}."
         )
-    foreign = [k for k in state if k not in expected and not k.endswith(".num_batches_tracked")]
-    for key, shape in expected.items():
+    foreign = [k for k in state if k not in wanted and not k.endswith(".num_batches_tracked")]
+    for key, shape in wanted.items():
         if key not in state:
             missing = f"{source}: no {key} of shape {shape}, which {model.name} needs."
             if foreign:
@@ -183,7 +183,13 @@ def load_state(model: keras.Model, state: State, layout: Layout, source: str) ->
         )
 
 
-def _expected(model: keras.Model, layout: Layout) -> dict[str, tuple[int, ...]]:
+def expected(model: keras.Model, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """The keys of a model's state dict and their shapes, in the model's order.
+
+    Args:
+        model: A model of the registry.
+        layout: One of `layouts(model)`.
+    """
     shapes = {}
     for name, module in layout.modules.items():
         layer = model.get_layer(name)
@@ -195,7 +201,7 @@ def _expected(model: keras.Model, layout: Layout) -> dict[str, tuple[int, ...]]:
 def _known(model: keras.Model) -> str:
     """The layouts of a model, each with its first key, for errors."""
     first = [
-        f"{known.name} ({next(iter(_expected(model, known)))}, ...)" for known in layouts(model)
+        f"{known.name} ({next(iter(expected(model, known)))}, ...)" for known in layouts(model)
     ]
     return f"layouts known for it: {', '.join(first)}"
 
@@ -211,6 +217,15 @@ def _parts(layer: Any) -> list[tuple[str, tuple[int, ...]]]:
             return [("weight", (1, 0)), ("bias", (0,))]
         case _:
             return [(part, (0,)) for part in _NORMALISATION]
+
+
+def _has_parts(layer: Any) -> bool:
+    """Whether a layer's weights are those that a layer of its name would have in PyTorch."""
+    parts = _parts(layer)
+    return len(parts) == len(layer.weights) and all(
+        len(axes) == len(weight.shape)
+        for (_, axes), weight in zip(parts, layer.weights, strict=True)
+    )
 
 
 def _modules(layers: list[Any], rules: Rules) -> dict[str, str] | None:

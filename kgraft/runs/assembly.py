@@ -12,8 +12,10 @@ from kgraft.data import Augment, BatchStream, Dataset, Split
 from kgraft.engines.backends import BACKEND
 from kgraft.engines.precision import building_in
 from kgraft.errors import UserError
+from kgraft.files import is_directory
 from kgraft.runs.config import Config
-from kgraft.runs.directory import best_peer_file, read_model
+from kgraft.runs.directory import best_peer_file
+from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.methods import Ema, mixer_of, settled
 from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
@@ -187,18 +189,8 @@ def load_teacher(file: str | Path, shape: tuple[int, ...], classes: int) -> kera
         UserError: there is no such file, it holds no Keras model, or one for other images or
             another number of classes.
     """
-    path = best_peer_file(Path(file)) if Path(file).is_dir() else Path(file)
-    teacher = read_model(path, f"teacher {file}")
-    if teacher.input_shape[1:] != tuple(shape):
-        raise UserError(
-            f"teacher {file} takes images of {teacher.input_shape[1:]}, the data have {shape}."
-        )
-    if teacher.output_shape[-1] != classes:
-        raise UserError(
-            f"teacher {file} tells {teacher.output_shape[-1]} classes apart, the data have "
-            f"{classes}."
-        )
-    return teacher
+    path = best_peer_file(Path(file)) if is_directory(Path(file)) else Path(file)
+    return read_classifier(path, f"teacher {file}", shape, classes)
 
 
 def seed_of(config: Config, number: int) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kgraft.errors import UserError, suggest
+from kgraft.files import read_text
 from kgraft.runs.methods import METHODS, method_of, reads
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import MOVED, modern
@@ -209,6 +210,9 @@ class Config:
         return f"{_FIRST}\n\n{self.to_toml()}\n{_LAST}\n"
 
 
+MOST_TOML = 1 << 20
+"""Bytes of a run or comparison file: the longest in configs/ has some thousands."""
+
 _FIRST = "# As kgraft has resolved it; without its last line this file is cut off."
 _LAST = "# The end."
 TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("methods", "given"))
@@ -247,11 +251,11 @@ def text_of(path: Path, what: str) -> str:
         UserError: the file is missing, is no UTF-8, or is empty.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MOST_TOML).removeprefix("\ufeff")
     except FileNotFoundError:
         raise UserError(f"{what} {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what} {path} cannot be read: {error}.") from None
     if not text.strip():
         raise UserError(f"{what} {path} is empty: expected TOML, see configs/ for examples.")
     return text
@@ -274,10 +278,7 @@ def parse(text: str, source: str) -> Config:
         >>> parse("[peers]\ncount = 2", "two.toml").peers
         Peers(count=2)
     """
-    try:
-        tables = tomllib.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source} is not TOML: {error}.") from None
+    tables = toml(text, source)
     config = Config()
     tables = modern(tables, source)
     for table, settings in sorted(tables.items(), key=lambda own: own[0] != "run"):
@@ -290,6 +291,24 @@ def parse(text: str, source: str) -> Config:
         for name, value in settings.items():
             config = config.changed(f"{table}.{name}", value, source)
     return config
+
+
+def toml(text: str, source: str) -> dict[str, Any]:
+    """The tables in a TOML file's text.
+
+    Args:
+        text: TOML.
+        source: the file's name, for errors.
+
+    Raises:
+        UserError: it is none, or nested without end.
+    """
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source} is not TOML: {error}.") from None
+    except RecursionError:
+        raise UserError(f"{source} is not TOML that can be read: it is nested too deep.") from None
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -313,7 +332,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text}: expected table.key=value, e.g. optimizer.lr=0.05.")
     try:
         found = tomllib.loads(f"value = {value}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return key.strip(), value.strip()
     if len(found) > 1:
         raise UserError(f"--set {key.strip()}: expected one value, found {value!r}.")

@@ -3,25 +3,39 @@
 import contextlib
 import itertools
 import json
-import os
-import platform
 import shutil
-import subprocess
-import zipfile
 from collections.abc import Iterable
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import keras
 
-import kgraft
-from kgraft.backend import installed_version
-from kgraft.engines.backends import BACKEND
+from kgraft.backend import BACKENDS
 from kgraft.errors import UserError
-from kgraft.files import append_text, only_writer, storing, sweep, whole, write_text
+from kgraft.files import (
+    append_text,
+    check_plain,
+    is_file,
+    only_writer,
+    read_text,
+    storing,
+    sweep,
+    whole,
+    write_text,
+)
 from kgraft.runs.config import Config, read
+from kgraft.runs.keras_file import read_model
+from kgraft.structure import fault
+
+_ROW = {
+    "test_accuracy": float,
+    "validation_accuracy": (float, None),
+    "best_test_accuracy": float,
+    "best_validation_accuracy": (float, None),
+}
+_SUMMARY = {"peers": [_ROW], "seconds": float}
+_TEACHER = {"row": {**_ROW, "teacher": int, "best_epoch": int}, "bytes": object}
 
 
 def default_path(config: Config) -> Path:
@@ -39,9 +53,12 @@ def check_no_file(path: Path) -> None:
     Raises:
         UserError: it or what it lies in is a file.
     """
-    for part in (path, *path.parents):
-        if part.exists() and not part.is_dir():
-            raise UserError(f"output {path}: {part} is a file; expected a directory.")
+    try:
+        files = [part for part in (path, *path.parents) if part.exists() and not part.is_dir()]
+    except OSError as error:  # e.g. a name that is too long
+        raise UserError(f"output {path} cannot be made: {error.strerror}.") from None
+    if files:
+        raise UserError(f"output {path}: {files[0]} is a file; expected a directory.")
 
 
 def check_free(path: Path) -> None:
@@ -136,17 +153,32 @@ class RunDirectory:
         resumed: bool = False,
     ) -> None:
         self.path = path
-        self.bytes = {"metrics.jsonl": 0, "grafts.jsonl": 0}
+        self._bytes = {"metrics.jsonl": 0, "grafts.jsonl": 0}
         if resumed:
             check_unfinished(path)
             sweep(path)
             file = path / "environment.json"
             began = read_json(file) if file.is_file() else {}
-            environment = {**began, "resumed": [*began.get("resumed", []), environment]}
+            before = began.get("resumed")
+            before = before if isinstance(before, list) else []
+            environment = {**began, "resumed": [*before, environment]}
         else:
             make_free(path)
             write_text(path / "run.toml", config.resolved())
         self._write_json("environment.json", environment)
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """See the class."""
+        return self._bytes
+
+    @bytes.setter
+    def bytes(self, told: Any) -> None:
+        wrong = fault(told, dict.fromkeys(self._bytes, int))
+        wrong = wrong or next((f"{key} is {told[key]}" for key in self._bytes if told[key] < 0), "")
+        if wrong:
+            raise UserError(f"{self.path} has no lengths of its files that could be: {wrong}.")
+        self._bytes = {name: told[name] for name in self._bytes}
 
     def checkpoints(self, phase: str) -> Path:
         """Where a phase of the run, `"teacher 1"` or `"peers"`, is saved."""
@@ -161,18 +193,30 @@ class RunDirectory:
         """
         self._write_json(f"teachers/teacher-{number}.json", {"row": row, "bytes": self.bytes})
 
-    def ended_teacher(self, number: int) -> tuple[keras.Model, dict[str, Any]] | None:
-        """A teacher that is trained and its row, None for one that is not.
+    def ended_teacher(self, number: int, teacher: keras.Model) -> dict[str, Any] | None:
+        """Give a teacher that is trained its weights.
 
         Args:
             number: which, counted from 1.
+            teacher: gets the weights.
+
+        Returns:
+            Its row, None for one that is not trained.
+
+        Raises:
+            UserError: its files are not what this run has written.
         """
         files = [self.path / "teachers" / f"teacher-{number}{kind}" for kind in (".keras", ".json")]
         if not all(file.is_file() for file in files):
             return None
-        told = read_json(files[1])
+        told = read_json(files[1], _TEACHER)
         self.bytes = told["bytes"]
-        return read_model(files[0], str(files[0])), told["row"]
+        trained = read_model(files[0], str(files[0])).get_weights()
+        if [value.shape for value in trained] != [value.shape for value in teacher.weights]:
+            raise UserError(f"{files[0]} is another network than teacher {number} of this run.")
+        teacher.set_weights(trained)
+        row: dict[str, Any] = told["row"]
+        return row
 
     def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append lines to `metrics.jsonl`."""
@@ -224,26 +268,6 @@ def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = 
         copy.save(partial)
 
 
-def environment(seeds: dict[str, Any]) -> dict[str, Any]:
-    """Versions, backend, devices, seeds and, in a checkout, the commit of kgraft.
-
-    Args:
-        seeds: the seeds that a run uses, JSON-able.
-    """
-    name = keras.config.backend()
-    return {
-        "kgraft": version("kgraft"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "keras": keras.version(),
-        "numpy": version("numpy"),
-        "backend": {"name": name, "version": installed_version(name)},
-        "devices": BACKEND.devices(),
-        "seeds": seeds,
-    }
-
-
 def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     """Settings and summary of a finished run.
 
@@ -251,13 +275,17 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
         path: a run's directory.
 
     Raises:
-        UserError: there is no run, it did not finish, or a file of it is cut off.
+        UserError: there is no run, it did not finish, or a file of it is cut off or changed.
     """
-    if not (path / "run.toml").is_file():
+    if not is_file(path / "run.toml"):
         raise UserError(f"{path} is no run's directory: it holds no run.toml.")
     if not (path / "summary.json").is_file():
         raise UserError(f"the run in {path} did not finish: it holds no summary.json.")
-    return read(path / "run.toml"), read_json(path / "summary.json")
+    config, summary = read(path / "run.toml"), read_json(path / "summary.json", _SUMMARY)
+    count, told = config.peers.count, len(summary["peers"])
+    if told != count:
+        raise UserError(f"{path}: summary.json has {told} peers, run.toml {count}: copy it anew.")
+    return config, summary
 
 
 def read_unfinished(path: Path) -> Config:
@@ -267,21 +295,25 @@ def read_unfinished(path: Path) -> Config:
         path: a run's directory.
 
     Raises:
-        UserError: there is no run, another process is at it, it is finished, or it trains on
-            another backend.
+        UserError: there is no run, another process is at it, it is finished, it trains on another
+            backend, or it would have written elsewhere.
     """
-    if not (path / "run.toml").is_file():
+    if not is_file(path / "run.toml"):
         raise UserError(f"--resume {path}: no run's directory, it holds no run.toml.")
+    check_unfinished(path)
+    check_plain(path)
     with only_writer(path):  # to be told at once; whoever trains takes it for as long as that takes
         pass
-    check_unfinished(path)
     config = read(path / "run.toml")
     if (path / "environment.json").is_file():
-        backend = read_json(path / "environment.json").get("backend") or {}
-        if backend.get("name") != keras.config.backend():
+        found = read_json(path / "environment.json", {"backend": {"name": str}})
+        name = found["backend"]["name"]
+        if name not in BACKENDS:
+            raise UserError(f"{path / 'environment.json'}: no backend is called {name!r}.")
+        if name != keras.config.backend():
             raise UserError(
-                f"--resume {path}: the run trains on {backend.get('name')}, this is "
-                f"{keras.config.backend()}: set KERAS_BACKEND={backend.get('name')}."
+                f"--resume {path}: the run trains on {name}, this is {keras.config.backend()}: "
+                f"set KERAS_BACKEND={name}."
             )
     return config
 
@@ -299,22 +331,30 @@ def check_unfinished(path: Path) -> None:
         raise UserError(f"--resume {path}: the run is finished, there is nothing to go on with.")
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, like: Any = None) -> dict[str, Any]:
     """What a file of a run's directory holds.
 
     Args:
         file: a `.json` file, there.
+        like: what it has to look like, see `kgraft.structure.fault`; by default any object.
 
     Raises:
-        UserError: it is cut off, or not what a run has written.
+        UserError: it is cut off, longer than `MOST_TEXT`, or not what a run has written.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:  # of JSON, and of UTF-8
+        found = json.loads(read_text(file), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError):  # of the machine; JSON, UTF-8; nested too deep
         found = None
     if not isinstance(found, dict):
         raise UserError(f"{file} is cut off or was not written by kgraft: copy the run anew.")
+    wrong = fault(found, {} if like is None else like)
+    if wrong:
+        raise UserError(f"{file}: {wrong}; it was changed, or not written by kgraft.")
     return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)  # NaN, Infinity: a run writes none
 
 
 def peer_file(path: Path, summary: dict[str, Any], peer: int) -> Path:
@@ -360,52 +400,3 @@ def best_peer_file(path: Path) -> Path:
     """
     _, summary = read_run(path)
     return peer_file(path, summary, best_peer(summary))
-
-
-def read_model(file: Path, name: str) -> keras.Model:
-    """A Keras model from a file, not compiled.
-
-    Args:
-        file: a `.keras` file.
-        name: what to call it in an error.
-
-    Raises:
-        UserError: there is no such file, or it holds no Keras model.
-    """
-    if not file.is_file():
-        raise UserError(f"{name}: no such file.")
-    if file.suffix == ".keras" and not zipfile.is_zipfile(file):
-        raise UserError(
-            f"{name} is no Keras model that can be loaded: it is empty, cut off or damaged."
-        )
-    try:
-        return keras.models.load_model(file, compile=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} is no Keras model that can be loaded: {reason}") from None
-
-
-def _commit() -> str | None:
-    """The commit of the repository that tracks the running kgraft's files, None without one.
-
-    A kgraft that is installed below somebody else's repository has none. What git is told by its
-    environment, in a hook say, is of another repository.
-    """
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(Path(kgraft.__file__).parent), *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-                env=outside,
-            )
-        except OSError:  # there is no git
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", Path(kgraft.__file__).name) is None:
-        return None
-    return git("rev-parse", "HEAD")

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from kgraft.runs.assembly import images_of, in_order
-from kgraft.runs.directory import peer_file, read_model, read_run
+from kgraft.runs.directory import peer_file, read_run
+from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.scoring import accuracy, ensemble, predict
 
 
@@ -28,7 +29,11 @@ def evaluate_run(
     files = {k: peer_file(path, summary, k) for k in chosen}
     _, dataset = images_of(config, data_dir)
     test = in_order(dataset, dataset.test)
-    logits = {f"peer {k}": predict(read_model(file, str(file)), test) for k, file in files.items()}
+    shape = dataset.test.images.shape[1:]
+    logits = {
+        f"peer {k}": predict(read_classifier(file, str(file), shape, dataset.classes), test)
+        for k, file in files.items()
+    }
     scores = {name: accuracy(part, dataset.test.labels) for name, part in logits.items()}
     if peer is None:
         scores["ensemble"] = accuracy(ensemble(list(logits.values())), dataset.test.labels)

@@ -8,7 +8,8 @@ import keras
 from kgraft.data import BatchStream
 from kgraft.files import only_writer
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
-from kgraft.runs.directory import RunDirectory, environment, make_free
+from kgraft.runs.directory import RunDirectory, make_free
+from kgraft.runs.environment import environment
 from kgraft.runs.methods import Ema, method_of, mixer_of
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.runs.scoring import accuracy, ensemble, predict
@@ -138,9 +139,8 @@ class _Execution:
             rows.append({"teacher": len(rows) + 1, "file": file, **_scores(teacher, assembly)})
         for m, teacher in enumerate(assembly.untrained):
             number = len(rows) + 1
-            if (ended := directory.ended_teacher(number)) is not None:
-                teacher.set_weights(ended[0].get_weights())
-                rows.append(ended[1])
+            if (ended := directory.ended_teacher(number, teacher)) is not None:
+                rows.append(ended)
                 continue
             phase, engine = f"teacher {number}", assembly.config.run.engine
             keras.utils.set_random_seed(teacher_seed(assembly.config, m))

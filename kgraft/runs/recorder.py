@@ -6,8 +6,19 @@ from typing import Any, Protocol
 
 import keras
 
+from kgraft.errors import UserError
 from kgraft.grafting.ring import GraftRecord
+from kgraft.structure import fault
 from kgraft.training.joint_state import StatefulCallback
+
+_SAVED = {
+    "best_epoch": [int],
+    "best_accuracy": [(float, None)],
+    "last": [{"epoch": int}],
+    "written": int,
+    "seconds": float,
+    "bytes": object,
+}
 
 
 class Lines(Protocol):
@@ -147,7 +158,19 @@ class Recorder:
 
         Args:
             saved: that.
+
+        Raises:
+            UserError: it is of other models.
         """
+        count = len(self._models)
+        lists = ("best_weights", "best_epoch", "best_accuracy", "last")
+        shapes = [[tuple(weight.shape) for weight in model.weights] for model in self._models]
+        if (
+            (wrong := fault({**saved, "best_weights": []}, _SAVED))
+            or any(len(saved[name]) != count for name in lists)
+            or [[value.shape for value in own] for own in saved["best_weights"]] != shapes
+        ):
+            raise UserError(f"the checkpoint's best epochs are of other models. {wrong}".strip())
         self.best_weights, self.best_epoch = saved["best_weights"], saved["best_epoch"]
         self.best_accuracy, self.last = saved["best_accuracy"], saved["last"]
         self._written, self._seconds = saved["written"], saved["seconds"]

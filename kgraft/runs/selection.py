@@ -8,19 +8,21 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.files import write_text
+from kgraft.errors import UserError
+from kgraft.files import check_plain, write_text
 from kgraft.runs.assembly import images_of, in_order, in_training
 from kgraft.runs.directory import (
     best_peer,
     peer_file,
     read_json,
-    read_model,
     read_run,
     save_uncompiled,
 )
+from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.scoring import accuracy, ensemble, predict
 from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
 
+_MEASURED = {"networks": int, "test_accuracy": float}
 _BATCHES = 100  # of the training images, for a soup's batch statistics
 
 
@@ -47,7 +49,13 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     config, summary = read_run(path)
     config, dataset = images_of(config, data_dir)
     count = len(summary["peers"])
-    peers = [read_model(peer_file(path, summary, k), f"peer {k}") for k in range(1, count + 1)]
+    check_plain(path)
+    shape = dataset.train.images.shape[1:]
+    peers = [
+        read_classifier(peer_file(path, summary, k), f"peer {k}", shape, dataset.classes)
+        for k in range(1, count + 1)
+    ]
+    _check_alike(peers)
     streams: dict[str, tuple[BatchStream, np.ndarray] | None] = {
         "test": (in_order(dataset, dataset.test), dataset.test.labels),
         "validation": None
@@ -104,7 +112,14 @@ def selected(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     file = path / "select.json"
     if not file.is_file():
         return select(path, data_dir=data_dir)
-    return read_json(file)
+    return read_json(file, dict.fromkeys(("best peer", "uniform soup", "ensemble"), _MEASURED))
+
+
+def _check_alike(peers: list[keras.Model]) -> None:
+    first, *others = [[tuple(weight.shape) for weight in peer.weights] for peer in peers]
+    for k, shapes in enumerate(others, 2):
+        if shapes != first:
+            raise UserError(f"peer {k} is another network than peer 1: they have no soup.")
 
 
 def _first(stream: BatchStream) -> Any:

@@ -2,6 +2,9 @@
 
 import io
 import pickle
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,8 +121,10 @@ def _load(path: Path) -> Any:
             raise UserError(f"{path} is no safetensors file: {_first_line(error)}") from None
     import torch
 
+    _check_zip(path)
     try:
-        with torch.serialization.safe_globals(_SCALARS):
+        with torch.serialization.safe_globals(_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that it does not read anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "global" in str(error):
@@ -128,8 +133,32 @@ def _load(path: Path) -> Any:
                 "torch.save(model.state_dict(), ...)."
             ) from None
         raise UserError(f"{path} is no PyTorch file, or is damaged.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError):
+    except (
+        *(RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError),
+        *(AttributeError, AssertionError, OverflowError, struct.error),
+    ):
         raise UserError(f"{path} is no PyTorch file, or is damaged.") from None
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse a zip archive whose parts are packed, which PyTorch's never are.
+
+    Raises:
+        UserError: the parts are larger than the file.
+    """
+    if not zipfile.is_zipfile(path):  # PyTorch before 1.6, or something else
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        raise UserError(f"{path} is no PyTorch file, or is damaged.") from None
+    size = path.stat().st_size
+    if total > size:
+        raise UserError(
+            f"{path}: its parts unpack to {total:,} bytes, and the file has {size:,}; expected one "
+            "as torch.save writes it, which packs nothing."
+        )
 
 
 def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
@@ -141,7 +170,13 @@ def _unwrapped(loaded: Any, path: Path) -> dict[str, Any]:
             f"{path} holds something of type {type(loaded).__name__}; expected a state dict: "
             "key -> tensor."
         )
-    return {str(key): tensor for key, tensor in loaded.items()}
+    foreign = next((key for key in loaded if not isinstance(key, str)), None)
+    if foreign is not None:
+        raise UserError(
+            f"{path} has a key of type {type(foreign).__name__}; expected a state dict: key -> "
+            "tensor."
+        )
+    return dict(loaded)
 
 
 def _array(path: Path, key: str, tensor: Any) -> np.ndarray:
@@ -158,6 +193,14 @@ def _array(path: Path, key: str, tensor: Any) -> np.ndarray:
             "tensor.to_dense() or tensor.dequantize() before torch.save."
         )
     tensor = tensor.detach()
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise UserError(f"{path}: {key} is no ordinary tensor; expected numbers one by one.")
+    claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > held:  # one number may stand for many
+        raise UserError(
+            f"{path}: {key} of shape {tuple(tensor.shape)} has {claimed:,} bytes, of which the "
+            f"file holds {held:,}; expected as many."
+        )
     if tensor.dtype in (torch.float16, torch.bfloat16):
         tensor = tensor.float()
     if (tensor.is_floating_point() and tensor.dtype != torch.float32) or tensor.is_complex():

@@ -1,6 +1,5 @@
 """Weights of runs and models, to PyTorch and back."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -8,9 +7,18 @@ import keras
 from kgraft import models
 from kgraft.errors import UserError, suggest
 from kgraft.files import check_place, whole
-from kgraft.models.layouts import State, best_layout, layouts, load_state, to_state
+from kgraft.models.layouts import (
+    Layout,
+    State,
+    best_layout,
+    expected,
+    layouts,
+    load_state,
+    to_state,
+)
 from kgraft.runs import state_dict
-from kgraft.runs.directory import peer_file, read_model, read_run
+from kgraft.runs.directory import peer_file, read_run
+from kgraft.runs.keras_file import read_model
 
 
 def import_weights(
@@ -43,7 +51,7 @@ def import_weights(
     height, width = sides if sides and size is None else (side, side)
     model = models.build(name, input_shape=(height, width, 3), classes=2)
     layout = best_layout(model, state)
-    channels, classes = _ends(model, state, layout.modules)
+    channels, classes = _ends(model, state, layout)
     if (channels, classes) != (3, 2):
         model = models.build(name, input_shape=(height, width, channels), classes=classes)
     load_state(model, state, layout, text)
@@ -95,13 +103,27 @@ def _model(source: Path, peer: int) -> tuple[keras.Model, str]:
     return read_model(file, str(file)), str(file)
 
 
-def _ends(model: keras.Model, state: State, modules: Mapping[str, str]) -> tuple[int, int]:
-    """Channels and classes that weights are for, where they tell; else those of the model."""
-    first = state.get(f"{next(iter(modules.values()))}.weight")
-    last = state.get(f"{modules['logits']}.weight")
-    channels = first.shape[1] if first is not None and first.ndim == 4 else 3
-    classes = last.shape[0] if last is not None and last.ndim == 2 else 2
-    return int(channels), max(2, int(classes))
+def _ends(model: keras.Model, state: State, layout: Layout) -> tuple[int, int]:
+    """Channels and classes that weights are for, where they tell; else those of the model.
+
+    They tell by arrays that have the model's own shape besides, so that what is built then is as
+    large as they are.
+    """
+    own = expected(model, layout)
+    first = next(iter(own))
+    last = f"{layout.modules['logits']}.weight"
+    channels = _side(state, first, own[first], 1)
+    return channels, max(2, _side(state, last, own[last], 0))
+
+
+def _side(state: State, key: str, own: tuple[int, ...], axis: int) -> int:
+    """An array's length along an axis, where it is like the model's along all others."""
+    shape = state[key].shape if key in state else own
+    alike = len(shape) == len(own) and shape[axis] > 0
+    alike = alike and all(
+        side == other for k, (side, other) in enumerate(zip(shape, own, strict=True)) if k != axis
+    )
+    return int(shape[axis] if alike else own[axis])
 
 
 def _check_new(out: Path) -> None:

@@ -1,5 +1,6 @@
 """All that a training knows between two epochs: of peers, their grafting, callbacks and chance."""
 
+import inspect
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -210,9 +211,9 @@ class CallbackStates:
             saved: what `save` gave.
             arrays: the arrays that it put aside.
         """
-        for each, kept in zip(self._callbacks, saved, strict=False):
-            rest = list(kept)
-            for own in each:
+        for each, before, kept in zip(self._callbacks, self._begun, saved, strict=False):
+            rest = [(name, state) for name, state in kept]
+            for own, begun in zip(each, before, strict=True):
                 name = type(own).__name__
                 found = next((entry for entry in rest if entry[0] == name), None)
                 if found is None:
@@ -222,7 +223,24 @@ class CallbackStates:
                 if isinstance(own, StatefulCallback):
                     own.restore(state)
                 else:
-                    vars(own).update(state)
+                    vars(own).update(
+                        {name: state[name] for name in state if _is_kept(own, begun, name, state)}
+                    )
+
+
+def _is_kept(callback: Any, begun: dict[str, Any], name: str, state: dict[str, Any]) -> bool:
+    """Whether a value that a file gives may take an attribute's place.
+
+    Words stay the callback's own (where it writes to, say), and so does what is no value: methods,
+    the model. A number stays a number.
+    """
+    if name not in begun:
+        taken = inspect.getattr_static(callback, name, None)
+        return taken is None or isinstance(taken, bool | int | float)
+    old, new = begun[name], state[name]
+    if isinstance(old, int | float):
+        return isinstance(new, int | float)
+    return not isinstance(old, str) and not isinstance(new, str)
 
 
 def _changed(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import keras
 
 from kgraft.engines.steps import Logs
 from kgraft.errors import UserError
+from kgraft.structure import fault
 from kgraft.training.checkpoint_files import CheckpointFiles, flat, nested
 from kgraft.training.checkpoints import Checkpoints, Keeper, Taken
 from kgraft.training.joint_state import (
@@ -27,6 +28,19 @@ from kgraft.training.joint_state import (
 from kgraft.training.session import Session
 
 _log = logging.getLogger("kgraft")
+
+
+_STATE = {
+    "identity": {},
+    "begun": int,
+    "told": int,
+    "ended": bool,
+    "logs": [{}],
+    "session": {"epochs_done": int, "steps": int},
+    "records": {},
+    "callbacks": [[object]],
+    "random": {},
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ class SavedFit:
         self._told, self._ended, self._logs = epochs.start, False, list[Logs]()
         found = CheckpointFiles(self._where, settings.keep).newest(after=self._begun)
         self._found = None if found is None else _Found(*found)
+        if self._found is not None and (wrong := fault(self._found.state, _STATE)):
+            raise self._foreign(wrong)
         self.is_over = self._found is not None and self._found.state["begun"] > self._begun
 
     def __enter__(self) -> "SavedFit":
@@ -101,10 +117,18 @@ class SavedFit:
         self._check(found.state["identity"])
         assign(self._variables, found.arrays, f"the checkpoint in {self._where}")
         state, arrays = found.state, found.arrays
-        self._session.restore(nested(state["session"], arrays))
-        self._session.records[:] = restore_records(state["records"], arrays)
-        self._callbacks.restore(state["callbacks"], arrays)
-        restore_random(state["random"], arrays)
+        try:
+            self._session.restore(nested(state["session"], arrays))
+            self._session.records[:] = restore_records(state["records"], arrays)
+            self._callbacks.restore(state["callbacks"], arrays)
+            restore_random(state["random"], arrays)
+            last = nested(state["logs"], arrays)
+        except UserError:
+            raise
+        except Exception as error:  # of whatever takes a value that somebody has changed
+            raise self._foreign(f"{type(error).__name__}: {error}") from error
+        if self._session.epochs_done != found.epochs_done or len(last) != len(peers):
+            raise self._foreign("it is of another epoch, or of other peers")
         self._told, self._ended, self._begun = state["told"], state["ended"], state["begun"]
         rest = range(self._told, self._told if self._ended else self._epochs.stop)
         _log.info(
@@ -115,7 +139,7 @@ class SavedFit:
             if rest
             else "the training is over; remove it to begin anew",
         )
-        return rest, nested(state["logs"], arrays)
+        return rest, last
 
     def end_of_epoch(self, told: int, logs: list[Logs], *, ended: bool) -> None:
         """Save, where it is time to.
@@ -146,6 +170,12 @@ class SavedFit:
             "random": save_random(arrays),
         }
         return arrays, state
+
+    def _foreign(self, wrong: str) -> UserError:
+        return UserError(
+            f"the checkpoint in {self._where} is not as kgraft writes it ({wrong}): give another "
+            "directory, or remove it to begin anew."
+        )
 
     def _check(self, kept: Mapping[str, Any]) -> None:
         for name, value in self._identity.items():

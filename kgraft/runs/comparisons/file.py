@@ -23,20 +23,20 @@ Besides a run file's tables an entry may have `budget = n`, a training n times a
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kgraft.errors import UserError, suggest
-from kgraft.runs.config import TABLES, Config, text_of
+from kgraft.errors import UserError, suggest, told
+from kgraft.runs.config import TABLES, Config, text_of, toml
 from kgraft.runs.methods import for_everybody, method_of, settled
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import modern
 from kgraft.settings import to_toml
 
 RESULTS = ("peer", "soup", "ensemble")
+_MOST_SEED = 2**63  # as in a run's JSON
 _SAME = (
     "run.batch_size",
     "run.select",
@@ -106,10 +106,7 @@ def read_comparison(path: Path) -> Comparison:
             optimizer, network, batch size or epochs differ; names the difference.
     """
     text = text_of(path, "comparison")
-    try:
-        tables = tomllib.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not TOML: {error}.") from None
+    tables = toml(text, str(path))
     for name in tables:
         if name not in ("comparison", "common", "entries"):
             raise UserError(
@@ -128,7 +125,7 @@ def read_comparison(path: Path) -> Comparison:
     if (
         not isinstance(seeds, list)
         or not seeds
-        or any(type(seed) is not int or seed < 0 for seed in seeds)
+        or any(type(seed) is not int or not 0 <= seed < _MOST_SEED for seed in seeds)
         or len(set(seeds)) < len(seeds)
     ):
         raise UserError(
@@ -145,7 +142,8 @@ def read_comparison(path: Path) -> Comparison:
     names = [entry.name for entry in entries]
     baseline = settings.get("baseline", names[0])
     if baseline not in names:
-        raise UserError(f"{path}: baseline {baseline!r} is no entry." + suggest(baseline, names))
+        near = suggest(str(baseline), names)
+        raise UserError(f"{path}: baseline {baseline!r} is no entry.{near}")
     by_name = {entry.name: entry for entry in entries}
     _check_order(by_name, str(path))
     _check_directories(entries, str(path))
@@ -282,6 +280,8 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
     result, runs_of, budget = (own.pop(word, usual) for word, usual in words.items())
     if type(budget) is not int or budget < 1:
         raise UserError(f"{where} budget = {budget!r}: expected a whole number, 1 or more.")
+    if not isinstance(runs_of, str):
+        raise UserError(f"{where} runs_of = {told(runs_of)}: expected the name of an entry.")
     if runs_of != name and own:
         raise UserError(
             f"{where} reads the runs of {runs_of!r} and has settings of its own "

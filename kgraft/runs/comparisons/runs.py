@@ -15,8 +15,9 @@ from kgraft.runs.assembly import assemble
 from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import Comparison, Entry, differences
 from kgraft.runs.config import Config, read
-from kgraft.runs.directory import peer_file, read_model, read_run
+from kgraft.runs.directory import peer_file, read_run, read_unfinished
 from kgraft.runs.execution import execute
+from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import settled, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.selection import selected
@@ -138,6 +139,7 @@ def _ensure(
         return
     resume = (path / "run.toml").is_file()
     if resume:
+        read_unfinished(path)
         _check_settings(path, config)
     tell(f"{entry.name}, seed {seed}: {'going on' if resume else 'training'}")
     execute(assemble(config), path, observer, stopping, resume=resume)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import kgraft
-from kgraft.runs.directory import environment
+from kgraft.runs.environment import environment
 
 
 def git(folder, *arguments):
