@@ -12,7 +12,7 @@ import numpy as np
 
 from kgraft.data.dataset import Dataset, Split
 from kgraft.errors import UserError, suggest
-from kgraft.files import is_file
+from kgraft.files import is_directory, is_file
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MOST_CLASSES = 65536
@@ -59,7 +59,7 @@ def read_npz(path: Path, *, name: str, source: str, licence: str) -> Dataset:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if path.is_dir():
+    if is_directory(path):
         raise UserError(f"{path} is a directory; expected an .npz file with {', '.join(KEYS)}.")
     if not is_file(path):
         raise UserError(f"{path}: no such file; expected an .npz with {', '.join(KEYS)}.")

@@ -187,14 +187,12 @@ def _array(path: Path, key: str, tensor: Any) -> np.ndarray:
             "a NumPy scalar" if isinstance(tensor, _Scalar) else f"of type {type(tensor).__name__}"
         )
         raise UserError(f"{path}: {key} is {kind}; expected a tensor.")
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise UserError(
             f"{path}: {key} is a sparse, quantized or empty tensor; expected a dense one: "
             "tensor.to_dense() or tensor.dequantize() before torch.save."
         )
     tensor = tensor.detach()
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise UserError(f"{path}: {key} is no ordinary tensor; expected numbers one by one.")
     claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
     if claimed > held:  # one number may stand for many
         raise UserError(

@@ -666,7 +666,11 @@ weights("whose one number stands for 10**12", "of which the file holds 4", make_
 weights("packed", "unpack to", make_file=deflated)
 weights("that claims more numbers", "w.pt", make_file=overclaiming)
 SPARSE = torch.sparse_coo_tensor([[0], [0]], [1.0], (10**6, 10**6), check_invariants=True)
-weights("with a sparse tensor", "no ordinary tensor", make_file=saved(conv1_weight=SPARSE))
+weights(
+    "with a sparse tensor",
+    "sparse, quantized or empty tensor",
+    make_file=saved(conv1_weight=SPARSE),
+)
 weights("with a meta tensor", "w.pt", make_file=saved(
     conv1_weight=torch.zeros(10**6, 10**6, device="meta")))  # fmt: skip
 weights("with a key that is no word", "a key of type int", make_file=lambda path: torch.save(
