@@ -96,7 +96,7 @@ def command(
             with progress_on(console) as progress:
                 summary = execute(assembly, path, progress, stopping, resume=resume is not None)
         except Stopped as stopped:
-            if (path / "run.toml").is_file():
+            if (path / "run.toml").is_file() and not (path / "summary.json").is_file():
                 stopped.go_on = f"kgraft fit --resume {shlex.quote(str(path))}"
             raise
     console.print(summary_table(summary))
