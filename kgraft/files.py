@@ -120,9 +120,12 @@ def append_text(path: Path, text: str, after: int | None = None) -> int:
     Raises:
         StorageError: it cannot be written, and is as long as before; it has fewer bytes than stay.
     """
-    with storing(path), path.open("ab", buffering=0) as file:
+    with storing(path), path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if after is not None:
+            file.seek(max(after - 1, 0))
+            if size >= after > 0 and file.read(1) != b"\n":
+                raise StorageError(f"{path} is not as it was written: somebody has changed it.")
             if size < after:
                 raise StorageError(
                     f"{path} has {size:,} bytes and had {after:,}: somebody has cut it off."

@@ -93,6 +93,18 @@ def test_lines_are_appended_whole_or_not_at_all(tmp_path):
     assert file.read_text() == "one\nthree\n"
 
 
+def test_what_somebody_has_changed_before_the_end_is_not_written_to(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    size = append_text(file, "one\n")
+    append_text(file, "two\n")
+    assert append_text(file, "again\n", size) == 10
+    assert file.read_text() == "one\nagain\n"
+    file.write_text("longer\nagain\n")
+    with pytest.raises(StorageError, match="somebody has changed it"):
+        append_text(file, "more\n", size)
+    assert file.read_text() == "longer\nagain\n"
+
+
 def test_what_a_killed_process_was_writing_is_swept(tmp_path):
     (tmp_path / "peers").mkdir()
     kept = [tmp_path / ".lock", tmp_path / "run.toml", tmp_path / "peers" / "peer-1.keras"]

@@ -131,6 +131,7 @@ class CallbackRun:
         kept = None if self.backup is None else self.backup.restore(epoch)
         if kept is not None:
             self.session.restore(kept["session"])
+            self.session.records[:] = kept["records"]
             for learner, read in zip(self.learners, kept["read"], strict=False):
                 learner.read = read
         elif any(_is_untrained(learner.model) for learner in self.learners):
@@ -150,7 +151,8 @@ class CallbackRun:
         """
         if self.backup is not None:
             read = [learner.read or 0 for learner in self.learners]
-            self.backup.save(epoch, {"session": self.session.save(), "read": read})
+            progress = {"session": self.session.save(), "read": read}
+            self.backup.save(epoch, progress, self.session.records)
 
     def learn(self) -> None:
         """Every peer learns the batches that the model has been fed."""

@@ -29,6 +29,7 @@ _ARRAYS, _STATE = "arrays.safetensors", "state.json"
 _VERSION = 1
 _MOST_STATE = 1 << 28  # bytes: records of a thousand epochs of 8 ResNet110 have 40 million
 _ASIDE = "__array__"  # the key that stands in JSON for an array, its value is the array's name
+_TUPLE = "__tuple__"  # and for a tuple, its value is the list of its parts
 
 
 class DamagedError(Exception):
@@ -157,21 +158,24 @@ def flat(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     """A nest of values as JSON has it, its arrays aside.
 
     Args:
-        value: dicts with words as keys, lists and tuples of these, JSON's values, NumPy's.
+        value: dicts with words as keys, lists and tuples of these, JSON's values, NumPy's numbers;
+            of exactly these types, for they come back as these.
         arrays: gets the arrays, copied.
 
     Raises:
         TypeError: there is something else in it.
     """
-    if isinstance(value, Mapping):
+    if type(value) is dict:
         if not all(isinstance(key, str) for key in value):
             raise TypeError("a key that is no word")
         return {key: flat(part, arrays) for key, part in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) is tuple:
+        return {_TUPLE: [flat(part, arrays) for part in value]}
+    if type(value) is list:
         return [flat(part, arrays) for part in value]
-    if isinstance(value, np.generic):
+    if isinstance(value, np.bool_ | np.integer | np.floating):
         return value.item()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         name = f"aside-{len(arrays):06d}"
         arrays[name] = np.array(value, order="C")
         return {_ASIDE: name}
@@ -181,7 +185,7 @@ def flat(value: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def nested(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """What `flat` was given; tuples have become lists.
+    """What `flat` was given.
 
     Args:
         value: what it has returned.
@@ -190,6 +194,8 @@ def nested(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if isinstance(value, dict):
         if [*value] == [_ASIDE]:
             return arrays[value[_ASIDE]]
+        if [*value] == [_TUPLE]:
+            return tuple(nested(part, arrays) for part in value[_TUPLE])
         return {key: nested(part, arrays) for key, part in value.items()}
     return [nested(part, arrays) for part in value] if isinstance(value, list) else value
 

@@ -56,9 +56,14 @@ class Checkpoints:
         settings.check(self)
         if not isinstance(self.directory, str | PathLike) or not str(self.directory):
             raise UserError(f"checkpoint directory {self.directory!r}: expected a path.")
-        for part in (Path(self.directory), *Path(self.directory).parents):
-            if part.exists() and not part.is_dir():
-                raise UserError(f"checkpoint directory {self.directory}: {part} is a file.")
+        try:
+            parts = (Path(self.directory), *Path(self.directory).parents)
+            files = [own for own in parts if own.exists() and not own.is_dir()]
+        except (OSError, ValueError) as error:  # e.g. a name that is too long
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"checkpoint directory cannot be made: {reason}.") from None
+        if files:
+            raise UserError(f"checkpoint directory {self.directory}: {files[0]} is a file.")
 
     @classmethod
     def of(cls, given: Any) -> "Checkpoints | None":

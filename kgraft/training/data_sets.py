@@ -42,6 +42,11 @@ class AdapterFeed:
         return self._iterator.num_batches
 
     @property
+    def reads_on(self) -> bool:
+        """Whether an epoch begins where the last one has ended, and not at the beginning."""
+        return self._limit is not None or self.once
+
+    @property
     def once(self) -> bool:
         """Whether it can be read only once."""
         return isinstance(self._iterator.data_adapter, GeneratorDataAdapter)
@@ -120,6 +125,11 @@ class PyDatasetFeed:
         """Batches an epoch; see `steps_of` for the epoch that ends with the data."""
         count = int(self._data.num_batches or 0)
         return count if self._limit is None else min(count, self._limit)
+
+    @property
+    def changes(self) -> bool:
+        """Whether the data set does something of its own at the end of an epoch."""
+        return type(self._data).on_epoch_end is not keras.utils.PyDataset.on_epoch_end
 
     def for_peer(self, peer: int) -> "PyDatasetFeed":
         """The same data set in another peer's order."""

@@ -17,6 +17,7 @@ from kgraft.settings import argument
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
+    Feed,
     Shuffle,
     feeds_of,
     in_one_order,
@@ -41,7 +42,7 @@ from kgraft.training.learners import check_optimizers
 from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import FromEachOther, Mutual
-from kgraft.training.saved_fit import SavedFit
+from kgraft.training.saved_fit import SavedFit, identity_of, lost_place
 from kgraft.training.session import Session
 from kgraft.training.teaching import FromTeachers
 from kgraft.training.watchers import (
@@ -203,7 +204,8 @@ class GraftingFit:
         With `checkpoint=DIR` a training that is killed goes on from its last whole epoch when the
         same program is started again, to the same weights and histories as if nothing had happened:
         bit for bit on one CPU with one thread. Fits that were over by then return at once, with
-        empty histories. A data set that shuffles itself is read from its beginning. What
+        empty histories. Where a `tf.data` set, a
+        `DataLoader` or a generator stood is not saved: it is read from its beginning. What
         callbacks set on layers and losses is not saved, what they set on optimizers is.
         Keras' `BackupAndRestore`, one for each peer, resumes weights and optimizers.
 
@@ -294,7 +296,7 @@ class GraftingFit:
             _log.warning(_ONE_ORDER)
         if initial_epoch is not None:
             self._session.epochs_done = begin
-        saved = self._saved(Checkpoints.of(checkpoint), told, feeds[0].steps, watchers)
+        saved = self._saved(Checkpoints.of(checkpoint), told, feeds[0], watchers)
         if saved is not None and saved.is_over:
             self._session.epochs_done += len(told)
             for peer in self.peers:
@@ -312,22 +314,15 @@ class GraftingFit:
         self,
         checkpoints: Checkpoints | None,
         told: range,
-        steps: int | None,
+        feed: Feed,
         watchers: Sequence[keras.callbacks.CallbackList],
     ) -> SavedFit | None:
         if checkpoints is None:
             return None
         if backed_up(watchers):
             raise UserError("checkpoint= and BackupAndRestore both resume: give one of them.")
-        identity = {
-            "peers": len(self.peers),
-            "teachers": len(self.teachers),
-            "mixer": self.mixer.get_config(),
-            "seed": self.seed,
-            "steps an epoch": steps,
-            "backend": keras.config.backend(),
-        }
-        return SavedFit(checkpoints, self._session, told, identity)
+        identity = identity_of(self.peers, len(self.teachers), self.mixer, self.seed, feed)
+        return SavedFit(checkpoints, self._session, told, identity, lost_place(feed))
 
     def evaluate(
         self,

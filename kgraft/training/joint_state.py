@@ -1,6 +1,8 @@
 """All that a training knows between two epochs: of peers, their grafting, callbacks and chance."""
 
+import collections
 import inspect
+import logging
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -15,10 +17,19 @@ from kgraft.grafting.ring import GraftRecord
 from kgraft.keras_private import get_global_attribute, global_seed_generator
 from kgraft.training.checkpoint_files import flat, nested
 
+_log = logging.getLogger("kgraft")
+
 Arrays = dict[str, np.ndarray]
 
 # `min_delta`: Keras turns its sign when it first sees the metric, and would do so again.
 _NOT_KEPT = ("params", "min_delta")
+
+
+_STATES: tuple[Any, ...] = (  # what may know something, of what a checkpoint does not hold
+    *(set, dict, list, tuple, bytes, complex, collections.deque, random.Random, np.ndarray),
+    *(np.random.Generator, np.random.RandomState),
+    *(keras.Variable, keras.Metric, keras.random.SeedGenerator),
+)
 
 
 class StatefulCallback(keras.callbacks.Callback):
@@ -223,9 +234,9 @@ class CallbackStates:
                 if isinstance(own, StatefulCallback):
                     own.restore(state)
                 else:
-                    vars(own).update(
-                        {name: state[name] for name in state if _is_kept(own, begun, name, state)}
-                    )
+                    kept_names = [name for name in state if _is_kept(own, begun, name, state)]
+                    _put_back(own, {name: state[name] for name in kept_names})
+                    _warn_of_lost(own)
 
 
 def _is_kept(callback: Any, begun: dict[str, Any], name: str, state: dict[str, Any]) -> bool:
@@ -243,11 +254,61 @@ def _is_kept(callback: Any, begun: dict[str, Any], name: str, state: dict[str, A
     return not isinstance(old, str) and not isinstance(new, str)
 
 
+def _put_back(callback: keras.callbacks.Callback, state: dict[str, Any]) -> None:
+    """Set attributes; lists and dicts stay the objects that somebody else may hold too."""
+    for name, new in state.items():
+        old = vars(callback).get(name)
+        if type(old) is list and type(new) is list:
+            old[:] = new
+        elif type(old) is dict and type(new) is dict:
+            old.clear()
+            old.update(new)
+        else:
+            vars(callback)[name] = new
+
+
+def _warn_of_lost(callback: keras.callbacks.Callback) -> None:
+    """Say which attributes of somebody's own callback look like state and are in no checkpoint."""
+    if type(callback).__module__.split(".")[0] == "keras":
+        return
+    kept = _attributes(callback)
+    lost = [
+        name
+        for name, value in vars(callback).items()
+        if name not in kept and name not in _NOT_KEPT and isinstance(value, _STATES)
+    ]
+    if lost:
+        _log.warning(
+            "%s has %s, which no checkpoint holds: that begins anew. Make it a "
+            "kgraft.training.joint_state.StatefulCallback, with save and restore, to keep it.",
+            type(callback).__name__,
+            ", ".join(lost),
+        )
+
+
 def _changed(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> dict[str, Any]:
     if isinstance(callback, StatefulCallback):
         return callback.save()
     now = _attributes(callback)
     return {name: value for name, value in now.items() if not _same(value, begun.get(name, now))}
+
+
+def settings_of(model: keras.Model) -> dict[str, Any]:
+    """What must be the same where a training goes on: a compiled model's optimizer, JSON-able.
+
+    A constant learning rate is none of it: callbacks change it, and it is kept.
+
+    Args:
+        model: a compiled model.
+    """
+    optimizer = model.optimizer
+    try:
+        config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
+        if isinstance(config.get("learning_rate"), float):
+            del config["learning_rate"]
+        return {"optimizer": type(optimizer).__name__, **flat(config, {})}
+    except Exception:  # of a config that somebody else has written
+        return {"optimizer": type(optimizer).__name__}
 
 
 def _attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:

@@ -7,8 +7,17 @@ from typing import Any
 import keras
 
 from kgraft.errors import UserError
+from kgraft.grafting.ring import GraftRecord
 from kgraft.training.checkpoint_files import CheckpointFiles, DamagedError, flat, nested
-from kgraft.training.joint_state import assign, values_of, variables_of
+from kgraft.training.joint_state import (
+    assign,
+    restore_records,
+    save_records,
+    values_of,
+    variables_of,
+)
+
+Records = Sequence[tuple[int, GraftRecord]]
 
 _KEPT = 2  # a kill between this backup and the model's leaves the model one epoch behind
 
@@ -31,18 +40,20 @@ class PeerBackup:
         self._files = CheckpointFiles(directory, _KEPT)
         self._models, self._without = models, list(without)
 
-    def save(self, epoch: int, progress: dict[str, Any]) -> None:
+    def save(self, epoch: int, progress: dict[str, Any], records: Records = ()) -> None:
         """Write the state after `epoch` whole epochs.
 
         Args:
             epoch: number of epochs done, that is, the epoch to resume at.
             progress: where the training stands then, JSON-able values and NumPy arrays.
+            records: what graftings measured and did, as `(epoch, GraftRecord)`.
 
         Raises:
             StorageError: it cannot be written.
         """
         arrays = values_of(variables_of(self._models, self._without))
-        self._files.write(epoch, arrays, {"progress": flat(progress, arrays)})
+        state = {"progress": flat(progress, arrays), "records": save_records(records, arrays)}
+        self._files.write(epoch, arrays, state)
 
     def restore(self, epoch: int) -> dict[str, Any] | None:
         """Put the state after `epoch` epochs back into the models.
@@ -51,7 +62,7 @@ class PeerBackup:
             epoch: the epoch that `fit` resumes at.
 
         Returns:
-            Where the training stood; None where nothing was kept of that epoch.
+            Where the training stood, with its `records`; None where nothing was kept of that epoch.
 
         Raises:
             UserError: a model is not built, or what was kept is of other models, or damaged.
@@ -70,7 +81,10 @@ class PeerBackup:
                 "and of its peers to begin anew."
             ) from None
         assign(variables_of(self._models, self._without), arrays, where)
-        return nested(state["progress"], arrays)
+        return {
+            **nested(state["progress"], arrays),
+            "records": restore_records(state["records"], arrays),
+        }
 
     def clear(self) -> None:
         """Remove all of it; the directory stays, somebody else may use it."""

@@ -11,9 +11,13 @@ import keras
 
 from kgraft.engines.steps import Logs
 from kgraft.errors import UserError
+from kgraft.grafting.mixer import Mixer
 from kgraft.structure import fault
+from kgraft.training.batches import Feed
 from kgraft.training.checkpoint_files import CheckpointFiles, flat, nested
 from kgraft.training.checkpoints import Checkpoints, Keeper, Taken
+from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed
+from kgraft.training.feeds import innermost
 from kgraft.training.joint_state import (
     Arrays,
     CallbackStates,
@@ -22,6 +26,7 @@ from kgraft.training.joint_state import (
     restore_records,
     save_random,
     save_records,
+    settings_of,
     values_of,
     variables_of,
 )
@@ -60,6 +65,7 @@ class SavedFit:
         session: the grafting; its count is that of the fit's beginning.
         epochs: what the fit's callbacks are told.
         identity: what must be the same in the process that goes on, JSON-able.
+        lost: what is said where it goes on, of data whose place is not saved; empty for nothing.
 
     Attributes:
         is_over: whether the checkpoint is of a later fit of the same training, so that this one is
@@ -67,10 +73,15 @@ class SavedFit:
     """
 
     def __init__(
-        self, settings: Checkpoints, session: Session, epochs: range, identity: Mapping[str, Any]
+        self,
+        settings: Checkpoints,
+        session: Session,
+        epochs: range,
+        identity: Mapping[str, Any],
+        lost: str = "",
     ) -> None:
         self._session, self._epochs, self._identity = session, epochs, flat(identity, {})
-        self._where = Path(settings.directory)
+        self._where, self._lost = Path(settings.directory), lost
         self._begun = session.epochs_done
         self._keeper = Keeper(settings, self._take)
         self._told, self._ended, self._logs = epochs.start, False, list[Logs]()
@@ -131,7 +142,10 @@ class SavedFit:
             raise self._foreign("it is of another epoch, or of other peers")
         self._told, self._ended, self._begun = state["told"], state["ended"], state["begun"]
         rest = range(self._told, self._told if self._ended else self._epochs.stop)
-        _log.info(
+        if rest and self._lost:
+            _log.warning("%s", self._lost)
+        _log.log(
+            logging.INFO if rest else logging.WARNING,
             "the checkpoint in %s holds %d epochs: %s",
             self._where,
             found.epochs_done,
@@ -185,3 +199,43 @@ class SavedFit:
                     f"{kept.get(name)!r}, this one has {value!r}: give another directory, or "
                     "remove it to begin anew."
                 )
+
+
+def lost_place(feed: Feed) -> str:
+    """What of a feed's place in its data is lost where a training goes on in another process.
+
+    Args:
+        feed: any feed.
+
+    Returns:
+        A sentence; empty where every epoch is known by its number.
+    """
+    feed = innermost(feed)
+    if isinstance(feed, AdapterFeed) and feed.reads_on:
+        return "the data set is read from its beginning: how far it was read is not saved."
+    if isinstance(feed, PyDatasetFeed) and feed.changes:
+        return "what the PyDataset's on_epoch_end has changed is not saved: it begins anew."
+    return ""
+
+
+def identity_of(
+    peers: Sequence[keras.Model], teachers: int, mixer: Mixer, seed: int, feed: Feed
+) -> dict[str, Any]:
+    """What must be the same in a process that goes on with a training.
+
+    Args:
+        peers: what is trained.
+        teachers: how many there are.
+        mixer: what is done to the peers' weights.
+        seed: the data orders follow from it.
+        feed: the first peer's batches.
+    """
+    return {
+        "peers": len(peers),
+        "teachers": teachers,
+        "mixer": mixer.get_config(),
+        "seed": seed,
+        "steps an epoch": feed.steps,
+        "backend": keras.config.backend(),
+        "optimizers": [settings_of(peer) for peer in peers],
+    }

@@ -257,7 +257,8 @@ def test_a_shared_teacher_is_left_to_the_models_backup(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         fit(model, [GraftCallback([peer], backup_dir=tmp_path), Killed(1)])
     arrays, _ = CheckpointFiles(tmp_path).read(1)
-    assert len(arrays) == len(peer.student.variables) + len(peer.optimizer.variables)
+    own = [name for name in arrays if name.isdecimal()]  # beside those of the records
+    assert len(own) == len(peer.student.variables) + len(peer.optimizer.variables)
 
 
 def test_a_damaged_backup_is_refused(tmp_path):

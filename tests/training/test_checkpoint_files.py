@@ -150,12 +150,14 @@ def test_nests_with_arrays_come_back():
     value = {"a": [np.arange(3), (1, 2.5)], "b": {"c": np.float32(2), "d": None}}
     arrays = {}
     back = nested(flat(value, arrays), arrays)
-    assert back["a"][1] == [1, 2.5]
+    assert back["a"][1] == (1, 2.5)
     np.testing.assert_array_equal(back["a"][0], np.arange(3))
     assert back["b"] == {"c": 2.0, "d": None}
 
 
-@pytest.mark.parametrize("value", [{1: 2}, {"a": object()}, [b"x"], {"a": {(1, 2): 3}}])
+@pytest.mark.parametrize(
+    "value", [{1: 2}, {"a": object()}, [b"x"], {"a": {(1, 2): 3}}, np.array(["a"]), {1, 2}]
+)
 def test_what_json_cannot_hold_is_told(value):
     with pytest.raises(TypeError):
         flat(value, {})

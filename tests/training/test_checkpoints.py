@@ -204,6 +204,53 @@ def test_a_callback_may_say_itself_what_is_kept(tmp_path):
     assert last.seen == set(range(6))
 
 
+def test_what_a_callback_holds_comes_back_as_it_was_or_is_named(tmp_path, caplog):
+    class Own(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.pair, self.names = (0, 0.5), np.array(["a", "bb"])
+            self.seen, self.epochs = {0}, told
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.pair = (*self.pair[:1], epoch + 0.5)
+            self.seen.add(epoch)
+            self.epochs.append(epoch)
+
+    told = []
+    with pytest.raises(Killed):
+        trained(tmp_path, (2, 0), callbacks=[Own()])
+    told = []
+    own = Own()
+    with caplog.at_level("WARNING", "kgraft"):
+        trained(tmp_path, epochs=4, callbacks=[own])
+    assert own.pair == (0, 3.5)
+    assert told == [0, 1, 2, 3] and own.epochs is told
+    assert "Own has names, seen, which no checkpoint holds" in caplog.text
+
+
+def test_a_place_in_a_data_set_that_is_lost_is_told(tmp_path, caplog):
+    class Changes(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return tuple(part[index * 20 : index * 20 + 20] for part in DATA)
+
+        def on_epoch_end(self):
+            pass
+
+    def fitted(kill):
+        run = GraftingFit([network(k) for k in range(2)])
+        own = [Kill(*kill)] if kill else []
+        run.fit(Changes(), epochs=3, verbose=0, callbacks=own, checkpoint=tmp_path)
+
+    with pytest.raises(Killed):
+        fitted((1, 0))
+    with caplog.at_level("WARNING", "kgraft"):
+        fitted(None)
+    assert "what the PyDataset's on_epoch_end has changed is not saved" in caplog.text
+
+
 def test_several_fits_in_one_directory_are_one_training(tmp_path):
     def program(checkpoint, kill=None):
         run = GraftingFit([network(k) for k in range(2)])
@@ -239,7 +286,8 @@ def test_what_broke_a_training_off_costs_the_epoch_and_no_more(tmp_path):
     [
         ({"seed": 3}, r"is of a training with seed = 0, this one has 3: give another directory"),
         ({"mixer": Noise()}, r"is of a training with mixer = "),
-        ({"made": lambda k: network(k, use_ema=True)}, r"arrays of other peers than these"),
+        ({"made": lambda k: network(k, clipnorm=1.0)}, r"is of a training with optimizers = "),
+        ({"made": lambda k: network(k, use_ema=True)}, r"is of a training with optimizers = "),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed, message):
