@@ -85,9 +85,10 @@ class GraftCallback(keras.callbacks.Callback):
             were validated; after the last epoch nothing is grafted, before the next `fit` of the
             same models goes on. `alpha` is then logged in the epoch that starts from the grafted
             weights.
-        backup_dir: directory for the peers' weights and optimizers, saved at every epoch's end and
-            restored when `fit` resumes there, as `BackupAndRestore` does for the model; deleted
-            when `fit` has ended. May be the directory that `BackupAndRestore` has.
+        backup_dir: directory for the peers' weights and optimizers, all random numbers, the model's
+            too, and `records`; saved at every epoch's end and restored when `fit` resumes there, as
+            `BackupAndRestore` does for the model's weights and optimizer; deleted when `fit` has
+            ended. May be the directory that `BackupAndRestore` has.
         engine: how the peers take their steps, as in `GraftingFit`; the model's own are `fit`'s.
         graft: what `mixer` was called before.
 

@@ -8,10 +8,13 @@ import keras
 
 from kgraft.errors import UserError
 from kgraft.grafting.ring import GraftRecord
+from kgraft.keras_private import flat_layers
 from kgraft.training.checkpoint_files import CheckpointFiles, DamagedError, flat, nested
 from kgraft.training.joint_state import (
     assign,
+    restore_random,
     restore_records,
+    save_random,
     save_records,
     values_of,
     variables_of,
@@ -25,13 +28,16 @@ _KEPT = 2  # a kill between this backup and the model's leaves the model one epo
 class PeerBackup:
     """Weights, seeds and optimizers of some models after each epoch, a checkpoint an epoch.
 
+    The process' own random numbers are kept too: on torch, dropout without a seed draws from them.
+
     A checkpoint is whole or not there, and one that is damaged is noticed. The last two are kept,
     so that the peers can follow a model whose own backup is one epoch older.
 
     Args:
         directory: where they lie; made when the first one is written.
         models: what is saved.
-        without: models whose variables are somebody else's to save (a shared teacher's, say).
+        without: models whose variables are somebody else's to save, but for the seeds of their
+            random layers, which Keras' `BackupAndRestore` forgets.
     """
 
     def __init__(
@@ -51,8 +57,12 @@ class PeerBackup:
         Raises:
             StorageError: it cannot be written.
         """
-        arrays = values_of(variables_of(self._models, self._without))
-        state = {"progress": flat(progress, arrays), "records": save_records(records, arrays)}
+        arrays = values_of(self._variables())
+        state = {
+            "progress": flat(progress, arrays),
+            "records": save_records(records, arrays),
+            "random": save_random(arrays),
+        }
         self._files.write(epoch, arrays, state)
 
     def restore(self, epoch: int) -> dict[str, Any] | None:
@@ -80,11 +90,17 @@ class PeerBackup:
                 f"{where} of epoch {epoch} is damaged ({error}): remove the backups of the model "
                 "and of its peers to begin anew."
             ) from None
-        assign(variables_of(self._models, self._without), arrays, where)
+        assign(self._variables(), arrays, where)
+        restore_random(state["random"], arrays)
         return {
             **nested(state["progress"], arrays),
             "records": restore_records(state["records"], arrays),
         }
+
+    def _variables(self) -> list[keras.Variable]:
+        layers = [layer for model in self._without for layer in flat_layers(model)]
+        seeds = {id(own.state): own.state for layer in layers for own in layer._seed_generators}
+        return [*variables_of(self._models, self._without), *seeds.values()]
 
     def clear(self) -> None:
         """Remove all of it; the directory stays, somebody else may use it."""
