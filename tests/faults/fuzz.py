@@ -33,7 +33,7 @@ from kgraft.runs.comparisons.file import read_comparison
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
-    **{table: type(getattr(configs.Config(), table)) for table in configs._TABLES},
+    **{table: type(getattr(configs.Config(), table)) for table in configs.TABLES},
     **methods.tables(),
 }
 KEYS = [(table, key) for table, owner in OWNERS.items() for key in settings.keys_of(owner)]
