@@ -74,7 +74,11 @@ class Papa(StepMixer):
             return {}
         known = [_highest_so_far(model, self.every_steps) for model in peers.models]
         before = last.get("highest", known) if last else known  # what callbacks have set, too
-        return {"highest": [max(pair) for pair in zip(known, before, strict=True)]}
+        highest = [
+            max(own, earlier) if _has_stepped(model) else own  # a new optimizer begins anew
+            for model, own, earlier in zip(peers.models, known, before, strict=True)
+        ]
+        return {"highest": highest}
 
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`."""
@@ -127,6 +131,10 @@ def _learning_rate(model: keras.Model) -> float:
     if not model.compiled:
         return math.nan
     return float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+
+
+def _has_stepped(model: keras.Model) -> bool:
+    return bool(model.compiled and int(keras.ops.convert_to_numpy(model.optimizer.iterations)))
 
 
 def _highest_so_far(model: keras.Model, every: int) -> float:
