@@ -41,18 +41,8 @@ def test_a_file_is_taken_or_refused_in_one_line():
     each(fuzz.files, 200, check_file)
 
 
-@pytest.mark.slow
-def test_thousands_of_files_are_taken_or_refused_in_one_line():
-    each(fuzz.files, 5000, check_file)
-
-
 def test_a_command_line_is_done_or_refused_in_one_line_and_leaves_nothing(pristine):
     check_commands(pristine, 15)
-
-
-@pytest.mark.slow
-def test_hundreds_of_command_lines_are_done_or_refused_in_one_line(pristine):
-    check_commands(pristine, 300)
 
 
 @pytest.mark.parametrize(
