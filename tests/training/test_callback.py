@@ -253,6 +253,7 @@ def test_settings_are_json():
             "grouping": "authors",
             "decimals": 2,
             "blend_frozen": False,
+            "revive": False,
             "every": 2,
             "epochs": None,
             "evaluate": "after",
