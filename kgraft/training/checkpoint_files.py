@@ -204,7 +204,7 @@ def _write(directory: Path, arrays: dict[str, np.ndarray], state: Mapping[str, A
     try:
         safetensors.numpy.save_file(arrays, directory / _ARRAYS)
     except safetensors.SafetensorError as error:  # it writes by itself, and says so in words only
-        found = re.search(r"\(os error (\d+)\)", str(error))
+        found = re.search(r"(?:os error |code: )(\d+)", str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number)) from None
     told = {"version": _VERSION, "arrays": _checksum_of(directory / _ARRAYS), "state": dict(state)}
