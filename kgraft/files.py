@@ -4,7 +4,10 @@ import contextlib
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import filelock
@@ -106,42 +109,76 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def append_text(path: Path, text: str, after: int | None = None) -> int:
-    """Write text to the end of a file, on the disk when it returns: all of it or nothing.
+@dataclass(frozen=True)
+class Kept:
+    """The beginning of a file that stays.
+
+    Attributes:
+        size: bytes.
+        checksum: CRC-32 of these.
+    """
+
+    size: int = 0
+    checksum: int = 0
+
+    def check(self, path: Path) -> None:
+        """Refuse a file that does not begin so.
+
+        Args:
+            path: the file.
+
+        Raises:
+            UserError: it is shorter, or another.
+            StorageError: it cannot be read.
+        """
+        with storing(path):
+            found, left = 0, self.size
+            with path.open("rb") if path.is_file() else BytesIO() as file:
+                while left and (part := file.read(min(left, 1 << 20))):
+                    found, left = zlib.crc32(part, found), left - len(part)
+        if left:
+            raise UserError(
+                f"{path} has {self.size - left:,} bytes and had {self.size:,}: somebody has cut "
+                "it off; put back what was there."
+            )
+        if found != self.checksum:
+            raise UserError(
+                f"{path} is not as it was written: somebody has changed it; put back what was "
+                "there."
+            )
+
+
+def append_text(path: Path, text: str, after: Kept) -> Kept:
+    """Write text behind the beginning of a file, on the disk when it returns: all or nothing.
 
     Args:
         path: the file; made where it is missing.
         text: whole lines.
-        after: how many of the file's bytes stay, what follows is cut off; None for all.
+        after: what stays; what follows it is cut off.
 
     Returns:
-        How many bytes the file has then.
+        What stays next time.
 
     Raises:
-        StorageError: it cannot be written, and is as long as before; it has fewer bytes than stay.
+        StorageError: it cannot be written, and is as before; it has fewer bytes than stay.
     """
+    content = text.encode()
     with storing(path), path.open("a+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
-        if after is not None:
-            file.seek(max(after - 1, 0))
-            if size >= after > 0 and file.read(1) != b"\n":
-                raise StorageError(f"{path} is not as it was written: somebody has changed it.")
-            if size < after:
-                raise StorageError(
-                    f"{path} has {size:,} bytes and had {after:,}: somebody has cut it off."
-                )
-            file.truncate(after)
-            size = after
-        left = memoryview(text.encode())
-        written = size + len(left)
+        if size < after.size:
+            raise StorageError(
+                f"{path} has {size:,} bytes and had {after.size:,}: somebody has cut it off."
+            )
+        file.truncate(after.size)
+        left = memoryview(content)
         try:
             while left:
                 left = left[file.write(left) :]
         except OSError:
-            file.truncate(size)
+            file.truncate(after.size)
             raise
         os.fsync(file.fileno())
-    return written
+    return Kept(after.size + len(content), zlib.crc32(content, after.checksum))
 
 
 def is_file(path: Path) -> bool:

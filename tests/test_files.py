@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import keras
@@ -15,7 +16,7 @@ import pytest
 from kgraft_cli import main as program
 
 from kgraft.errors import StorageError, UserError
-from kgraft.files import append_text, only_writer, sweep, whole, write_text
+from kgraft.files import Kept, append_text, only_writer, sweep, whole, write_text
 from kgraft.runs import state_dict
 from kgraft.runs.config import Config
 from kgraft.runs.directory import RunDirectory, save_uncompiled
@@ -86,23 +87,35 @@ def test_what_is_no_file_is_written_to_as_it_is(tmp_path):
 
 def test_lines_are_appended_whole_or_not_at_all(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    append_text(file, "one\n")
+    kept = append_text(file, "one\n", Kept())
     with files_up_to(10), pytest.raises(StorageError, match="File too large"):
-        append_text(file, "two, which is longer\n")
-    append_text(file, "three\n")
+        append_text(file, "two, which is longer\n", kept)
+    append_text(file, "three\n", kept)
     assert file.read_text() == "one\nthree\n"
 
 
 def test_what_somebody_has_changed_before_the_end_is_not_written_to(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    size = append_text(file, "one\n")
-    append_text(file, "two\n")
-    assert append_text(file, "again\n", size) == 10
+    one = append_text(file, "one\n", Kept())
+    append_text(file, "two\n", one)
+    both = append_text(file, "again\n", one)
     assert file.read_text() == "one\nagain\n"
-    file.write_text("longer\nagain\n")
-    with pytest.raises(StorageError, match="somebody has changed it"):
-        append_text(file, "more\n", size)
-    assert file.read_text() == "longer\nagain\n"
+    assert both == Kept(10, zlib.crc32(b"one\nagain\n"))
+    both.check(file)
+    file.write_text("one\nagain\nand what a killed process has left")
+    both.check(file)
+    for changed in ("One\nagain\n", "one \nagain\n"):
+        file.write_text(changed)
+        with pytest.raises(UserError, match="is not as it was written: somebody has changed it"):
+            both.check(file)
+    file.write_text("one\n")
+    with pytest.raises(UserError, match="has 4 bytes and had 10: somebody has cut it off"):
+        both.check(file)
+    with pytest.raises(StorageError, match="has 4 bytes and had 10: somebody has cut it off"):
+        append_text(file, "more\n", both)
+    file.unlink()
+    with pytest.raises(UserError, match="has 0 bytes and had 10"):
+        both.check(file)
 
 
 def test_what_a_killed_process_was_writing_is_swept(tmp_path):

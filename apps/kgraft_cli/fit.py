@@ -73,9 +73,10 @@ def command(
 
     from kgraft.engines.backends import BACKEND
     from kgraft.runs.assembly import assemble
-    from kgraft.runs.directory import make_new, read_unfinished
+    from kgraft.runs.directory import make_new
     from kgraft.runs.execution import execute
     from kgraft.runs.stopping import Stopped, Stopping
+    from kgraft.runs.unfinished import read_unfinished
     from kgraft_cli.messages import messages_on
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import summary_table

@@ -89,6 +89,11 @@ class BatchStream:
         return sibling
 
     @property
+    def images(self) -> Any:
+        """Pixels of all images, uint8 `(n, height, width, channels)`, where they lie."""
+        return self._images
+
+    @property
     def labels(self) -> Any:
         """Labels of all images, on the device: int32 `(n,)`, or what `with_labels` was given."""
         return self._labels

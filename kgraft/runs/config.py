@@ -205,6 +205,11 @@ class Config:
                 blocks.setdefault(f"[{table}]", []).append(f"{name} = {to_toml(value)}")
         return "\n\n".join("\n".join([table, *own]) for table, own in blocks.items()) + "\n"
 
+    def told(self) -> dict[str, str | None]:
+        """Every setting as TOML, by `table.key`; None for one that is not given."""
+        flat = self.flat().items()
+        return {key: None if value is None else to_toml(value) for key, value in flat}
+
     def resolved(self) -> str:
         """`to_toml` between two lines by which `read` knows a file that is cut off."""
         return f"{_FIRST}\n\n{self.to_toml()}\n{_LAST}\n"

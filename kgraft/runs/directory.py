@@ -5,19 +5,18 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from kgraft.backend import BACKENDS
 from kgraft.errors import UserError
 from kgraft.files import (
+    Kept,
     append_text,
-    check_plain,
     is_file,
-    only_writer,
     read_text,
     storing,
     sweep,
@@ -35,7 +34,8 @@ _ROW = {
     "best_validation_accuracy": (float, None),
 }
 _SUMMARY = {"peers": [_ROW], "seconds": float}
-_TEACHER = {"row": {**_ROW, "teacher": int, "best_epoch": int}, "bytes": object}
+_TEACHER = {"row": {**_ROW, "teacher": int, "best_epoch": int}, "lines": object}
+_KEPT = {"size": int, "checksum": int}
 
 
 def default_path(config: Config) -> Path:
@@ -135,10 +135,6 @@ class RunDirectory:
         environment: what `environment` gave.
         resumed: whether the run goes on in a directory of its own.
 
-    Attributes:
-        bytes: how long `metrics.jsonl` and `grafts.jsonl` are by what was written; what follows
-            there is of epochs that are trained again, and is cut off when they end.
-
     Raises:
         UserError: the directory is not free.
         StorageError: it cannot be made.
@@ -153,7 +149,7 @@ class RunDirectory:
         resumed: bool = False,
     ) -> None:
         self.path = path
-        self._bytes = {"metrics.jsonl": 0, "grafts.jsonl": 0}
+        self._lines = {"metrics.jsonl": Kept(), "grafts.jsonl": Kept()}
         if resumed:
             check_unfinished(path)
             sweep(path)
@@ -165,20 +161,31 @@ class RunDirectory:
         else:
             make_free(path)
             write_text(path / "run.toml", config.resolved())
+            environment = {**environment, "settings": config.told()}
         self._write_json("environment.json", environment)
 
-    @property
-    def bytes(self) -> dict[str, int]:
-        """See the class."""
-        return self._bytes
+    def told_lines(self) -> dict[str, dict[str, int]]:
+        """How far `metrics.jsonl` and `grafts.jsonl` are written, JSON-able."""
+        return {name: asdict(kept) for name, kept in self._lines.items()}
 
-    @bytes.setter
-    def bytes(self, told: Any) -> None:
-        wrong = fault(told, dict.fromkeys(self._bytes, int))
-        wrong = wrong or next((f"{key} is {told[key]}" for key in self._bytes if told[key] < 0), "")
+    def keep_lines(self, told: Any) -> None:
+        """Keep the lines of that time; those of epochs that are trained again are cut off then.
+
+        Args:
+            told: what `told_lines` gave.
+
+        Raises:
+            UserError: it is something else, or these lines were changed or cut off.
+        """
+        wrong = fault(told, dict.fromkeys(self._lines, _KEPT))
+        sizes = {} if wrong else {name: told[name]["size"] for name in self._lines}
+        wrong = wrong or next((f"{name}: {size}" for name, size in sizes.items() if size < 0), "")
         if wrong:
             raise UserError(f"{self.path} has no lengths of its files that could be: {wrong}.")
-        self._bytes = {name: told[name] for name in self._bytes}
+        lines = {name: Kept(told[name]["size"], told[name]["checksum"]) for name in self._lines}
+        for name, kept in lines.items():
+            kept.check(self.path / name)
+        self._lines = lines
 
     def checkpoints(self, phase: str) -> Path:
         """Where a phase of the run, `"teacher 1"` or `"peers"`, is saved."""
@@ -191,7 +198,9 @@ class RunDirectory:
             number: which.
             row: what `summary.json` will say of it.
         """
-        self._write_json(f"teachers/teacher-{number}.json", {"row": row, "bytes": self.bytes})
+        self._write_json(
+            f"teachers/teacher-{number}.json", {"row": row, "lines": self.told_lines()}
+        )
 
     def ended_teacher(self, number: int, teacher: keras.Model) -> dict[str, Any] | None:
         """Give a teacher that is trained its weights.
@@ -210,7 +219,7 @@ class RunDirectory:
         if not all(file.is_file() for file in files):
             return None
         told = read_json(files[1], _TEACHER)
-        self.bytes = told["bytes"]
+        self.keep_lines(told["lines"])
         trained = read_model(files[0], str(files[0])).get_weights()
         if [value.shape for value in trained] != [value.shape for value in teacher.weights]:
             raise UserError(f"{files[0]} is another network than teacher {number} of this run.")
@@ -243,7 +252,7 @@ class RunDirectory:
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        self.bytes = {**self.bytes, name: append_text(self.path / name, text, self.bytes[name])}
+        self._lines[name] = append_text(self.path / name, text, self._lines[name])
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
@@ -286,36 +295,6 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     if told != count:
         raise UserError(f"{path}: summary.json has {told} peers, run.toml {count}: copy it anew.")
     return config, summary
-
-
-def read_unfinished(path: Path) -> Config:
-    """Settings of a run that was broken off.
-
-    Args:
-        path: a run's directory.
-
-    Raises:
-        UserError: there is no run, another process is at it, it is finished, it trains on another
-            backend, or it would have written elsewhere.
-    """
-    if not is_file(path / "run.toml"):
-        raise UserError(f"--resume {path}: no run's directory, it holds no run.toml.")
-    check_unfinished(path)
-    check_plain(path)
-    with only_writer(path):  # to be told at once; whoever trains takes it for as long as that takes
-        pass
-    config = read(path / "run.toml")
-    if (path / "environment.json").is_file():
-        found = read_json(path / "environment.json", {"backend": {"name": str}})
-        name = found["backend"]["name"]
-        if name not in BACKENDS:
-            raise UserError(f"{path / 'environment.json'}: no backend is called {name!r}.")
-        if name != keras.config.backend():
-            raise UserError(
-                f"--resume {path}: the run trains on {name}, this is {keras.config.backend()}: "
-                f"set KERAS_BACKEND={name}."
-            )
-    return config
 
 
 def check_unfinished(path: Path) -> None:

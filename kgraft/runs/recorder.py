@@ -17,18 +17,18 @@ _SAVED = {
     "last": [{"epoch": int}],
     "written": int,
     "seconds": float,
-    "bytes": object,
+    "lines": object,
 }
 
 
 class Lines(Protocol):
-    """Where a run's rows go, one after the other.
+    """Where a run's rows go, one after the other."""
 
-    Attributes:
-        bytes: how long each file is by what was written; what follows there is nobody's.
-    """
+    def told_lines(self) -> dict[str, Any]:
+        """What `keep_lines` needs, JSON-able."""
 
-    bytes: dict[str, int]
+    def keep_lines(self, told: Any) -> None:
+        """Keep the lines of that time, and write over those that came since."""
 
     def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """One a model and epoch."""
@@ -150,7 +150,7 @@ class Recorder:
             "last": self.last,
             "written": self._written,
             "seconds": self.seconds,
-            "bytes": self._files.bytes,
+            "lines": self._files.told_lines(),
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ class Recorder:
         self.best_accuracy, self.last = saved["best_accuracy"], saved["last"]
         self._written, self._seconds = saved["written"], saved["seconds"]
         self._began = time.perf_counter()
-        self._files.bytes = saved["bytes"]
+        self._files.keep_lines(saved["lines"])
 
 
 class _Watch(StatefulCallback):

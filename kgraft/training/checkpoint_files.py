@@ -41,7 +41,7 @@ class CheckpointFiles:
     """The checkpoints in one directory, which one process writes to.
 
     Args:
-        directory: where they lie; made when the first one is written.
+        directory: where they lie, see `make`; where it vanishes, nothing is written any more.
         keep: how many of the newest stay.
     """
 
@@ -53,6 +53,15 @@ class CheckpointFiles:
         found = self.directory.glob("epoch-*") if self.directory.is_dir() else ()
         numbers = [path.name.removeprefix("epoch-") for path in found if not path.is_symlink()]
         return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def make(self) -> None:
+        """Make the directory, before the first one is written.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        with storing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
 
     def write(self, epoch: int, arrays: Mapping[str, np.ndarray], state: Mapping[str, Any]) -> None:
         """Write one, and remove those that are old.
@@ -68,7 +77,6 @@ class CheckpointFiles:
         path = self._path(epoch)
         partial = self._hidden(f"partial-{epoch:06d}")
         with storing(path):
-            self.directory.mkdir(parents=True, exist_ok=True)
             _remove(partial)
             try:
                 partial.mkdir()

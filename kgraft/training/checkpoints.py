@@ -90,6 +90,9 @@ class Keeper:
     Args:
         settings: where and how often.
         take: copies all that is to be saved.
+
+    Raises:
+        StorageError: the directory cannot be made.
     """
 
     def __init__(self, settings: Checkpoints, take: Callable[[], Taken]) -> None:
@@ -102,6 +105,7 @@ class Keeper:
         self._epoch_began = self._last = time.monotonic()
 
     def __enter__(self) -> "Keeper":
+        self._files.make()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:

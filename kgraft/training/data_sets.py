@@ -37,6 +37,11 @@ class AdapterFeed:
         self._iterator.reset()
 
     @property
+    def kind(self) -> str:
+        """What it is that is read."""
+        return type(self._data).__name__
+
+    @property
     def steps(self) -> int | None:
         """Batches an epoch, None where the data set does not say."""
         return self._iterator.num_batches
@@ -125,6 +130,11 @@ class PyDatasetFeed:
         """Batches an epoch; see `steps_of` for the epoch that ends with the data."""
         count = int(self._data.num_batches or 0)
         return count if self._limit is None else min(count, self._limit)
+
+    @property
+    def kind(self) -> str:
+        """What it is that is read."""
+        return type(self._data).__name__
 
     @property
     def changes(self) -> bool:

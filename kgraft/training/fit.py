@@ -38,11 +38,12 @@ from kgraft.training.fit_arguments import (
     split,
     validated_epochs,
 )
+from kgraft.training.identity import identity_of, lost_place
 from kgraft.training.learners import check_optimizers
 from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import FromEachOther, Mutual
-from kgraft.training.saved_fit import SavedFit, identity_of, lost_place
+from kgraft.training.saved_fit import SavedFit
 from kgraft.training.session import Session
 from kgraft.training.teaching import FromTeachers
 from kgraft.training.watchers import (
@@ -157,6 +158,7 @@ class GraftingFit:
         self._learning = learning
         self._session = Session(self.peers, mixer, [])
         self._session.check()
+        self._broken: int | None = None  # where a saved fit has begun that was broken off
 
     @property
     def mixer(self) -> Mixer:
@@ -295,8 +297,9 @@ class GraftingFit:
         if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
         if initial_epoch is not None:
-            self._session.epochs_done = begin
-        saved = self._saved(Checkpoints.of(checkpoint), told, feeds[0], watchers)
+            self._session.epochs_done, self._broken = begin, None
+        read = feeds if listed else feeds[:1]
+        saved = self._saved(Checkpoints.of(checkpoint), told, read, watchers)
         if saved is not None and saved.is_over:
             self._session.epochs_done += len(told)
             for peer in self.peers:
@@ -308,21 +311,27 @@ class GraftingFit:
         _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
         with saved or contextlib.nullcontext():
             loop.run(told, same_batches=shared_batches)
+        self._broken = None
         return [peer.history for peer in self.peers]
 
     def _saved(
         self,
         checkpoints: Checkpoints | None,
         told: range,
-        feed: Feed,
+        feeds: Sequence[Feed],
         watchers: Sequence[keras.callbacks.CallbackList],
     ) -> SavedFit | None:
         if checkpoints is None:
             return None
         if backed_up(watchers):
             raise UserError("checkpoint= and BackupAndRestore both resume: give one of them.")
-        identity = identity_of(self.peers, len(self.teachers), self.mixer, self.seed, feed)
-        return SavedFit(checkpoints, self._session, told, identity, lost_place(feed))
+        again, session = self._broken is not None, self._session
+        session.epochs_done = session.epochs_done if self._broken is None else self._broken
+        identity = identity_of(self._learning, len(self.teachers), self.mixer, self.seed, feeds)
+        lost = lost_place(feeds[0])
+        saved = SavedFit(checkpoints, session, told, identity, lost, again=again)
+        self._broken = None if saved.is_over else session.epochs_done
+        return saved
 
     def evaluate(
         self,

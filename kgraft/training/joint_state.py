@@ -293,24 +293,6 @@ def _changed(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> dict[
     return {name: value for name, value in now.items() if not _same(value, begun.get(name, now))}
 
 
-def settings_of(model: keras.Model) -> dict[str, Any]:
-    """What must be the same where a training goes on: a compiled model's optimizer, JSON-able.
-
-    A constant learning rate is none of it: callbacks change it, and it is kept.
-
-    Args:
-        model: a compiled model.
-    """
-    optimizer = model.optimizer
-    try:
-        config = {name: value for name, value in optimizer.get_config().items() if name != "name"}
-        if isinstance(config.get("learning_rate"), float):
-            del config["learning_rate"]
-        return {"optimizer": type(optimizer).__name__, **flat(config, {})}
-    except Exception:  # of a config that somebody else has written
-        return {"optimizer": type(optimizer).__name__}
-
-
 def _attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
     """The attributes that can be kept."""
     found = {}

@@ -32,6 +32,10 @@ class Learning:
             self._engine, self._compiled = self.made(), now
         return self._engine
 
+    def told(self) -> dict[str, Any]:
+        """Its settings, JSON-able."""
+        return {}
+
     def made(self) -> Engine:
         """The engine of the peers as they are compiled."""
         return self.students

@@ -193,6 +193,10 @@ class FromEachOther(Learning):
             check_steps(peer, name)
         self._mutual = mutual
 
+    def told(self) -> dict[str, Any]:
+        """See `Learning`."""
+        return self._mutual.get_config()
+
     def made(self) -> Engine:
         """See `Learning`."""
         for k, peer in enumerate(self.peers, start=1):

@@ -63,6 +63,7 @@ class PeerBackup:
             "records": save_records(records, arrays),
             "random": save_random(arrays),
         }
+        self._files.make()
         self._files.write(epoch, arrays, state)
 
     def restore(self, epoch: int) -> dict[str, Any] | None:

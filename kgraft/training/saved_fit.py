@@ -1,8 +1,8 @@
 """One fit of a GraftingFit that is saved as it goes on, and goes on where a killed one was."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,13 +11,10 @@ import keras
 
 from kgraft.engines.steps import Logs
 from kgraft.errors import UserError
-from kgraft.grafting.mixer import Mixer
 from kgraft.structure import fault
-from kgraft.training.batches import Feed
 from kgraft.training.checkpoint_files import CheckpointFiles, flat, nested
 from kgraft.training.checkpoints import Checkpoints, Keeper, Taken
-from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed
-from kgraft.training.feeds import innermost
+from kgraft.training.identity import Identity, differences
 from kgraft.training.joint_state import (
     Arrays,
     CallbackStates,
@@ -26,7 +23,6 @@ from kgraft.training.joint_state import (
     restore_records,
     save_random,
     save_records,
-    settings_of,
     values_of,
     variables_of,
 )
@@ -36,7 +32,7 @@ _log = logging.getLogger("kgraft")
 
 
 _STATE = {
-    "identity": {},
+    "identity": {"must": {}, "should": {}, "at_first": {}},
     "begun": int,
     "told": int,
     "ended": bool,
@@ -64,8 +60,9 @@ class SavedFit:
         settings: where and how often.
         session: the grafting; its count is that of the fit's beginning.
         epochs: what the fit's callbacks are told.
-        identity: what must be the same in the process that goes on, JSON-able.
+        identity: which training it is.
         lost: what is said where it goes on, of data whose place is not saved; empty for nothing.
+        again: whether the peers themselves were broken off in this fit, and go on with it.
 
     Attributes:
         is_over: whether the checkpoint is of a later fit of the same training, so that this one is
@@ -77,10 +74,13 @@ class SavedFit:
         settings: Checkpoints,
         session: Session,
         epochs: range,
-        identity: Mapping[str, Any],
+        identity: Identity,
         lost: str = "",
+        *,
+        again: bool = False,
     ) -> None:
-        self._session, self._epochs, self._identity = session, epochs, flat(identity, {})
+        self._session, self._epochs, self._identity = session, epochs, identity
+        self._again = again
         self._where, self._lost = Path(settings.directory), lost
         self._begun = session.epochs_done
         self._keeper = Keeper(settings, self._take)
@@ -125,7 +125,7 @@ class SavedFit:
         if self._found is None:
             return self._epochs, [{} for _ in peers]
         found, self._found = self._found, None
-        self._check(found.state["identity"])
+        self._check(found.state)
         assign(self._variables, found.arrays, f"the checkpoint in {self._where}")
         state, arrays = found.state, found.arrays
         try:
@@ -173,7 +173,7 @@ class SavedFit:
     def _take(self) -> Taken:
         arrays = values_of(self._variables)
         state = {
-            "identity": self._identity,
+            "identity": asdict(self._identity),
             "begun": self._begun,
             "told": self._told,
             "ended": self._ended,
@@ -191,51 +191,28 @@ class SavedFit:
             "directory, or remove it to begin anew."
         )
 
-    def _check(self, kept: Mapping[str, Any]) -> None:
-        for name, value in self._identity.items():
-            if kept.get(name) != value:
+    def _check(self, state: dict[str, Any]) -> None:
+        kept, own = state["identity"], self._identity
+        for name, value in own.must.items():
+            if kept["must"].get(name) != value:
                 raise UserError(
                     f"the checkpoint in {self._where} is of a training with {name} = "
-                    f"{kept.get(name)!r}, this one has {value!r}: give another directory, or "
-                    "remove it to begin anew."
+                    f"{kept['must'].get(name)!r}, this one has {value!r}: give another directory, "
+                    "or remove it to begin anew."
                 )
-
-
-def lost_place(feed: Feed) -> str:
-    """What of a feed's place in its data is lost where a training goes on in another process.
-
-    Args:
-        feed: any feed.
-
-    Returns:
-        A sentence; empty where every epoch is known by its number.
-    """
-    feed = innermost(feed)
-    if isinstance(feed, AdapterFeed) and feed.reads_on:
-        return "the data set is read from its beginning: how far it was read is not saved."
-    if isinstance(feed, PyDatasetFeed) and feed.changes:
-        return "what the PyDataset's on_epoch_end has changed is not saved: it begins anew."
-    return ""
-
-
-def identity_of(
-    peers: Sequence[keras.Model], teachers: int, mixer: Mixer, seed: int, feed: Feed
-) -> dict[str, Any]:
-    """What must be the same in a process that goes on with a training.
-
-    Args:
-        peers: what is trained.
-        teachers: how many there are.
-        mixer: what is done to the peers' weights.
-        seed: the data orders follow from it.
-        feed: the first peer's batches.
-    """
-    return {
-        "peers": len(peers),
-        "teachers": teachers,
-        "mixer": mixer.get_config(),
-        "seed": seed,
-        "steps an epoch": feed.steps,
-        "backend": keras.config.backend(),
-        "optimizers": [settings_of(peer) for peer in peers],
-    }
+        if state["told"] > self._epochs.stop:
+            raise UserError(
+                f"the checkpoint in {self._where} has {state['told']} epochs, epochs = "
+                f"{self._epochs.stop} are fewer: give another directory, or remove it to begin "
+                "anew."
+            )
+        found = differences(kept["should"], own.should)
+        if not self._again and state["begun"] == 0:  # else callbacks may have changed it
+            found += differences(kept["at_first"], own.at_first)
+        if found:
+            _log.warning(
+                "the training that goes on is not the one that began: %s%s. It goes on with what "
+                "it is given now, and with the learning rates that were saved.",
+                "; ".join(found[:3]),
+                f"; and {len(found) - 3} more" if len(found) > 3 else "",
+            )

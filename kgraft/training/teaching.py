@@ -107,6 +107,12 @@ class FromTeachers(Learning):
             None if feature_losses else Teaching(teachers, temperature, students.wanted)
         )
 
+    def told(self) -> dict[str, Any]:
+        """See `Learning`."""
+        _, temperature, weight, losses = self._lesson
+        kinds = [type(loss).__name__ for loss in losses]
+        return {"temperature": temperature, "weight": weight, "feature_losses": kinds}
+
     def made(self) -> Engine:
         """See `Learning`."""
         distillers = [distil(peer, *self._lesson) for peer in self.peers]

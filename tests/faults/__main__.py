@@ -7,6 +7,8 @@ or told wrongly.
 """
 
 import argparse
+import contextlib
+import os
 import random
 import signal
 import sys
@@ -22,11 +24,13 @@ from tests.faults.victims import (
     PLACES,
     TINY,
     End,
+    as_anybody,
     calls_counted,
     dies_at,
     differences,
     forked,
     going_on,
+    once_there,
     started,
 )
 
@@ -74,6 +78,20 @@ class Row:
     count: int = 0
     lost: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+
+    def note(self, out: Path, end: End, code: int) -> None:
+        """One victim has ended, as it should in one line and with this exit code."""
+        self.count += 1
+        self.seconds.append(end.told_after or 0.0)
+        if end.code != code or len(end.lines) != 1:
+            self.lost.append(f"{out.name}: exit {end.code}: {end.said[-300:]}")
+
+    def resumed(self, whole: Path, out: Path) -> None:
+        """Go on, and compare."""
+        end = forked(going_on(out))
+        if end.code != 0 and not (out / "summary.json").is_file():
+            self.lost.append(f"{out.name} does not go on: {end.said[-300:]}")
+        self.lost += [f"{out.name}: {name}" for name in differences(whole, out)]
 
     def __str__(self) -> str:
         told = f"{max(self.seconds):.1f} s at most" if self.seconds else "-"
@@ -126,6 +144,8 @@ def rows(
         yield twice(directory, whole, seconds)
         yield paused(directory, whole)
         yield locked(directory)
+        yield vanished(directory, whole)
+        yield read_only(directory, whole)
         yield full_disks(directory, whole, wanted.every_call)
     if wanted.compares:
         yield comparisons(directory, wanted.compares, run, chance)
@@ -269,10 +289,42 @@ def full_disks(directory: Path, whole: Path, every: int) -> Row:
     return row
 
 
+def vanished(directory: Path, whole: Path, count: int = 3) -> Row:
+    """A directory that is gone while one trains in it, as a disk that is unmounted; then back."""
+    row = Row("the directory vanishes", "renamed away while the run trains, and back")
+    for k in range(count):
+        out = directory / f"vanished-{k}"
+        away = out.with_name(f"away-{k}")
+        leave = once_there(out / "metrics.jsonl", lambda out=out, away=away: out.rename(away))
+        end = forked(going_on(out), meanwhile=leave)
+        row.note(out, end, 1)
+        row.lost += [f"{out.name}: something was left there"] if out.exists() else []
+        away.rename(out)
+        row.resumed(whole, out)
+    return row
+
+
+def read_only(directory: Path, whole: Path, count: int = 3) -> Row:
+    """A directory that loses its right to write while one trains in it; then it has it again."""
+    row = Row("the directory becomes read-only", "chmod while the run trains, not as root")
+    for k in range(count):
+        out = directory / f"read-only-{k}"
+
+        def all_of(mode: int, out: Path = out) -> None:
+            for path in [out, *(own for own in out.rglob("*") if own.is_dir())]:
+                with contextlib.suppress(FileNotFoundError):  # a checkpoint that became old
+                    path.chmod(mode)
+
+        closes = once_there(out / "metrics.jsonl", lambda all_of=all_of: all_of(0o555))
+        end = forked(going_on(out), as_anybody, meanwhile=closes)
+        row.note(out, end, 1)
+        all_of(0o755)
+        row.resumed(whole, out)
+    return row
+
+
 def locked(directory: Path) -> Row:
     """A second process on a directory in which one trains is refused by name."""
-    import os
-
     row = Row("two runs in one directory", "the second while the first trains")
     out = directory / "locked"
     child = os.fork()

@@ -6,6 +6,7 @@ import signal
 import keras
 import pytest
 
+from tests.faults.__main__ import read_only, vanished
 from tests.faults.victims import PLACES, TINY, dies_at, differences, forked, going_on
 
 pytestmark = [
@@ -62,3 +63,10 @@ def test_a_run_that_is_asked_to_end_says_how_to_go_on(whole, tmp_path, number, c
     assert end.lines == [f"kgraft: stopped by {name}: go on with kgraft fit --resume {out}"]
     assert forked(["fit", "--resume", str(out)]).code == 0
     assert differences(whole, out) == []
+
+
+@pytest.mark.parametrize("fault", [vanished, read_only])
+def test_a_directory_that_cannot_be_written_to_ends_the_run_in_one_line(whole, tmp_path, fault):
+    row = fault(tmp_path, whole, 1)
+    assert row.count == 1
+    assert row.lost == []

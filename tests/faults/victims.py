@@ -56,6 +56,7 @@ def forked(
     *,
     after: float | None = None,
     by: tuple[int, ...] = (signal.SIGKILL,),
+    meanwhile: Callable[[], None] | None = None,
 ) -> End:
     """Run the command line in a fork.
 
@@ -64,6 +65,7 @@ def forked(
         before: called in the fork first, e.g. to arrange for its death.
         after: seconds after which it gets signals; None for never.
         by: the signals, half a second apart.
+        meanwhile: called while it runs, instead of a signal.
     """
     from kgraft_cli.main import main
 
@@ -94,6 +96,9 @@ def forked(
                 sys.stderr.flush()
                 os._exit(code)
         told = None
+        if meanwhile is not None:
+            meanwhile()
+            told = time.monotonic()
         if after is not None:
             time.sleep(after)
             told = time.monotonic()
@@ -110,6 +115,38 @@ def forked(
             ended - began,
             None if told is None else ended - told,
         )
+
+
+def once_there(file: Path, then: Callable[[], None]) -> Callable[[], None]:
+    """What is done when a victim has written a file, for `forked(meanwhile=)`.
+
+    Args:
+        file: the file.
+        then: what is done.
+    """
+
+    def wait() -> None:
+        began = time.monotonic()
+        while not file.exists():
+            assert time.monotonic() - began < 120, f"there is no {file}"
+            time.sleep(0.01)
+        then()
+
+    return wait
+
+
+def as_anybody() -> None:
+    """Give up root's right to write to what is read-only, in a fork (Linux)."""
+    import ctypes
+
+    version, override = 0x20080522, 1 << 1  # of linux/capability.h: CAP_DAC_OVERRIDE
+    header = (ctypes.c_uint32 * 2)(version, 0)
+    held = (ctypes.c_uint32 * 6)()  # twice: effective, permitted, inheritable
+    library = ctypes.CDLL(None, use_errno=True)
+    assert library.capget(header, held) == 0
+    for place in range(3):
+        held[place] &= ~override
+    assert library.capset(header, held) == 0, os.strerror(ctypes.get_errno())
 
 
 def started(

@@ -219,6 +219,7 @@ def recorded(key, value):
     return lambda told, _: recorder(told).update({key: value})
 
 
+LINES = ("metrics.jsonl", "grafts.jsonl")
 FOREIGN = "is not as kgraft writes it"
 state("with a word as epoch", put("state", "told", value="x"), FOREIGN, "told is 'x'")
 state("with a list as begun", put("state", "begun", value=[]), FOREIGN)
@@ -235,10 +236,10 @@ state("with callbacks of words", put("state", "callbacks", value=[["x"], ["y"]])
 state("with logs of one peer", put("state", "logs", value=[{}]), FOREIGN)
 state("with best epochs of words", recorded("best_epoch", "x"), "best epochs are of other models")
 state("with no best weights", recorded("best_weights", [[], []]), "best epochs are of other models")
-state("with lengths of words", recorded("bytes", {"metrics.jsonl": "x"}), "lengths")
+state("with lengths of words", recorded("lines", {"metrics.jsonl": "x"}), "lengths")
 state(
     "with lengths below zero",
-    recorded("bytes", {"metrics.jsonl": -5, "grafts.jsonl": 0}),
+    recorded("lines", {name: {"size": -5, "checksum": 0} for name in LINES}),
     "lengths of its files",
 )
 
@@ -273,7 +274,7 @@ state("without a state", lambda told, _: {k: told[k] for k in told if k != "stat
 
 @attack("teacher-1.json of words", "teacher-1.json", "row is 'x'")
 def _(here):
-    (here / "broken/teachers/teacher-1.json").write_text('{"row": "x", "bytes": {}}')
+    (here / "broken/teachers/teacher-1.json").write_text('{"row": "x", "lines": {}}')
     return RESUME
 
 

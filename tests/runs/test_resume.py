@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from kgraft.engines.interrupts import InterruptHeld
-from kgraft.errors import StorageError, UserError
+from kgraft.errors import UserError
 from kgraft.runs.assembly import assemble
-from kgraft.runs.directory import read_unfinished
 from kgraft.runs.execution import execute
 from kgraft.runs.recorder import Silent
 from kgraft.runs.stopping import Stopped, Stopping
+from kgraft.runs.unfinished import read_unfinished
 from kgraft.training.checkpoint_files import CheckpointFiles
 
 TIMES = ("seconds", "images_per_second")
@@ -109,13 +109,21 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path, caplog):
     assert_one(tmp_path / "whole", out)
 
 
-def test_lines_that_somebody_has_cut_off_are_missed(tiny, tmp_path):
+def test_lines_that_somebody_has_changed_are_missed(tiny, tmp_path):
     config = tiny(run__epochs=3, teachers__count=0)
     with pytest.raises(Broken):
         execute(assemble(config), tmp_path, Breaks("peers", 3))
-    (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(StorageError, match=r"metrics\.jsonl has 0 bytes and had [\d,]+: somebody"):
+    lines = tmp_path / "metrics.jsonl"
+    written = lines.read_text()
+    lines.write_text("")
+    with pytest.raises(UserError, match=r"metrics\.jsonl has 0 bytes and had [\d,]+: somebody"):
         execute(assemble(config), tmp_path, resume=True)
+    lines.write_text(written.replace('"epoch": 1', '"epoch": 7'))
+    with pytest.raises(UserError, match=r"metrics\.jsonl is not as it was written"):
+        execute(assemble(config), tmp_path, resume=True)
+    lines.write_text(written)
+    execute(assemble(config), tmp_path, resume=True)
+    assert lines.read_text().startswith(written)
 
 
 def test_who_asks_for_an_end_gets_it_after_the_step(tiny, tmp_path):
@@ -160,3 +168,20 @@ def test_what_cannot_go_on_is_told(tiny, tmp_path):
     environment.write_text(json.dumps({"backend": {"name": other}}))
     with pytest.raises(UserError, match=rf"on {other}, this is \w+: set KERAS_BACKEND={other}"):
         read_unfinished(Path(tmp_path / "run"))
+
+
+def test_a_run_file_that_was_changed_since_is_refused(tiny, tmp_path):
+    with pytest.raises(Broken):
+        execute(assemble(tiny(run__epochs=3, teachers__count=0)), tmp_path, Breaks("peers", 2))
+    file = tmp_path / "run.toml"
+    written = file.read_text()
+    lr = next(line for line in written.splitlines() if line.startswith("lr = "))
+    for old, new, said in (
+        (lr, "lr = 0.5", r"run\.toml has optimizer\.lr = 0\.5, the run began with"),
+        ("epochs = 3", "epochs = 4", r"run\.toml has run\.epochs = 4, the run began with 3: put"),
+    ):
+        file.write_text(written.replace(old, new))
+        with pytest.raises(UserError, match=said):
+            read_unfinished(tmp_path)
+    file.write_text(written.replace("keep = 2", "keep = 5"))
+    assert read_unfinished(tmp_path).checkpoint.keep == 5

@@ -17,6 +17,10 @@ def names(folder):
 
 def test_what_is_written_is_read(tmp_path):
     files = CheckpointFiles(tmp_path / "new" / "folder")
+    with pytest.raises(StorageError, match=r"epoch-000003 cannot be written: No such file"):
+        files.write(3, ARRAYS, STATE)
+    assert names(tmp_path) == []
+    files.make()
     files.write(3, ARRAYS, STATE)
     arrays, state = files.read(3)
     assert state == STATE
@@ -92,6 +96,7 @@ def test_an_operating_systems_error_at_any_call_leaves_the_one_before(tmp_path, 
     failed = 0
     for fail_at in range(1, 40):
         files = CheckpointFiles(tmp_path / str(fail_at), keep=1)
+        files.make()
         files.write(1, ARRAYS, {"epoch": 1})
         count = 0
         for (where, name), function in real.items():
@@ -137,6 +142,7 @@ def test_what_a_killed_writer_has_left_is_swept(tmp_path):
 
 def test_a_link_is_no_checkpoint(tmp_path):
     elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     CheckpointFiles(elsewhere).write(5, ARRAYS, STATE)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "epoch-000005").symlink_to(elsewhere / "epoch-000005")

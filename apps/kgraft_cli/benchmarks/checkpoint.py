@@ -39,6 +39,7 @@ def measure_checkpoint(task: Task, repeats: int, images: int) -> dict[str, Any]:
     rounds: dict[str, list[float]] = {"plain": [], "saved": [], "copy": [], "write": []}
     with tempfile.TemporaryDirectory() as directory:
         files = CheckpointFiles(Path(directory) / "alone")
+        files.make()
         files.write(0, *take())
         for number in range(1, repeats + 1):
             began = time.perf_counter()

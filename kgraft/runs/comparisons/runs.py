@@ -15,13 +15,14 @@ from kgraft.runs.assembly import assemble
 from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import Comparison, Entry, differences
 from kgraft.runs.config import Config, read
-from kgraft.runs.directory import peer_file, read_run, read_unfinished
+from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.execution import execute
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import settled, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.selection import selected
 from kgraft.runs.stopping import Stopping
+from kgraft.runs.unfinished import read_unfinished
 
 _NO_MATTER = ("data.directory", "checkpoint.every", "checkpoint.keep")
 
