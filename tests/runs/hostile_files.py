@@ -280,7 +280,7 @@ def _(here):
 
 @attack("teacher-1.json with lengths of words", "lengths of its files")
 def _(here):
-    edited(here / "broken/teachers/teacher-1.json", lambda told: told.update(bytes=[1]))
+    edited(here / "broken/teachers/teacher-1.json", lambda told: told.update(lines=[1]))
     return RESUME
 
 
