@@ -74,9 +74,9 @@ def command(
         )
     )
     images = contenders.check(dataset, data_dir, models.split(","))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(width=160, markup=False, emoji=False)
     rows: list[dict[str, Any]] = []
     groups = [
         [Task(name, model, count, batch_size, dataset, data_dir, steps) for name in chosen or known]

@@ -30,4 +30,4 @@ def command(input_shape: str, classes: int) -> None:
             f"{row.flops / 1e6:,.1f} M",
             f"{row.filters:,}",
         )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)

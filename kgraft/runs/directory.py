@@ -157,12 +157,12 @@ class RunDirectory:
             began = read_json(file) if file.is_file() else {}
             before = began.get("resumed")
             before = before if isinstance(before, list) else []
-            environment = {**began, "resumed": [*before, environment]}
+            self._resumed: dict[str, Any] | None = {**began, "resumed": [*before, environment]}
         else:
             make_free(path)
             write_text(path / "run.toml", config.resolved())
-            environment = {**environment, "settings": config.told()}
-        self._write_json("environment.json", environment)
+            self._resumed = None
+            self._write_json("environment.json", {**environment, "settings": config.told()})
 
     def told_lines(self) -> dict[str, dict[str, int]]:
         """How far `metrics.jsonl` and `grafts.jsonl` are written, JSON-able."""
@@ -247,12 +247,20 @@ class RunDirectory:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`; from then on there is nothing to go on from."""
+        self._note_resumed()
         self._write_json("summary.json", summary)
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def _append(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        self._note_resumed()
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self._lines[name] = append_text(self.path / name, text, self._lines[name])
+
+    def _note_resumed(self) -> None:
+        """Once it is sure that the run does go on."""
+        if self._resumed is not None:
+            self._write_json("environment.json", self._resumed)
+            self._resumed = None
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")

@@ -122,7 +122,11 @@ def test_lines_that_somebody_has_changed_are_missed(tiny, tmp_path):
     with pytest.raises(UserError, match=r"metrics\.jsonl is not as it was written"):
         execute(assemble(config), tmp_path, resume=True)
     lines.write_text(written)
+    environment = tmp_path / "environment.json"
+    assert "resumed" not in json.loads(environment.read_text())
     execute(assemble(config), tmp_path, resume=True)
+    (resumed,) = json.loads(environment.read_text())["resumed"]
+    assert resumed["keras"] == keras.version()
     assert lines.read_text().startswith(written)
 
 
