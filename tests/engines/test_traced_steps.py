@@ -20,7 +20,6 @@ if keras.config.backend() != "torch":
 import torch
 
 from kgraft.engines.torch import cuda_graph, traced_steps
-from kgraft.engines.torch.settings import variables_of
 from kgraft.engines.torch.traced_steps import TracedSteps, why_not
 
 NEVER = 10**9
@@ -332,30 +331,6 @@ def test_long_steps_are_left_alone_on_a_cpu(after, monkeypatch):
     monkeypatch.setattr(traced_steps, "_SHORT", 0.0)
     chosen, _ = steps_of(network(), batches((8, 8, 3), 5, count=4))
     assert not chosen._plays
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_a_graph_is_used_only_where_it_comes_to_the_same_numbers(right, after, monkeypatch):
-    class Graph:
-        def __init__(self, trace, tensors):
-            self.trace = trace
-            trace(tensors)
-
-        def __call__(self, tensors):
-            return self.trace(tensors if right else [tensors[0] * 2, tensors[1]])
-
-    monkeypatch.setattr(cuda_graph, "CudaGraph", Graph)
-    model = network()
-    steps = batches((8, 8, 3), 5, count=3)
-    chosen, _ = steps_of(model, steps)
-    (trace,) = chosen._plays.values()
-    before = state(model)
-    tensors = [torch.as_tensor(part) for part in steps[0]]
-    found = cuda_graph.captured(
-        trace, tensors, [variable.value.data for variable in variables_of(model)]
-    )
-    assert isinstance(found, Graph) if right else found is None
-    assert all(np.array_equal(a, b) for a, b in zip(state(model), before, strict=True))
 
 
 @pytest.mark.gpu

@@ -44,10 +44,11 @@ class Torch(Backend):
     transfer = _Transfer
 
     def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
-        from kgraft.engines.torch import native_steps, traced_steps
+        from kgraft.engines.torch import cuda_graph, native_steps, traced_steps
 
         if traced_steps.why_not(model) is None:
-            return traced_steps.TracedSteps(model)
+            graphs = shared.setdefault("graphs", cuda_graph.Graphs())
+            return traced_steps.TracedSteps(model, graphs)
         return native_steps.why_not(model) or native_steps.NativeSteps(model)
 
     def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:

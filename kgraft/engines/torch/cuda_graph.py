@@ -1,71 +1,108 @@
 """The last of a step's ways: a trace as one CUDA graph, the whole step as one launch.
 
-`traced_steps` asks for it on a GPU, once it has a `trace`.
+`traced_steps` asks for it on a GPU, once it has a `trace`. A graph is a list of addresses: what it
+reads and writes has to stay where it is for as long as the graph lives, so it keeps its inputs,
+what it answers, and the trace with its constants. The variables are the model's, which keeps them.
 """
 
+import contextlib
 import logging
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from kgraft.engines.steps import Logs
+from kgraft.engines.torch.closeness import Tensors, distance, tolerance
 from kgraft.engines.torch.trace import Trace
 
 _log = logging.getLogger("kgraft")
 
 
-def captured(trace: Trace, tensors: list[torch.Tensor], variables: list[torch.Tensor]) -> Any:
-    """A trace as one CUDA graph, None where the device cannot, or comes to other numbers.
+class Graphs:
+    """The graphs of one engine's models, which share memory: they are played one after the other.
 
-    Takes three more steps and takes them back.
-
-    Args:
-        trace: of a step.
-        tensors: a batch on the device.
-        variables: everything that the step changes.
+    Attributes:
+        failed: why this process makes none any more, empty where it does. A capture that has failed
+            once is not tried again: what is left of it is the driver's to know.
     """
-    start = [value.clone() for value in variables]
-    try:
-        trace(tensors)
-        expected = [value.clone() for value in variables]
-        restore(variables, start)
-        graph = CudaGraph(trace, tensors)
-        restore(variables, start)
-        graph(tensors)
-        off = farthest(variables, expected)
-        if not off <= 1e-3:
-            raise ArithmeticError(f"the graph's step is off by {off:.1e} of a variable's largest")
-    except Exception as error:
-        _log.info("no CUDA graph of the steps: %s", line_of(error))
-        return None
-    finally:
-        restore(variables, start)
-    return graph
+
+    failed = ""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def captured(
+        self,
+        trace: Trace,
+        tensors: list[torch.Tensor],
+        variables: list[torch.Tensor],
+        precision: str,
+    ) -> "CudaGraph | None":
+        """A trace as one graph, None where the device cannot, or comes to other numbers.
+
+        Takes a few more steps and takes them back: whatever happens, variables, random numbers and
+        the current stream are as before.
+
+        Args:
+            trace: of a step.
+            tensors: a batch on the device.
+            variables: everything that the step changes.
+            precision: in which products are computed, see `tolerance`.
+        """
+        if Graphs.failed:
+            return None
+        start = [value.clone() for value in variables]
+        try:
+            with _as_before(variables, start):
+                objection = trace.objection(tensors)
+            if objection:  # of this model alone
+                _log.info("no CUDA graph of the steps: %s", objection)
+                return None
+            with _as_before(variables, start):
+                once = _played(trace, tensors, variables)
+            with _as_before(variables, start):
+                twice = _played(trace, tensors, variables)
+            with _as_before(variables, start):
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                graph = CudaGraph(trace, tensors, self._pool)
+            with _as_before(variables, start):
+                own = _played(graph, tensors, variables)
+            off, most = (
+                distance(own, once, start),
+                tolerance(distance(twice, once, start), precision),
+            )
+            if not off <= most:
+                raise ArithmeticError(f"the graph's step is off by {off:.1e} of its way")
+        except Exception as error:
+            Graphs.failed = line_of(error)
+            _log.info("no CUDA graph of the steps: %s", Graphs.failed)
+            return None
+        return graph
 
 
 class CudaGraph:
-    """A trace as one launch. All graphs share memory: they are played one after the other.
+    """A trace as one launch.
 
     Args:
         trace: of a step; is taken twice, once to warm up and once into the graph.
         tensors: a batch on the device.
+        pool: the memory of this graph and others, see `Graphs`.
     """
 
-    _pool: Any = None
-
-    def __init__(self, trace: Trace, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, trace: Trace, tensors: list[torch.Tensor], pool: Any) -> None:
         self._trace = trace  # owns the constants that the graph reads
         self._inputs = [tensor.clone() for tensor in tensors]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            trace(self._inputs)
-        torch.cuda.current_stream().wait_stream(side)
-        CudaGraph._pool = CudaGraph._pool or torch.cuda.graph_pool_handle()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=CudaGraph._pool):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            trace(self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        # other threads (prefetching, callbacks) go on with what they do on the device meanwhile
+        with torch.cuda.graph(
+            self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        ):
             self._logs = trace(self._inputs)
 
     def __call__(self, tensors: list[torch.Tensor]) -> Logs:
@@ -76,32 +113,30 @@ class CudaGraph:
         return {name: value.clone() for name, value in self._logs.items()}
 
 
+@contextlib.contextmanager
+def _as_before(variables: list[torch.Tensor], values: list[torch.Tensor]) -> Iterator[None]:
+    """Put back variables, random numbers and the current stream, however the block ends.
+
+    `torch.cuda.graph` leaves its own stream the current one when the end of a capture fails.
+    """
+    stream, random = torch.cuda.current_stream(), torch.cuda.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.cuda.set_stream(stream)
+        torch.cuda.set_rng_state(random)
+        restore(variables, values)
+
+
+def _played(play: Any, tensors: list[torch.Tensor], variables: list[torch.Tensor]) -> Tensors:
+    play(tensors)
+    return [value.clone() for value in variables]
+
+
 def restore(variables: list[torch.Tensor], values: list[torch.Tensor]) -> None:
     """Give variables the values that they had."""
     for variable, value in zip(variables, values, strict=True):
         variable.copy_(value)
-
-
-def farthest(values: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """How far some tensors are from others, relative to each one's largest value.
-
-    Args:
-        values: tensors.
-        expected: one a tensor, of its shape.
-
-    Returns:
-        The largest of their distances; infinity where a number is none, or infinite.
-    """
-    return max(map(_distance, values, expected), default=0.0)
-
-
-def _distance(own: torch.Tensor, other: torch.Tensor) -> float:
-    if not own.numel():
-        return 0.0
-    own, other = own.double(), other.double()
-    if not (own.isfinite().all() and other.isfinite().all()):
-        return math.inf
-    return float((own - other).abs().max() / other.abs().max().clamp(min=1e-12))
 
 
 def line_of(error: Exception) -> str:

@@ -46,7 +46,9 @@ class Trace:
             return list(answers[0].values())
 
         try:
-            program = make_fx(flat_step)(*tensors_of(batch))
+            # the backward pass in this thread: a GPU's own would write nothing down
+            with torch.autograd.set_multithreading_enabled(False):
+                program = make_fx(flat_step)(*tensors_of(batch))
         except Exception as error:
             if watch.questions.asked:  # Keras wraps what it is told in its own words
                 raise RuntimeError(_ASKED) from error
@@ -62,6 +64,45 @@ class Trace:
         """
         with torch.no_grad():
             return dict(zip(self._names, self._program(*tensors), strict=True))
+
+    def objection(self, tensors: Sequence[torch.Tensor]) -> str:
+        """Why the step is not the same operations on the same addresses every time; takes a step.
+
+        Args:
+            tensors: see `__call__`.
+
+        Returns:
+            The first operation that has something on another device than the batch, asks what a
+            tensor holds, or makes tensors whose shapes depend on it; empty where there is none.
+        """
+        look = _Look(self._program, tensors[0].device)
+        with torch.no_grad():
+            look.run(*tensors)
+        return look.objection
+
+
+class _Look(fx.Interpreter):
+    """Plays a program, and notes the first operation that no graph of a device can take."""
+
+    def __init__(self, program: fx.GraphModule, device: torch.device) -> None:
+        super().__init__(program)
+        self._device, self.objection = device, ""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if not self.objection and n.op != "output":
+            self.objection = self._of(n, value)
+        return value
+
+    def _of(self, node: fx.Node, value: Any) -> str:
+        found = [part for part in tree.flatten(value) if isinstance(part, torch.Tensor)]
+        elsewhere = [str(part.device) for part in found if part.device != self._device]
+        if elsewhere:
+            return f"{node.target} has a value on {elsewhere[0]}"
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+            return f"{node.target} depends on what a tensor holds"
+        return ""
 
 
 class _Watch(TorchDispatchMode):

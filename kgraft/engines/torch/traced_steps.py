@@ -16,7 +16,8 @@ import keras
 import torch
 
 from kgraft.engines.steps import Logs, on_device
-from kgraft.engines.torch.cuda_graph import captured, farthest, line_of, restore
+from kgraft.engines.torch.closeness import distance, tolerance
+from kgraft.engines.torch.cuda_graph import Graphs, line_of, restore
 from kgraft.engines.torch.native_steps import NativeSteps
 from kgraft.engines.torch.settings import (
     Numbers,
@@ -31,10 +32,6 @@ from kgraft.keras_private import flat_layers
 _log = logging.getLogger("kgraft")
 _AFTER = 40  # steps of one form before a trace: a fit that is shorter is not worth one
 _SHORT = 0.06  # seconds: in longer steps on a CPU, Python is lost among the convolutions
-# How far a played step may be from a native one, relative to a variable's largest value. On a CPU
-# both do the same operations in the same order; some of CUDA's add up in any order.
-_EXACT = {"cpu": 0.0}
-_CLOSE = 1e-3
 
 Play = Callable[[list[torch.Tensor]], Logs]
 
@@ -44,10 +41,12 @@ class TracedSteps(NativeSteps):
 
     Args:
         model: a compiled, built model that `why_not` has no objection to.
+        graphs: of the models that take their steps one after the other with it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, graphs: Graphs | None = None) -> None:
         super().__init__(model)
+        self._graphs = graphs or Graphs()
         self._plays: dict[Any, Play | None] = {}
         self._counts: dict[Any, int] = {}
         self._numbers: Numbers | None = None
@@ -115,15 +114,37 @@ class TracedSteps(NativeSteps):
             raise ValueError(objection)
         expected = [value.clone() for value in [*variables, *logs]]
         trace = Trace(super().train, data)
-        restore(variables, before)
-        play: Play = trace
-        if tensors[0].is_cuda:
-            play = captured(trace, tensors, variables) or trace
-        played = list(play(tensors).values())
-        off = farthest([*variables, *played], expected)
-        if not off <= _EXACT.get(tensors[0].device.type, _CLOSE):
-            raise ArithmeticError(f"a played step is off by {off:.1e} of a variable's largest")
-        return play
+
+        def played() -> list[torch.Tensor]:
+            restore(variables, before)
+            answers = trace(tensors).values()
+            return [value.clone() for value in [*variables, *answers]]
+
+        began = [*before, *map(torch.zeros_like, logs)]
+        once, on_gpu = played(), _is_on_gpu(tensors[0])
+        right = all(map(torch.equal, once, expected))
+        off = distance(once, expected, began)
+        if on_gpu:
+            noise = distance(played(), once, began)
+            right = right or off <= tolerance(noise, _precision(self._model))
+        if not right:
+            raise ArithmeticError(f"a played step is off by {off:.1e} of its way")
+        graph = None
+        if on_gpu:
+            graph = self._graphs.captured(trace, tensors, variables, _precision(self._model))
+        return graph or trace
+
+
+def _is_on_gpu(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _precision(model: Any) -> str:
+    """In which products of the model's step are computed, at their coarsest."""
+    if any(layer.compute_dtype in ("bfloat16", "float16") for layer in flat_layers(model)):
+        return "bfloat16"
+    cuda = torch.backends
+    return "tf32" if cuda.cuda.matmul.allow_tf32 or cuda.cudnn.allow_tf32 else "float32"
 
 
 def why_not(model: Any) -> str | None:
