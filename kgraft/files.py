@@ -256,7 +256,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
+def only_writer(directory: Path, instead: str = "another --out") -> Iterator[None]:
     """Keep a directory to this process while the block runs.
 
     The lock is the operating system's and ends with the process, however that ends; the empty file
@@ -265,6 +265,7 @@ def only_writer(directory: Path) -> Iterator[None]:
 
     Args:
         directory: made where it is missing.
+        instead: what whoever is refused may give.
 
     Raises:
         UserError: another process has it.
@@ -279,7 +280,7 @@ def only_writer(directory: Path) -> Iterator[None]:
             stack.enter_context(filelock.FileLock(directory / ".lock").acquire(blocking=False))
         except filelock.Timeout:
             raise UserError(
-                f"another process is training in {directory}: wait for it, or give another --out."
+                f"another process is training in {directory}: wait for it, or give {instead}."
             ) from None
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error
