@@ -205,11 +205,11 @@ class GraftingFit:
 
         With `checkpoint=DIR` a training that is killed goes on from its last whole epoch when the
         same program is started again, to the same weights and histories as if nothing had happened:
-        bit for bit on one CPU with one thread. Fits that were over by then return at once, all but
-        the newest with empty histories. Where a `tf.data` set, a `DataLoader` or a generator stood
-        is not saved: it is read from its beginning. What callbacks set on layers and losses is not
-        saved, what they set on optimizers is. Keras' `BackupAndRestore`, one for each peer, resumes
-        weights and optimizers alone.
+        bit for bit on one CPU with one thread. Fits that were over by then return at once; only the
+        newest of them brings weights and histories. Where a `tf.data` set, a `DataLoader` or a
+        generator stood is not saved: it is read from its beginning. What callbacks set on layers
+        and losses is not saved, what they set on optimizers is. Keras' `BackupAndRestore`, one for
+        each peer, resumes weights and optimizers alone.
 
         Args:
             x: arrays, which each peer reads in its own order; a `PyDataset`, whose batches each
