@@ -73,6 +73,8 @@ def check_free(path: Path) -> None:
     check_no_file(path)
     names = {own.name for own in path.iterdir()} if path.is_dir() else set()
     left = {name for name in names if not name.startswith(".")}
+    if not any(path.glob("checkpoints/*/*")):
+        left.discard("checkpoints")
     if left and left != {"run.toml", "environment.json"}:
         if (path / "run.toml").exists() and not (path / "summary.json").exists():
             raise UserError(
@@ -231,12 +233,10 @@ class RunDirectory:
         way_out = f" Remove it: --resume makes it anew, from {saved}." if saved.is_dir() else ""
         try:
             trained: list[Any] = read_model(file, str(file)).get_weights()
+            if [value.shape for value in trained] != [value.shape for value in teacher.weights]:
+                raise UserError(f"{file} is another network than teacher {number} of this run.")
         except UserError as error:
             raise UserError(f"{error}{way_out}") from None
-        if [value.shape for value in trained] != [value.shape for value in teacher.weights]:
-            raise UserError(
-                f"{file} is another network than teacher {number} of this run.{way_out}"
-            )
         return trained
 
     def has_metrics(self, phase: str) -> bool:
