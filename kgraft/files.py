@@ -128,7 +128,7 @@ class Kept:
             path: the file.
 
         Raises:
-            UserError: it is shorter, or another.
+            UserError: it is gone, shorter, or another.
             StorageError: it cannot be read.
         """
         with storing(path):
@@ -136,10 +136,12 @@ class Kept:
             with path.open("rb") if path.is_file() else BytesIO() as file:
                 while left and (part := file.read(min(left, 1 << 20))):
                     found, left = zlib.crc32(part, found), left - len(part)
+        if left and not path.exists():
+            raise UserError(f"{path} is gone; put back what was there.")
         if left:
             raise UserError(
-                f"{path} has {self.size - left:,} bytes and had {self.size:,}: somebody has cut "
-                "it off; put back what was there."
+                f"{path} has {self.size - left:,} bytes and had at least {self.size:,}: somebody "
+                "has cut it off; put back what was there."
             )
         if found != self.checksum:
             raise UserError(
@@ -167,7 +169,8 @@ def append_text(path: Path, text: str, after: Kept) -> Kept:
         size = file.seek(0, os.SEEK_END)
         if size < after.size:
             raise StorageError(
-                f"{path} has {size:,} bytes and had {after.size:,}: somebody has cut it off."
+                f"{path} has {size:,} bytes and had at least {after.size:,}: somebody has cut it "
+                "off."
             )
         file.truncate(after.size)
         left = memoryview(content)
@@ -256,7 +259,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
+def only_writer(directory: Path, instead: str = "another --out") -> Iterator[None]:
     """Keep a directory to this process while the block runs.
 
     The lock is the operating system's and ends with the process, however that ends; the empty file
@@ -265,6 +268,7 @@ def only_writer(directory: Path) -> Iterator[None]:
 
     Args:
         directory: made where it is missing.
+        instead: what whoever is refused may give.
 
     Raises:
         UserError: another process has it.
@@ -279,7 +283,7 @@ def only_writer(directory: Path) -> Iterator[None]:
             stack.enter_context(filelock.FileLock(directory / ".lock").acquire(blocking=False))
         except filelock.Timeout:
             raise UserError(
-                f"another process is training in {directory}: wait for it, or give another --out."
+                f"another process is training in {directory}: wait for it, or give {instead}."
             ) from None
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error

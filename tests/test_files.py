@@ -109,12 +109,14 @@ def test_what_somebody_has_changed_before_the_end_is_not_written_to(tmp_path):
         with pytest.raises(UserError, match="is not as it was written: somebody has changed it"):
             both.check(file)
     file.write_text("one\n")
-    with pytest.raises(UserError, match="has 4 bytes and had 10: somebody has cut it off"):
+    with pytest.raises(UserError, match="has 4 bytes and had at least 10: somebody has cut it off"):
         both.check(file)
-    with pytest.raises(StorageError, match="has 4 bytes and had 10: somebody has cut it off"):
+    with pytest.raises(
+        StorageError, match="has 4 bytes and had at least 10: somebody has cut it off"
+    ):
         append_text(file, "more\n", both)
     file.unlink()
-    with pytest.raises(UserError, match="has 0 bytes and had 10"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is gone; put back what was there"):
         both.check(file)
 
 
@@ -151,7 +153,8 @@ def test_the_command_line_says_it_in_one_line_with_code_1(tmp_path, monkeypatch,
     said = capsys.readouterr().err
     assert (left.value.code, said) == (
         1,
-        "kgraft: here/checkpoints/peers/epoch-000001 cannot be written: File too large.\n",
+        f"kgraft: {tmp_path}/here/checkpoints/peers/epoch-000001 cannot be written: "
+        "File too large.\n",
     )
     assert not [*Path("here").rglob("*.safetensors"), *Path("here").rglob("*.keras")]
 

@@ -57,7 +57,8 @@ CALLS = {name: (*call, call[0])[:3] for name, call in CALLS.items()}
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # graft=
 @pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_kind_is_refused_in_one_line_or_taken(name):
+def test_a_wrong_kind_is_refused_in_one_line_or_taken(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # checkpoint="x" is none
     call, right, described = CALLS[name]
     for argument in inspect.signature(described).parameters:
         if argument in ("self", "options", "x"):

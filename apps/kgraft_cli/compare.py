@@ -41,8 +41,9 @@ def command(
     from kgraft.files import write_text
     from kgraft.runs.comparisons.file import in_directory, read_comparison
     from kgraft.runs.comparisons.runs import read_results, train_missing
-    from kgraft.runs.stopping import Stopped, Stopping
+    from kgraft.runs.stopping import Stopping
     from kgraft_cli.messages import messages_on, say
+    from kgraft_cli.output import going_on
     from kgraft_cli.progress import progress_on
 
     wanted = read_comparison(Path(comparison))
@@ -60,16 +61,13 @@ def command(
         console = Console(width=200, markup=False, emoji=False)
     if not only_read:
         BACKEND.keep_compiled()
-        try:
-            with (
-                Stopping() as stopping,
-                messages_on(console, logging.WARNING),
-                progress_on(console) as progress,
-            ):
-                train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
-        except Stopped as stopped:
-            stopped.go_on = "the same command"
-            raise
+        with (
+            Stopping(lambda: "the same command") as stopping,
+            messages_on(console, logging.WARNING),
+            going_on(stopping),
+            progress_on(console) as progress,
+        ):
+            train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
     rows = read_results(wanted, path)
     found = lines(rows, wanted.baseline)
     selected_on = wanted.entry(wanted.baseline).config.run.select

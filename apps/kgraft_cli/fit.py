@@ -66,8 +66,8 @@ def command(
 
     RUNFILE is a TOML file (see configs/); without one the quickstart runs: four small ResNets under
     a teacher on the handwritten digits that come with kgraft. Flags win over --set, --set over the
-    file. Ctrl-C, or SIGTERM, ends the step and saves the last whole epoch; --resume goes on from
-    there, also after a kill, to what the run would have come to.
+    file. Ctrl-C, SIGTERM or a terminal that is closed ends the step and saves the last whole epoch;
+    --resume goes on from there, also after a kill, to what the run would have come to.
     """
     from rich.console import Console
 
@@ -75,31 +75,28 @@ def command(
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import make_new
     from kgraft.runs.execution import execute
-    from kgraft.runs.stopping import Stopped, Stopping
+    from kgraft.runs.stopping import Stopping
     from kgraft.runs.unfinished import read_unfinished
     from kgraft_cli.messages import messages_on
+    from kgraft_cli.output import going_on
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import summary_table
 
     console = Console(markup=False, emoji=False)
-    with Stopping() as stopping, messages_on(console):
+    with Stopping() as stopping, messages_on(console), going_on(stopping):
         if resume is None:
             config, path = _wanted(runfile, changes, out, flags)
         else:
             given = [name for name, value in flags.items() if value is not None]
             _check_alone(runfile, changes, out, given)
             config, path = read_unfinished(Path(resume)), Path(resume)
+        stopping.go_on = lambda: _go_on(path)
         BACKEND.keep_compiled()
         assembly = assemble(config)
         if resume is None and out is None:
             path = make_new(path)
-        try:
-            with progress_on(console) as progress:
-                summary = execute(assembly, path, progress, stopping, resume=resume is not None)
-        except Stopped as stopped:
-            if (path / "run.toml").is_file() and not (path / "summary.json").is_file():
-                stopped.go_on = f"kgraft fit --resume {shlex.quote(str(path))}"
-            raise
+        with progress_on(console) as progress:
+            summary = execute(assembly, path, progress, stopping, resume=resume is not None)
     console.print(summary_table(summary))
     console.print(
         f"{summary['seconds']:.1f} s for the peers, {summary['images_per_second']:.0f} images/s "
@@ -107,6 +104,13 @@ def command(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _go_on(path: Path) -> str:
+    """The command that goes on with what a directory holds, empty where there is none."""
+    if (path / "run.toml").is_file() and not (path / "summary.json").is_file():
+        return f"kgraft fit --resume {shlex.quote(str(path))}"
+    return ""
 
 
 def _wanted(

@@ -1,12 +1,15 @@
 """The console script: finds a command, runs it, and tells every mistake in one line."""
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import sys
-from typing import Any
 
 import click
+
+from kgraft_cli.output import OutputError, checked_output, drop_unwritten
 
 _COMMANDS = {
     "fit": "Train K peers, graft them after every epoch, keep what they learnt.",
@@ -56,6 +59,13 @@ class _Lazy(Commands):
         command: click.Command = importlib.import_module(f"kgraft_cli.{cmd_name}").command
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; click would print an empty line for a Ctrl-C that comes this far."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.Abort from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -70,41 +80,70 @@ def cli() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line.
 
-    Exits with 0, with 2 after a mistake, with 1 where a file cannot be written, the memory is full
-    or no network is alive any more, with 130 after Ctrl-C and 143 after SIGTERM.
+    Exits with 0, with 2 after a mistake, with 1 where a file or the output cannot be written, the
+    memory is full or no network is alive any more, with 130 after Ctrl-C, 143 after SIGTERM and
+    129 after SIGHUP, which a terminal that is closed sends.
     """
     for name in ("TF_CPP_MIN_LOG_LEVEL", "ABSL_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
     try:
-        outcome: Any = cli.main(arguments, prog_name="kgraft", standalone_mode=False)
+        with checked_output():
+            line, code = _outcome(arguments)
+        if line:
+            _tell(line)
+    except Exception as error:  # also while another one is told
+        if not _is_of_memory(error):
+            raise
+        with contextlib.suppress(OSError):
+            os.write(2, b"kgraft: out of memory.\n")  # by what is there already
+        code = 1
+    drop_unwritten()
+    sys.exit(code)
+
+
+def _outcome(arguments: list[str] | None) -> tuple[str, int]:
+    """Run a command; what is to be said at its end, and the exit code."""
+    try:
+        outcome: object = cli.main(arguments, prog_name="kgraft", standalone_mode=False)
+        print(end="", flush=True)  # what cannot be written is told before the end
     except click.Abort:
-        _fail("interrupted.", 130)
+        return "interrupted.", 130
     except click.ClickException as error:
-        _fail(error.format_message(), 2)
-    except (ValueError, ImportError) as error:
-        if not _is_users(error):
+        return error.format_message(), 2
+    except OutputError as error:
+        quietly = error.closed and not error.go_on  # as every command before `| head` ends
+        return "" if quietly else str(error), 1
+    except BaseException as error:
+        if (code := _code(error)) is not None:
+            return str(error), code
+        if not isinstance(error, Exception) or not _is_of_memory(error):
             raise
-        _fail(str(error), 2)
-    except OSError as error:
-        if not _is_users(error):
-            raise
-        _fail(str(error), 1)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_users(error) and not _is_of_memory(error):
-            raise
-        said = str(error).splitlines()
-        _fail(str(error) if _is_users(error) else ": ".join(["out of memory", *said[:1]]), 1)
-    except BaseException as stopped:
-        if not _is_users(stopped):
-            raise
-        _fail(str(stopped), stopped.code)  # type: ignore[attr-defined]
-    else:
-        sys.exit(outcome if isinstance(outcome, int) else 0)
+        return ": ".join(["out of memory", *str(error).splitlines()[:1]]), 1
+    return "", outcome if isinstance(outcome, int) else 0
+
+
+def _code(error: BaseException) -> int | None:
+    """The exit code of what kgraft itself raises, None for anything else."""
+    if not _is_users(error):
+        return None
+    if not isinstance(error, Exception):  # an end that was asked for
+        return error.code  # type: ignore[attr-defined]
+    if isinstance(error, ValueError | ImportError):
+        return 2
+    return 1 if isinstance(error, OSError | RuntimeError | MemoryError) else None
 
 
 def _is_of_memory(error: Exception) -> bool:
     """Whether the machine or the accelerator had no room, in each backend's own words."""
-    said = ("can't allocate memory", "out of memory", "RESOURCE_EXHAUSTED", "OOM when allocating")
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = (
+        "can't allocate memory",
+        "annot allocate memory",
+        "out of memory",
+        "RESOURCE_EXHAUSTED",
+        "OOM when allocating",
+    )
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
@@ -113,8 +152,8 @@ def _is_users(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] == "kgraft"
 
 
-def _fail(message: str, code: int) -> None:
+def _tell(message: str) -> None:
     line = " ".join(message.split())  # a file's own words may hold what would move the cursor
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    click.echo(f"kgraft: {shown}", err=True)
-    sys.exit(code)
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        click.echo(f"kgraft: {shown}", err=True)

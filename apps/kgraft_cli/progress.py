@@ -82,6 +82,9 @@ class LiveProgress:
     ) -> None:
         try:
             self._live.stop()
+        except OSError:  # of a terminal that is gone: what has ended the block is told instead
+            if error is None:
+                raise
         finally:
             self._beside.close()
 

@@ -73,6 +73,8 @@ def check_free(path: Path) -> None:
     check_no_file(path)
     names = {own.name for own in path.iterdir()} if path.is_dir() else set()
     left = {name for name in names if not name.startswith(".")}
+    if not any(path.glob("checkpoints/*/*")):
+        left.discard("checkpoints")
     if left and left != {"run.toml", "environment.json"}:
         if (path / "run.toml").exists() and not (path / "summary.json").exists():
             raise UserError(
@@ -150,18 +152,20 @@ class RunDirectory:
     ) -> None:
         self.path = path
         self._lines = {"metrics.jsonl": Kept(), "grafts.jsonl": Kept()}
+        self._resumed: dict[str, Any] | None = None
         if resumed:
             check_unfinished(path)
             sweep(path)
-            file = path / "environment.json"
-            began = read_json(file) if file.is_file() else {}
-            before = began.get("resumed")
-            before = before if isinstance(before, list) else []
-            self._resumed: dict[str, Any] | None = {**began, "resumed": [*before, environment]}
         else:
             make_free(path)
             write_text(path / "run.toml", config.resolved())
-            self._resumed = None
+        file = path / "environment.json"
+        if resumed and file.is_file():
+            began = read_json(file)
+            before = began.get("resumed")
+            before = before if isinstance(before, list) else []
+            self._resumed = {**began, "resumed": [*before, environment]}
+        else:  # also one that was killed before it was written
             self._write_json("environment.json", {**environment, "settings": config.told()})
 
     def told_lines(self) -> dict[str, dict[str, int]]:
@@ -220,12 +224,28 @@ class RunDirectory:
             return None
         told = read_json(files[1], _TEACHER)
         self.keep_lines(told["lines"])
-        trained = read_model(files[0], str(files[0])).get_weights()
-        if [value.shape for value in trained] != [value.shape for value in teacher.weights]:
-            raise UserError(f"{files[0]} is another network than teacher {number} of this run.")
-        teacher.set_weights(trained)
+        teacher.set_weights(self._weights_of_teacher(number, files[0], teacher))
         row: dict[str, Any] = told["row"]
         return row
+
+    def _weights_of_teacher(self, number: int, file: Path, teacher: keras.Model) -> list[Any]:
+        saved = self.checkpoints(f"teacher {number}")
+        way_out = f" Remove it: --resume makes it anew, from {saved}." if saved.is_dir() else ""
+        try:
+            trained: list[Any] = read_model(file, str(file)).get_weights()
+            if [value.shape for value in trained] != [value.shape for value in teacher.weights]:
+                raise UserError(f"{file} is another network than teacher {number} of this run.")
+        except UserError as error:
+            raise UserError(f"{error}{way_out}") from None
+        return trained
+
+    def has_metrics(self, phase: str) -> bool:
+        """Whether `metrics.jsonl` has a line of a phase."""
+        file, own = self.path / "metrics.jsonl", f'"phase": {json.dumps(phase)}'.encode()
+        if not file.is_file():
+            return False
+        with storing(file), file.open("rb") as lines:
+            return any(own in line for line in lines)
 
     def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """Append lines to `metrics.jsonl`."""
@@ -312,9 +332,10 @@ def check_unfinished(path: Path) -> None:
         path: its directory.
 
     Raises:
-        UserError: it is.
+        UserError: it is, or its `summary.json` is cut off or was changed.
     """
     if (path / "summary.json").is_file():
+        read_json(path / "summary.json", _SUMMARY)
         raise UserError(f"--resume {path}: the run is finished, there is nothing to go on with.")
 
 

@@ -1,5 +1,6 @@
 """One run: teachers, then grafted peers, then the test set, once."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from kgraft.runs.methods import Ema, method_of, mixer_of
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.runs.scoring import accuracy, ensemble, predict
 from kgraft.runs.stopping import Stopping
+from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.fit import GraftingFit
+
+_log = logging.getLogger("kgraft")
 
 
 def execute(
@@ -187,6 +191,15 @@ class _Execution:
         saved = Checkpoints(
             self._directory.checkpoints(phase), config.checkpoint.every, config.checkpoint.keep
         )
+        if (
+            self._directory.has_metrics(phase)
+            and not CheckpointFiles(Path(saved.directory)).epochs()
+        ):
+            _log.warning(
+                "%s: there is no checkpoint in %s; trained from the beginning.",
+                phase,
+                saved.directory,
+            )
         epochs = config.run.epochs
         self._observer.begin(phase, len(training.peers), epochs, stream.steps)
         with self._stopping.held():

@@ -1,17 +1,19 @@
 """What a run that was broken off has to be, so that it can go on."""
 
+import os
 from pathlib import Path
 
 import keras
 
 from kgraft.backend import BACKENDS
 from kgraft.errors import UserError
-from kgraft.files import check_plain, is_file, only_writer
+from kgraft.files import check_plain, is_directory, is_file, only_writer
 from kgraft.runs.config import Config, read
 from kgraft.runs.directory import check_unfinished, read_json
 from kgraft.structure import fault
 
 _ENVIRONMENT = {"backend": {"name": str}}
+_TRAINED = ("metrics.jsonl", "checkpoints", "teachers")  # made after environment.json
 _FREE = "checkpoint."  # a table that changes nothing of what comes out
 
 
@@ -23,10 +25,9 @@ def read_unfinished(path: Path) -> Config:
 
     Raises:
         UserError: there is no run, another process is at it, it is finished, it trains on another
-            backend, or it would have written elsewhere.
+            backend, a file of it is gone or was changed, or it would have written elsewhere.
     """
-    if not is_file(path / "run.toml"):
-        raise UserError(f"--resume {path}: no run's directory, it holds no run.toml.")
+    _check_begun(path)
     check_unfinished(path)
     check_plain(path)
     with only_writer(path):  # to be told at once; whoever trains takes it for as long as that takes
@@ -45,7 +46,27 @@ def read_unfinished(path: Path) -> Config:
         if wrong := fault(settings := found.get("settings", {}), {str: (str, None)}):
             raise UserError(f"{path / 'environment.json'}: settings: {wrong}.")
         _check_unchanged(path, config, settings)
+    elif trained := [name for name in _TRAINED if (path / name).exists()]:
+        raise UserError(
+            f"--resume {path}: environment.json, which says what the run began with, is gone, and "
+            f"{trained[0]} is there: put it back, or begin another run, kgraft fit "
+            f"{path / 'run.toml'} --out DIR."
+        )
     return config
+
+
+def _check_begun(path: Path) -> None:
+    """Refuse what holds no run, and say what it is instead."""
+    if is_file(path / "run.toml"):
+        return
+    if is_file(path):
+        raise UserError(f"--resume {path}: it is a file; expected a run's directory.")
+    if not is_directory(path):
+        raise UserError(f"--resume {path}: there is no such directory.")
+    _, folders, files = next(os.walk(path), ("", [], []))
+    if all(name.startswith(".") for name in (*folders, *files)):  # .lock, of a run killed at once
+        raise UserError(f"--resume {path}: the directory is empty, no run has begun there.")
+    raise UserError(f"--resume {path}: no run's directory, it holds no run.toml.")
 
 
 def _check_unchanged(path: Path, config: Config, begun: dict[str, str | None]) -> None:
@@ -55,8 +76,13 @@ def _check_unchanged(path: Path, config: Config, begun: dict[str, str | None]) -
     """
     now = config.told()
     for key, old in begun.items():
-        if now.get(key) != old and not key.startswith(_FREE):
-            raise UserError(
-                f"--resume {path}: run.toml has {key} = {now.get(key)}, the run began with {old}: "
-                f"put it back, or begin another one, kgraft fit {path / 'run.toml'} --out DIR."
-            )
+        if (new := now.get(key)) == old or key.startswith(_FREE):
+            continue
+        found = f"has {key} = {new}" if key in config.given else f"has no {key}"
+        if key not in config.given and new is not None:
+            found += f", which means {new}"
+        began = "without it" if old is None else f"with {old}"
+        raise UserError(
+            f"--resume {path}: run.toml {found}, the run began {began}: put it back, or begin "
+            f"another one, kgraft fit {path / 'run.toml'} --out DIR."
+        )

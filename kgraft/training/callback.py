@@ -191,6 +191,7 @@ class GraftCallback(keras.callbacks.Callback):
             )
         if self._run is not None:
             self._read = self._run.close()
+        self._check_backups()
         model, peers = self._model, self.peers
         ring = peers if any(peer is model for peer in peers) else [model, *peers]
         session = self._session
@@ -207,7 +208,6 @@ class GraftCallback(keras.callbacks.Callback):
             engine=self.engine,
             read=self._read,
         )
-        self._warn_of_order()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Resume the peers in the first epoch; graft what `evaluate="before"` has put off."""
@@ -284,9 +284,19 @@ class GraftCallback(keras.callbacks.Callback):
             )
         return self._run
 
-    def _warn_of_order(self) -> None:
-        """Say so when `BackupAndRestore` acts before this callback, and so saves too early."""
+    def _check_backups(self) -> None:
+        """Look at Keras' `BackupAndRestore`, whose epochs must be those of the peers' backup.
+
+        Raises:
+            UserError: it saves in the middle of epochs, the peers at their end.
+        """
         callbacks = _list_with(self)
+        backups = [own for own in callbacks if isinstance(own, keras.callbacks.BackupAndRestore)]
+        if self.backup_dir is not None and any(own.save_freq != "epoch" for own in backups):
+            raise UserError(
+                f"BackupAndRestore(save_freq={backups[0].save_freq}) saves within an epoch, "
+                "GraftCallback(backup_dir=) the peers at its end: leave out save_freq."
+            )
         earlier = callbacks[: callbacks.index(self)] if self in callbacks else []
         if any(isinstance(other, keras.callbacks.BackupAndRestore) for other in earlier):
             _log.warning(

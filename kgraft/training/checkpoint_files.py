@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from kgraft.errors import StorageError
 from kgraft.files import read_text, storing
 
 _log = logging.getLogger("kgraft")
@@ -30,6 +32,11 @@ _VERSION = 1
 _MOST_STATE = 1 << 28  # bytes: records of a thousand epochs of 8 ResNet110 have 40 million
 _ASIDE = "__array__"  # the key that stands in JSON for an array, its value is the array's name
 _TUPLE = "__tuple__"  # and for a tuple, its value is the list of its parts
+_PAIRS = "__dict__"  # and for a dict whose keys are not all words, its value is a list of pairs
+_NUMBER = "__number__"  # and for one of NumPy's numbers, its value is dtype and number
+
+
+_NUMBERS = {np.dtype(code).name: np.dtype(code).type for code in "?bhilBHILefd"}
 
 
 class DamagedError(Exception):
@@ -102,6 +109,7 @@ class CheckpointFiles:
 
         Raises:
             DamagedError: it is not what was written; says why.
+            StorageError: this process may not read it.
         """
         path = self._path(epoch)
         try:
@@ -115,6 +123,10 @@ class CheckpointFiles:
             arrays, state = safetensors.numpy.load_file(path / _ARRAYS), told["state"]
         except (KeyError, TypeError):  # a value that is missing, numbers that NumPy does not have
             raise DamagedError(f"{_STATE} is not as kgraft writes it") from None
+        except PermissionError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}.") from None
+        except json.JSONDecodeError:
+            raise DamagedError(f"{_STATE} is cut off, or has changed") from None
         except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
             raise DamagedError(str(getattr(error, "strerror", None) or error)) from None
         return arrays, state
@@ -134,11 +146,12 @@ class CheckpointFiles:
                 return epoch, *self.read(epoch)
             except DamagedError as error:
                 before = [other for other in asked if other < epoch]
+                then = f"that of epoch {before[-1]} is used" if before else "it begins anew"
                 _log.warning(
                     "the checkpoint %s is damaged (%s): %s.",
                     self._path(epoch),
                     error,
-                    f"that of epoch {before[-1]} is used" if before else "there is no other",
+                    then,
                 )
         return None
 
@@ -166,23 +179,23 @@ def flat(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     """A nest of values as JSON has it, its arrays aside.
 
     Args:
-        value: dicts with words as keys, lists and tuples of these, JSON's values, NumPy's numbers;
-            of exactly these types, for they come back as these.
+        value: dicts, lists and tuples of these, JSON's values, NumPy's numbers; of exactly these
+            types, for they come back as these.
         arrays: gets the arrays, copied.
 
     Raises:
         TypeError: there is something else in it.
     """
     if type(value) is dict:
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError("a key that is no word")
-        return {key: flat(part, arrays) for key, part in value.items()}
+        if all(isinstance(key, str) for key in value):
+            return {key: flat(part, arrays) for key, part in value.items()}
+        return {_PAIRS: [[flat(own, arrays) for own in pair] for pair in value.items()]}
     if type(value) is tuple:
         return {_TUPLE: [flat(part, arrays) for part in value]}
     if type(value) is list:
         return [flat(part, arrays) for part in value]
-    if isinstance(value, np.bool_ | np.integer | np.floating):
-        return value.item()
+    if isinstance(value, np.bool_ | np.integer | np.floating) and value.itemsize <= 8:
+        return {_NUMBER: [value.dtype.name, value.item()]}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         name = f"aside-{len(arrays):06d}"
         arrays[name] = np.array(value, order="C")
@@ -204,6 +217,11 @@ def nested(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             return arrays[value[_ASIDE]]
         if [*value] == [_TUPLE]:
             return tuple(nested(part, arrays) for part in value[_TUPLE])
+        if [*value] == [_PAIRS]:
+            return {nested(key, arrays): nested(own, arrays) for key, own in value[_PAIRS]}
+        if [*value] == [_NUMBER]:
+            kind, number = value[_NUMBER]
+            return _NUMBERS[kind](number)
         return {key: nested(part, arrays) for key, part in value.items()}
     return [nested(part, arrays) for part in value] if isinstance(value, list) else value
 
@@ -218,6 +236,8 @@ def _write(directory: Path, arrays: dict[str, np.ndarray], state: Mapping[str, A
     told = {"version": _VERSION, "arrays": _checksum_of(directory / _ARRAYS), "state": dict(state)}
     told["checksum"] = _checksum(told)
     (directory / _STATE).write_text(json.dumps(told), encoding="utf-8")
+    mode = (directory / _STATE).stat().st_mode  # safetensors' own is for this user's eyes alone
+    (directory / _ARRAYS).chmod(stat.S_IMODE(mode))
     for name in (_ARRAYS, _STATE):
         _flush(directory / name)
     _flush(directory)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kgraft import settings
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.settings import setting
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.joint_state import Arrays
@@ -56,6 +56,10 @@ class Checkpoints:
         settings.check(self)
         if not isinstance(self.directory, str | PathLike) or not str(self.directory):
             raise UserError(f"checkpoint directory {self.directory!r}: expected a path.")
+        if "://" in str(self.directory):
+            raise UserError(f"checkpoint directory {self.directory}: expected one of this machine.")
+        if "\0" in str(self.directory):
+            raise UserError("checkpoint directory cannot be made: its name holds a zero byte.")
         try:
             parts = (Path(self.directory), *Path(self.directory).parents)
             files = [own for own in parts if own.exists() and not own.is_dir()]
@@ -79,9 +83,7 @@ class Checkpoints:
             return given
         if isinstance(given, str | PathLike):
             return cls(given)
-        raise UserError(
-            f"checkpoint is a {type(given).__name__}: expected a directory, or Checkpoints(...)."
-        )
+        raise UserError(f"checkpoint is {told(given)}: expected a directory, or Checkpoints(...).")
 
 
 class Keeper:

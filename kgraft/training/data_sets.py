@@ -1,14 +1,20 @@
 """Feeds of the data sets that Keras reads: `PyDataset`, `tf.data`, `DataLoader`, generators."""
 
+import random
 from collections.abc import Generator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from kgraft.data.order import epoch_order, steps_of
 from kgraft.errors import UserError
 from kgraft.keras_private import EpochIterator, GeneratorDataAdapter, TorchDataLoaderAdapter
 from kgraft.training.batches import Batch
+
+_GENERATORS = (
+    *(random.Random, np.random.Generator, np.random.RandomState, keras.random.SeedGenerator),
+)
 
 
 class AdapterFeed:
@@ -45,6 +51,11 @@ class AdapterFeed:
     def steps(self) -> int | None:
         """Batches an epoch, None where the data set does not say."""
         return self._iterator.num_batches
+
+    @property
+    def own_chance(self) -> str:
+        """See `own_chance_of`."""
+        return own_chance_of(self._data)
 
     @property
     def reads_on(self) -> bool:
@@ -135,6 +146,11 @@ class PyDatasetFeed:
     def kind(self) -> str:
         """What it is that is read."""
         return type(self._data).__name__
+
+    @property
+    def own_chance(self) -> str:
+        """See `own_chance_of`."""
+        return own_chance_of(self._data)
 
     @property
     def changes(self) -> bool:
@@ -231,6 +247,29 @@ def is_indexed(data: Any) -> bool:
         raise UserError(
             f"x is a {type(data).__name__} without a length: give it `__len__` or `num_batches`."
         ) from error
+
+
+def own_chance_of(data: Any) -> str:
+    """What a data set draws random numbers from that nobody else knows of.
+
+    Args:
+        data: a `PyDataset`, `tf.data.Dataset`, torch `DataLoader` or generator.
+
+    Returns:
+        In a few words; empty where nothing is known.
+    """
+    if isinstance(data, keras.utils.PyDataset):
+        held = {name for name, own in vars(data).items() if isinstance(own, _GENERATORS)}
+        return ", ".join(sorted(held))
+    loader = data if hasattr(data, "sampler") else None
+    if loader is not None:
+        drawn = [loader.generator, getattr(loader.sampler, "generator", None)]
+        return "" if drawn == [None, None] else "its generator"
+    while data is not None:  # a tf.data.Dataset stands at the end of a chain of others
+        if "Shuffle" in type(data).__name__:
+            return "shuffle"
+        data = getattr(data, "_input_dataset", None)
+    return ""
 
 
 def _as_batch(read: Any) -> Batch:

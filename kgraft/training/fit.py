@@ -43,7 +43,7 @@ from kgraft.training.learners import check_optimizers
 from kgraft.training.learning import Learning
 from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import FromEachOther, Mutual
-from kgraft.training.saved_fit import SavedFit
+from kgraft.training.saved_fit import SavedFit, SavedFits
 from kgraft.training.session import Session
 from kgraft.training.teaching import FromTeachers
 from kgraft.training.watchers import (
@@ -158,7 +158,7 @@ class GraftingFit:
         self._learning = learning
         self._session = Session(self.peers, mixer, [])
         self._session.check()
-        self._broken: int | None = None  # where a saved fit has begun that was broken off
+        self._fits = SavedFits()
 
     @property
     def mixer(self) -> Mixer:
@@ -205,11 +205,11 @@ class GraftingFit:
 
         With `checkpoint=DIR` a training that is killed goes on from its last whole epoch when the
         same program is started again, to the same weights and histories as if nothing had happened:
-        bit for bit on one CPU with one thread. Fits that were over by then return at once, with
-        empty histories. Where a `tf.data` set, a
-        `DataLoader` or a generator stood is not saved: it is read from its beginning. What
-        callbacks set on layers and losses is not saved, what they set on optimizers is.
-        Keras' `BackupAndRestore`, one for each peer, resumes weights and optimizers.
+        bit for bit on one CPU with one thread. Fits that were over by then return at once; only the
+        newest of them brings weights and histories. Where a `tf.data` set, a `DataLoader` or a
+        generator stood is not saved: it is read from its beginning. What callbacks set on layers
+        and losses is not saved, what they set on optimizers is. Keras' `BackupAndRestore`, one for
+        each peer, resumes weights and optimizers alone.
 
         Args:
             x: arrays, which each peer reads in its own order; a `PyDataset`, whose batches each
@@ -297,11 +297,12 @@ class GraftingFit:
         if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
         if initial_epoch is not None:
-            self._session.epochs_done, self._broken = begin, None
+            self._session.epochs_done = begin
+            self._fits.end()
         read = feeds if listed else feeds[:1]
-        saved = self._saved(Checkpoints.of(checkpoint), told, read, watchers)
-        if saved is not None and saved.is_over:
-            self._session.epochs_done += len(told)
+        saved = self._saved(Checkpoints.of(checkpoint), told, read, validation, watchers)
+        if saved is not None and saved.over_at is not None:
+            self._session.epochs_done = saved.over_at
             for peer in self.peers:
                 peer.history.on_train_begin()
             return [peer.history for peer in self.peers]
@@ -311,7 +312,7 @@ class GraftingFit:
         _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
         with saved or contextlib.nullcontext():
             loop.run(told, same_batches=shared_batches)
-        self._broken = None
+        self._fits.end()
         return [peer.history for peer in self.peers]
 
     def _saved(
@@ -319,19 +320,18 @@ class GraftingFit:
         checkpoints: Checkpoints | None,
         told: range,
         feeds: Sequence[Feed],
+        validation: Feed | None,
         watchers: Sequence[keras.callbacks.CallbackList],
     ) -> SavedFit | None:
         if checkpoints is None:
             return None
         if backed_up(watchers):
             raise UserError("checkpoint= and BackupAndRestore both resume: give one of them.")
-        again, session = self._broken is not None, self._session
-        session.epochs_done = session.epochs_done if self._broken is None else self._broken
-        identity = identity_of(self._learning, len(self.teachers), self.mixer, self.seed, feeds)
-        lost = lost_place(feeds[0])
-        saved = SavedFit(checkpoints, session, told, identity, lost, again=again)
-        self._broken = None if saved.is_over else session.epochs_done
-        return saved
+        learning, session = self._learning, self._session
+        identity = identity_of(
+            learning, len(self.teachers), self.mixer, self.seed, feeds, validation
+        )
+        return self._fits.next(checkpoints, session, told, identity, lost_place(feeds[0]))
 
     def evaluate(
         self,

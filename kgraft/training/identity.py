@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from kgraft.data import BatchStream
 from kgraft.grafting.mixer import Mixer
 from kgraft.keras_private import flat_layers
-from kgraft.training.batches import Batch, Feed, Limited, Weighted
+from kgraft.training.batches import Feed, Limited, Weighted
 from kgraft.training.checkpoint_files import flat
 from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed
 from kgraft.training.distiller import untaught
@@ -27,7 +28,7 @@ _CHANGED_ELSEWHERE = ("trainable",)  # by callbacks; the optimizer's variables t
 
 @dataclass(frozen=True)
 class Identity:
-    """One training, as far as it can be told from another.
+    """One training, as far as it can be told from another; JSON-able.
 
     Attributes:
         must: what is refused where it differs: going on would be another training.
@@ -39,9 +40,36 @@ class Identity:
     should: dict[str, Any] = field(default_factory=dict)
     at_first: dict[str, Any] = field(default_factory=dict)
 
+    def refused(self, kept: Mapping[str, Any]) -> list[str]:
+        """What must be the same and is not, in words.
+
+        Args:
+            kept: the fields of the training that was saved.
+        """
+        return differences(kept["must"], self.must)
+
+    def changed(self, kept: Mapping[str, Any], *, at_first: bool) -> list[str]:
+        """What should be the same and is not, in words.
+
+        Args:
+            kept: the fields of the training that was saved.
+            at_first: whether the saved fit is the first, and both are at their beginning.
+        """
+        found = differences(kept["should"], self.should)
+        if at_first:
+            then, now = dict(kept["at_first"]), dict(self.at_first)
+            then["layer"], now["layer"] = _unpacked(then["layer"]), _unpacked(now["layer"])
+            found += differences(then, now)
+        return found
+
 
 def identity_of(
-    learning: Learning, teachers: int, mixer: Mixer, seed: int, feeds: Sequence[Feed]
+    learning: Learning,
+    teachers: int,
+    mixer: Mixer,
+    seed: int,
+    feeds: Sequence[Feed],
+    validation: Feed | None,
 ) -> Identity:
     """The training that a fit is.
 
@@ -51,6 +79,7 @@ def identity_of(
         mixer: what is done to the peers' weights.
         seed: the data orders follow from it.
         feeds: the peers' batches; one, where all read the same data.
+        validation: what they are validated on.
     """
     peers = learning.peers
     must = {
@@ -61,15 +90,16 @@ def identity_of(
         "seed": seed,
         "steps an epoch": feeds[0].steps,
         "backend": keras.config.backend(),
-        "optimizers": [_optimizer(peer) for peer in peers],
+        "optimizer": [_optimizer(peer) for peer in peers],
     }
     should = {
         "loss": [_loss(peer) for peer in peers],
         "data": [_data(feed) for feed in feeds],
+        "validation data": None if validation is None else _data(validation),
     }
     at_first = {
         "learning rate": learning_rates(peers),
-        "layer": [dict(_layers(peer)) for peer in peers],
+        "layer": _packed([list(_layers(peer)) for peer in peers]),
     }
     return Identity(*(flat(part, {}) for part in (must, should, at_first)))
 
@@ -111,24 +141,39 @@ def _optimizer(model: keras.Model) -> dict[str, Any]:
         return {"optimizer": type(optimizer).__name__}
 
 
-def _loss(model: keras.Model) -> str:
+def _loss(model: keras.Model) -> Any:
     try:
-        told = model.get_compile_config() or {}
-        kept = {name: told.get(name) for name in ("loss", "loss_weights")}
-        return _text(kept["loss"] if kept["loss_weights"] is None else kept)
+        with warnings.catch_warnings():  # of lambdas, which nobody is going to load
+            warnings.simplefilter("ignore")
+            told = model.get_compile_config() or {}
+        return _plain({name: told.get(name) for name in ("loss", "loss_weights")})
     except Exception:  # of a config that somebody else has written
         return type(model.loss).__name__
 
 
-def _layers(model: keras.Model) -> Iterator[tuple[str, str]]:
-    for number, layer in enumerate(flat_layers(model)):
+def _layers(model: keras.Model) -> Iterator[tuple[str, Any]]:
+    for number, layer in enumerate(flat_layers(model), start=1):
         try:
             whole = isinstance(layer, keras.Sequential) or hasattr(layer, "_nodes_by_depth")
-            config = {} if whole else layer.get_config()  # its layers come one by one
-            told = f"settings {_checksum(_text(config).encode())}"
+            config = None if whole else _plain(layer.get_config())  # its layers come one by one
         except Exception:  # of a config that somebody else has written, or has not
-            told = "settings"
-        yield f"{number + 1} ({type(layer).__name__})", told
+            config = None
+        yield f"{number} ({type(layer).__name__})", config
+
+
+def _packed(peers: list[list[tuple[str, Any]]]) -> dict[str, Any]:
+    """Peers' layers, equal settings once: a ResNet has hundreds of layers, of a dozen kinds."""
+    kinds: list[Any] = []
+    for config in (config for layers in peers for _, config in layers):
+        if config not in kinds:
+            kinds.append(config)
+    numbers = [[[name, kinds.index(config)] for name, config in layers] for layers in peers]
+    return {"kinds": kinds, "peers": numbers}
+
+
+def _unpacked(packed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    kinds, peers = packed["kinds"], packed["peers"]
+    return [{name: kinds[number] for name, number in layers} for layers in peers]
 
 
 def _data(feed: Feed) -> dict[str, Any]:
@@ -143,17 +188,21 @@ def _data(feed: Feed) -> dict[str, Any]:
     if isinstance(feed, ArrayFeed | PyDatasetFeed | BatchStream):
         told["shuffle"] = feed.shuffle
     if isinstance(feed, ArrayFeed):
-        told |= {"batch_size": feed.batch_size, "values": _values(untaught(feed.arrays))}
+        told["batch_size"] = feed.batch_size
+        names = ("x", "y", "sample_weight")
+        told |= dict(zip(names, map(_values, untaught(feed.arrays)), strict=True))
     if isinstance(feed, BatchStream):
-        arrays = untaught((feed.images, feed.labels))
-        told |= {"batch_size": feed.batch_size, "values": _values(arrays)}
-        told["augmentation"] = repr(feed.augment)
+        told |= {"batch_size": feed.batch_size, "augmentation": repr(feed.augment)}
+        images, labels = untaught((feed.images, feed.labels))
+        told |= {"images": _values(images), "labels": _values(labels)}
     return told
 
 
-def _values(arrays: Batch) -> str:
-    """How many examples there are, and what some of them are."""
-    parts = [part for part in keras.tree.flatten(arrays) if part is not None]
+def _values(nest: Any) -> str | None:
+    """How many examples there are, and a checksum of some of them."""
+    parts = [part for part in keras.tree.flatten(nest) if part is not None]
+    if not parts:
+        return None
     count = int(parts[0].shape[0])
     index = np.unique(np.linspace(0, count - 1, _LOOKED_AT).astype(np.int32))
     found = b""
@@ -161,11 +210,12 @@ def _values(arrays: Batch) -> str:
         own = part[index] if isinstance(part, np.ndarray) else keras.ops.take(part, index, 0)
         value = np.ascontiguousarray(keras.ops.convert_to_numpy(own))
         found += f"{part.shape[1:]} {value.dtype}".encode() + value.tobytes()
-    return f"{count} examples, {_checksum(found)}"
+    return f"{count} examples ({hashlib.sha256(found).hexdigest()[:8]})"
 
 
-def _text(config: Any) -> str:
-    return json.dumps(_without_names(config), sort_keys=True, default=_told)
+def _plain(config: Any) -> Any:
+    """A config as JSON has it, without names."""
+    return json.loads(json.dumps(_without_names(config), default=_told))
 
 
 def _without_names(value: Any) -> Any:
@@ -182,10 +232,6 @@ def _told(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
 
-def _checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:8]
-
-
 def lost_place(feed: Feed) -> str:
     """What of a feed's place in its data is lost where a training goes on in another process.
 
@@ -200,4 +246,9 @@ def lost_place(feed: Feed) -> str:
         return "the data set is read from its beginning: how far it was read is not saved."
     if isinstance(feed, PyDatasetFeed) and feed.changes:
         return "what the PyDataset's on_epoch_end has changed is not saved: it begins anew."
+    if isinstance(feed, AdapterFeed | PyDatasetFeed) and feed.own_chance:
+        return (
+            f"the {feed.kind} draws from random numbers of its own ({feed.own_chance}), which are "
+            "not saved: they begin anew."
+        )
     return ""

@@ -1,6 +1,7 @@
 """All that a training knows between two epochs: of peers, their grafting, callbacks and chance."""
 
 import collections
+import functools
 import inspect
 import logging
 import random
@@ -14,7 +15,7 @@ import numpy as np
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.grafting.ring import GraftRecord
-from kgraft.keras_private import get_global_attribute, global_seed_generator
+from kgraft.keras_private import flat_layers, get_global_attribute, global_seed_generator
 from kgraft.training.checkpoint_files import flat, nested
 
 _log = logging.getLogger("kgraft")
@@ -28,7 +29,7 @@ _NOT_KEPT = ("params", "min_delta")
 _STATES: tuple[Any, ...] = (  # what may know something, of what a checkpoint does not hold
     *(set, dict, list, tuple, bytes, complex, collections.deque, random.Random, np.ndarray),
     *(np.random.Generator, np.random.RandomState),
-    *(keras.Variable, keras.Metric, keras.random.SeedGenerator),
+    *(keras.Variable, keras.Metric, keras.random.SeedGenerator, np.generic),
 )
 
 
@@ -94,10 +95,18 @@ def assign(variables: Sequence[keras.Variable], arrays: Arrays, where: str) -> N
         UserError: they are of other models; nothing is assigned then.
     """
     kept = [arrays[name] for name in sorted(arrays) if name.isdecimal()]
-    if [value.shape for value in kept] != [tuple(variable.shape) for variable in variables]:
+    pairs = zip(variables, kept, strict=False)
+    wrong = [
+        f"{variable.path} has the shape {tuple(variable.shape)}, was {value.shape}"
+        for variable, value in pairs
+        if value.shape != tuple(variable.shape)
+    ]
+    if len(kept) != len(variables):
+        wrong.append(f"these have {len(variables)} variables, those {len(kept)}")
+    if wrong:
         raise UserError(
-            f"{where} holds {len(kept)} arrays of other peers than these, which have "
-            f"{len(variables)}: remove it, or use the peers that it was made of."
+            f"{where} is of other peers: {wrong[0]}. Remove it, or use the peers that it was made "
+            "of."
         )
     for variable, value in zip(variables, kept, strict=True):
         variable.assign(value)
@@ -209,7 +218,7 @@ class CallbackStates:
         """
         return [
             [
-                [type(own).__name__, flat(_changed(own, begun), arrays)]
+                [type(own).__name__, flat(_changed(own, begun), arrays), _lost(own, begun)]
                 for own, begun in zip(each, before, strict=True)
             ]
             for each, before in zip(self._callbacks, self._begun, strict=True)
@@ -223,7 +232,7 @@ class CallbackStates:
             arrays: the arrays that it put aside.
         """
         for each, before, kept in zip(self._callbacks, self._begun, saved, strict=False):
-            rest = [(name, state) for name, state in kept]
+            rest = [(name, state, lost) for name, state, lost in kept]
             for own, begun in zip(each, before, strict=True):
                 name = type(own).__name__
                 found = next((entry for entry in rest if entry[0] == name), None)
@@ -236,7 +245,7 @@ class CallbackStates:
                 else:
                     kept_names = [name for name in state if _is_kept(own, begun, name, state)]
                     _put_back(own, {name: state[name] for name in kept_names})
-                    _warn_of_lost(own)
+                    _warn_of_lost(own, {*found[2], *_lost(own, begun)})
 
 
 def _is_kept(callback: Any, begun: dict[str, Any], name: str, state: dict[str, Any]) -> bool:
@@ -267,23 +276,57 @@ def _put_back(callback: keras.callbacks.Callback, state: dict[str, Any]) -> None
             vars(callback)[name] = new
 
 
-def _warn_of_lost(callback: keras.callbacks.Callback) -> None:
-    """Say which attributes of somebody's own callback look like state and are in no checkpoint."""
-    if type(callback).__module__.split(".")[0] == "keras":
-        return
-    kept = _attributes(callback)
-    lost = [
+def _lost(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> list[str]:
+    """Which attributes of somebody's own callback look like state and are in no checkpoint."""
+    if isinstance(callback, StatefulCallback) or _is_of_keras(callback):
+        return []
+    now = _attributes(callback)
+    words = [name for name, own in now.items() if isinstance(own, str) and own != begun.get(name)]
+    held = [
         name
         for name, value in vars(callback).items()
-        if name not in kept and name not in _NOT_KEPT and isinstance(value, _STATES)
+        if name not in now and name not in _NOT_KEPT and isinstance(value, _STATES)
     ]
-    if lost:
+    return [*(name for name in words if name in begun), *held]
+
+
+def _warn_of_lost(callback: keras.callbacks.Callback, names: Iterable[str]) -> None:
+    if lost := sorted(name for name in names if name.isidentifier()):
         _log.warning(
             "%s has %s, which no checkpoint holds: that begins anew. Make it a "
             "kgraft.training.joint_state.StatefulCallback, with save and restore, to keep it.",
             type(callback).__name__,
             ", ".join(lost),
         )
+
+
+def plain_attributes(models: Sequence[keras.Model]) -> dict[str, Any]:
+    """Numbers and words that somebody's own models and layers hold beside their variables.
+
+    Args:
+        models: the models.
+
+    Returns:
+        By `layer.attribute`.
+    """
+    layers = [layer for model in models for layer in flat_layers(model)]
+    return {
+        f"{layer.name}.{name}": value
+        for layer in layers
+        if not _is_of_keras(layer)
+        for name, value in vars(layer).items()
+        if isinstance(value, bool | int | float | str)
+        if name not in _of_every_model() and not name.startswith("_")
+    }
+
+
+@functools.cache
+def _of_every_model() -> frozenset[str]:
+    return frozenset(vars(keras.Model()))
+
+
+def _is_of_keras(thing: Any) -> bool:
+    return type(thing).__module__.split(".")[0] in ("keras", "kgraft")
 
 
 def _changed(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> dict[str, Any]:

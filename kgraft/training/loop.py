@@ -77,6 +77,7 @@ class PeerLoop:
         try:
             for watcher in watchers:
                 watcher.on_train_begin()
+            whole = epochs
             if self.saved is not None:
                 epochs, logs = self.saved.begin(peers, [own.callbacks for own in watchers])
             if (restored := restored_epoch(peers)) is not None:
@@ -87,7 +88,8 @@ class PeerLoop:
                 epochs = range(restored, epochs.stop)
             session.begin(same_batches=same_batches)
             done = session.epochs_done
-            say_if_idle(session.mixer, range(done, done + len(epochs)), self.feeds[0].steps)
+            if epochs == whole:  # else a part of the training, which has begun before
+                say_if_idle(session.mixer, range(done, done + len(epochs)), self.feeds[0].steps)
             for epoch in epochs:
                 logs = self._epoch(epoch)
                 for watcher, own in zip(watchers, logs, strict=True):

@@ -1,8 +1,9 @@
 """One fit of a GraftingFit that is saved as it goes on, and goes on where a killed one was."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,14 +12,16 @@ import keras
 
 from kgraft.engines.steps import Logs
 from kgraft.errors import UserError
+from kgraft.files import only_writer
 from kgraft.structure import fault
 from kgraft.training.checkpoint_files import CheckpointFiles, flat, nested
 from kgraft.training.checkpoints import Checkpoints, Keeper, Taken
-from kgraft.training.identity import Identity, differences
+from kgraft.training.identity import Identity
 from kgraft.training.joint_state import (
     Arrays,
     CallbackStates,
     assign,
+    plain_attributes,
     restore_random,
     restore_records,
     save_random,
@@ -33,7 +36,8 @@ _log = logging.getLogger("kgraft")
 
 _STATE = {
     "identity": {"must": {}, "should": {}, "at_first": {}},
-    "begun": int,
+    "begins": [int],
+    "lost": [str],
     "told": int,
     "ended": bool,
     "logs": [{}],
@@ -53,6 +57,35 @@ class _Found:
     state: dict[str, Any]
 
 
+class SavedFits:
+    """The fits of one GraftingFit that are saved, one after the other."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._broken = False  # whether the last of them has not come to its end
+
+    def next(
+        self,
+        settings: Checkpoints,
+        session: Session,
+        epochs: range,
+        identity: Identity,
+        lost: str,
+    ) -> "SavedFit":
+        """The next one, or the last one once more where it was broken off; see `SavedFit`."""
+        again, begins = self._broken, self._begins
+        if again:
+            session.epochs_done, begins = begins[-1], begins[:-1]
+        begins = [*begins, session.epochs_done]
+        saved = SavedFit(settings, session, epochs, identity, begins, lost, again=again)
+        self._begins, self._broken = begins, saved.over_at is None
+        return saved
+
+    def end(self) -> None:
+        """The last one has come to its end, or is not to be gone on with."""
+        self._broken = False
+
+
 class SavedFit:
     """What GraftingFit's loop asks of checkpoints; a block of `with` around the training.
 
@@ -61,12 +94,17 @@ class SavedFit:
         session: the grafting; its count is that of the fit's beginning.
         epochs: what the fit's callbacks are told.
         identity: which training it is.
+        begins: the session's count at the beginning of each fit that was saved there, this one's at
+            the end.
         lost: what is said where it goes on, of data whose place is not saved; empty for nothing.
         again: whether the peers themselves were broken off in this fit, and go on with it.
 
     Attributes:
-        is_over: whether the checkpoint is of a later fit of the same training, so that this one is
-            over and only counts.
+        over_at: the session's count at the beginning of the next fit, where the checkpoint is of a
+            later one of the same training: this one is over and only counts. Else None.
+
+    Raises:
+        UserError: the checkpoint is of other fits, or another process trains there.
     """
 
     def __init__(
@@ -75,24 +113,42 @@ class SavedFit:
         session: Session,
         epochs: range,
         identity: Identity,
+        begins: Sequence[int],
         lost: str = "",
         *,
         again: bool = False,
     ) -> None:
         self._session, self._epochs, self._identity = session, epochs, identity
-        self._again = again
-        self._where, self._lost = Path(settings.directory), lost
-        self._begun = session.epochs_done
-        self._keeper = Keeper(settings, self._take)
+        self._again, self._begins = again, list(begins)
+        self._where, self._lost = Path(settings.directory).absolute(), lost
+        self._keeper = Keeper(replace(settings, directory=self._where), self._take)
         self._told, self._ended, self._logs = epochs.start, False, list[Logs]()
-        found = CheckpointFiles(self._where, settings.keep).newest(after=self._begun)
-        self._found = None if found is None else _Found(*found)
-        if self._found is not None and (wrong := fault(self._found.state, _STATE)):
+        self._open = contextlib.ExitStack()
+        self._found = self._newest(settings.keep)
+        kept = self._begins if self._found is None else self._found.state["begins"]
+        rest = kept[len(self._begins) :]
+        self.over_at = rest[0] if rest else None
+
+    def _newest(self, keep: int) -> _Found | None:
+        found = CheckpointFiles(self._where, keep).newest(after=self._begins[-1])
+        if found is None:
+            return None
+        state = found[2]
+        if wrong := fault(state, _STATE):
             raise self._foreign(wrong)
-        self.is_over = self._found is not None and self._found.state["begun"] > self._begun
+        if state["begins"][: len(self._begins)] != self._begins:
+            raise UserError(
+                f"the checkpoint in {self._where} is of fits that began at the epochs "
+                f"{state['begins']}, these at {self._begins}: give another directory, or remove it "
+                "to begin anew."
+            )
+        return _Found(*found)
 
     def __enter__(self) -> "SavedFit":
-        self._keeper.__enter__()
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(only_writer(self._where, "another directory"))
+            opened.enter_context(self._keeper)
+            self._open = opened.pop_all()
         return self
 
     def __exit__(
@@ -101,7 +157,7 @@ class SavedFit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._keeper.__exit__(kind, error, trace)
+        self._open.__exit__(kind, error, trace)
 
     def begin(
         self,
@@ -121,14 +177,15 @@ class SavedFit:
             UserError: the checkpoint is of another training; names the first difference.
         """
         self._variables = variables_of(peers)
-        self._callbacks = CallbackStates(callbacks)
+        self._callbacks, self._peers = CallbackStates(callbacks), peers
+        self._plain = plain_attributes(peers)
         if self._found is None:
             return self._epochs, [{} for _ in peers]
         found, self._found = self._found, None
-        self._check(found.state)
-        assign(self._variables, found.arrays, f"the checkpoint in {self._where}")
         state, arrays = found.state, found.arrays
         try:
+            changed = self._checked(state)
+            assign(self._variables, arrays, f"the checkpoint in {self._where}")
             self._session.restore(nested(state["session"], arrays))
             self._session.records[:] = restore_records(state["records"], arrays)
             self._callbacks.restore(state["callbacks"], arrays)
@@ -140,20 +197,41 @@ class SavedFit:
             raise self._foreign(f"{type(error).__name__}: {error}") from error
         if self._session.epochs_done != found.epochs_done or len(last) != len(peers):
             raise self._foreign("it is of another epoch, or of other peers")
-        self._told, self._ended, self._begun = state["told"], state["ended"], state["begun"]
+        self._told, self._ended = state["told"], state["ended"]
         rest = range(self._told, self._told if self._ended else self._epochs.stop)
-        if rest and self._lost:
-            _log.warning("%s", self._lost)
-        _log.log(
-            logging.INFO if rest else logging.WARNING,
-            "the checkpoint in %s holds %d epochs: %s",
-            self._where,
-            found.epochs_done,
-            f"the training goes on with epoch {rest.start + 1} of {rest.stop}"
-            if rest
-            else "the training is over; remove it to begin anew",
-        )
+        self._tell(rest, changed, state["lost"])
         return rest, last
+
+    def _tell(self, rest: range, changed: list[str], lost: list[str]) -> None:
+        count = self._session.epochs_done
+        if not rest:
+            _log.warning(
+                "the checkpoint in %s holds all of this fit, %d epoch%s of the training: it is not "
+                "trained again.",
+                self._where,
+                count,
+                "" if count == 1 else "s",
+            )
+            return
+        where = f"epoch {rest.start + 1} of {rest.stop}"
+        _log.info("the checkpoint in %s goes on with %s", self._where, where)
+        if changed:
+            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+            rates = any(own.startswith("learning rate") for own in changed)
+            _log.warning(
+                "the training that goes on is not the one that began: %s%s. It goes on with what "
+                "it is given now%s.",
+                "; ".join(changed[:3]),
+                more,
+                ", and with the learning rates that were saved" if rates else "",
+            )
+        if self._lost:
+            _log.warning("%s", self._lost)
+        if known := [name for name in lost if name in self._plain]:
+            _log.warning(
+                "%s: attributes of layers that are no variables are not saved: they begin anew.",
+                ", ".join(known),
+            )
 
     def end_of_epoch(self, told: int, logs: list[Logs], *, ended: bool) -> None:
         """Save, where it is time to.
@@ -171,10 +249,11 @@ class SavedFit:
         self._keeper.end_of_epoch(self._session.epochs_done, last=last)
 
     def _take(self) -> Taken:
-        arrays = values_of(self._variables)
+        arrays, now = values_of(self._variables), plain_attributes(self._peers)
         state = {
             "identity": asdict(self._identity),
-            "begun": self._begun,
+            "begins": self._begins,
+            "lost": [name for name, own in self._plain.items() if now.get(name) != own],
             "told": self._told,
             "ended": self._ended,
             "logs": flat(self._logs, arrays),
@@ -191,28 +270,15 @@ class SavedFit:
             "directory, or remove it to begin anew."
         )
 
-    def _check(self, state: dict[str, Any]) -> None:
-        kept, own = state["identity"], self._identity
-        for name, value in own.must.items():
-            if kept["must"].get(name) != value:
-                raise UserError(
-                    f"the checkpoint in {self._where} is of a training with {name} = "
-                    f"{kept['must'].get(name)!r}, this one has {value!r}: give another directory, "
-                    "or remove it to begin anew."
-                )
+    def _checked(self, state: dict[str, Any]) -> list[str]:
+        """What has changed since and is not refused."""
+        kept, name = state["identity"], f"the checkpoint in {self._where}"
+        todo = "give another directory, or remove it to begin anew."
+        if refused := self._identity.refused(kept):
+            raise UserError(f"{name} is of another training ({'; '.join(refused[:3])}): {todo}")
         if state["told"] > self._epochs.stop:
             raise UserError(
-                f"the checkpoint in {self._where} has {state['told']} epochs, epochs = "
-                f"{self._epochs.stop} are fewer: give another directory, or remove it to begin "
-                "anew."
+                f"{name} has {state['told']} epochs, epochs={self._epochs.stop} are fewer: {todo}"
             )
-        found = differences(kept["should"], own.should)
-        if not self._again and state["begun"] == 0:  # else callbacks may have changed it
-            found += differences(kept["at_first"], own.at_first)
-        if found:
-            _log.warning(
-                "the training that goes on is not the one that began: %s%s. It goes on with what "
-                "it is given now, and with the learning rates that were saved.",
-                "; ".join(found[:3]),
-                f"; and {len(found) - 3} more" if len(found) > 3 else "",
-            )
+        first = len(self._begins) == 1 and not self._again  # else callbacks may have changed it
+        return self._identity.changed(kept, at_first=first)

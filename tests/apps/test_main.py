@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import re
 import subprocess
@@ -72,6 +73,14 @@ def test_ctrl_c_ends_with_130(capsys, monkeypatch):
     monkeypatch.setattr(program.cli, "main", interrupted)
     code, _, err = run(capsys, "fit")
     assert (code, err) == (130, "kgraft: interrupted.\n")
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(capsys, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program.importlib, "import_module", interrupted)
+    assert run(capsys, "info") == (130, "", "kgraft: interrupted.\n")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
@@ -174,6 +183,14 @@ def test_bench_times_a_grafting_against_a_step_and_a_loop(capsys):
             RuntimeError("RESOURCE_EXHAUSTED: more\nlines"),
             "kgraft: out of memory: RESOURCE_EXHAUSTED: more\n",
         ),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory", "layers"),
+            "kgraft: out of memory: [Errno 12] Cannot allocate memory: 'layers'\n",
+        ),
+        (
+            ImportError("libtorch.so: Cannot allocate memory"),
+            "kgraft: out of memory: libtorch.so: Cannot allocate memory\n",
+        ),
     ],
 )
 def test_a_machine_without_room_is_told_in_one_line(monkeypatch, capsys, error, line):
@@ -184,6 +201,17 @@ def test_a_machine_without_room_is_told_in_one_line(monkeypatch, capsys, error, 
     with pytest.raises(SystemExit) as left:
         program.main(["fit"])
     assert (left.value.code, capsys.readouterr().err) == (1, line)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_no_memory_to_tell_a_mistake_with_is_one_line_too(monkeypatch, capfd, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(program.click.ClickException, "format_message", full)
+    with pytest.raises(SystemExit) as left:
+        program.main(["fti"])
+    assert (left.value.code, capfd.readouterr().err) == (1, "kgraft: out of memory.\n")
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

@@ -40,7 +40,12 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(whole, tmp_path, place):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
+    ("number", "code", "name"),
+    [
+        (signal.SIGTERM, 143, "SIGTERM"),
+        (signal.SIGINT, 130, "Ctrl-C"),
+        (signal.Signals["SIGHUP"], 129, "SIGHUP"),
+    ],
 )
 def test_a_run_that_is_asked_to_end_says_how_to_go_on(whole, tmp_path, number, code, name):
     out = tmp_path / "run"
@@ -48,6 +53,7 @@ def test_a_run_that_is_asked_to_end_says_how_to_go_on(whole, tmp_path, number, c
     def asks() -> None:
         from kgraft.engines.stepper import Stepper
 
+        signal.signal(number, signal.default_int_handler)  # whatever the tests run under
         real, seen = Stepper.step, [0]
 
         def step(self, data):
@@ -63,6 +69,27 @@ def test_a_run_that_is_asked_to_end_says_how_to_go_on(whole, tmp_path, number, c
     assert end.lines == [f"kgraft: stopped by {name}: go on with kgraft fit --resume {out}"]
     assert forked(["fit", "--resume", str(out)]).code == 0
     assert differences(whole, out) == []
+
+
+def test_a_run_that_is_told_twice_ends_at_once_and_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+
+    def asks() -> None:
+        from kgraft.engines.stepper import Stepper
+
+        real, seen = Stepper.step, [0]
+
+        def step(self, data):
+            seen[0] += 1
+            for _ in range(2 * (seen[0] == 22)):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, data)
+
+        Stepper.step = step
+
+    end = forked([*TINY, "--out", str(out)], asks)
+    assert end.code == 143
+    assert end.lines == [f"kgraft: ended at once by SIGTERM: go on with kgraft fit --resume {out}"]
 
 
 @pytest.mark.parametrize("fault", [vanished, read_only])

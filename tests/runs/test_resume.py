@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 from pathlib import Path
 
@@ -116,7 +117,12 @@ def test_lines_that_somebody_has_changed_are_missed(tiny, tmp_path):
     lines = tmp_path / "metrics.jsonl"
     written = lines.read_text()
     lines.write_text("")
-    with pytest.raises(UserError, match=r"metrics\.jsonl has 0 bytes and had [\d,]+: somebody"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl has 0 bytes and had at least [\d,]+: somebody"
+    ):
+        execute(assemble(config), tmp_path, resume=True)
+    lines.unlink()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is gone; put back what was there"):
         execute(assemble(config), tmp_path, resume=True)
     lines.write_text(written.replace('"epoch": 1', '"epoch": 7'))
     with pytest.raises(UserError, match=r"metrics\.jsonl is not as it was written"):
@@ -146,24 +152,57 @@ def test_who_asks_for_an_end_gets_it_after_the_step(tiny, tmp_path):
     assert CheckpointFiles(tmp_path / "out" / "checkpoints" / "peers").epochs() == [1]
 
 
-def test_a_second_interrupt_ends_at_once_also_within_a_step(monkeypatch):
+@pytest.mark.parametrize(
+    ("go_on", "said"),
+    [(str, "."), (lambda: "kgraft fit --resume it", ": go on with kgraft fit --resume it")],
+)
+def test_a_second_interrupt_ends_at_once_also_within_a_step(monkeypatch, capfd, go_on, said):
     ended = []
     monkeypatch.setattr("kgraft.runs.stopping.os._exit", ended.append)
-    with Stopping() as stopping, pytest.raises(Stopped):
+    with Stopping(go_on) as stopping, pytest.raises(Stopped):
         with stopping.held():
             with InterruptHeld():
                 signal.raise_signal(signal.SIGINT)
                 assert ended == []
                 signal.raise_signal(signal.SIGINT)
                 assert ended == [130]
+                assert capfd.readouterr().err == f"kgraft: ended at once by Ctrl-C{said}\n"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows")
+def test_a_closed_terminal_ends_a_run_but_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with Stopping(lambda: "kgraft"), pytest.raises(Stopped) as stopped:
+            signal.raise_signal(signal.SIGHUP)
+        assert stopped.value.code == 129
+        assert str(stopped.value) == "stopped by SIGHUP: go on with kgraft"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with Stopping():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_what_cannot_go_on_is_told(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"no run's directory, it holds no run\.toml"):
-        read_unfinished(tmp_path)
+    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name, said in (
+        ("none", "there is no such directory"),
+        ("file", "it is a file; expected a run's directory"),
+        ("empty", "the directory is empty, no run has begun there"),
+        ("", r"no run's directory, it holds no run\.toml"),
+    ):
+        with pytest.raises(UserError, match=rf"--resume {tmp_path / name}: {said}\."):
+            read_unfinished(tmp_path / name)
     execute(assemble(tiny(run__epochs=1, teachers__count=0)), tmp_path / "run")
     with pytest.raises(UserError, match="the run is finished"):
         read_unfinished(tmp_path / "run")
+    for damaged in ("", "{", "{}", "[1]"):
+        (tmp_path / "run" / "summary.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"summary\.json(: | is cut off)"):
+            read_unfinished(tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError, match="holds a run that did not finish: go on with kgraft fit"):
         execute(assemble(tiny()), tmp_path / "run")
@@ -175,13 +214,20 @@ def test_what_cannot_go_on_is_told(tiny, tmp_path):
 
 
 def test_a_run_file_that_was_changed_since_is_refused(tiny, tmp_path):
+    config = tiny(run__epochs=3, teachers__count=0, data__pad=1)
     with pytest.raises(Broken):
-        execute(assemble(tiny(run__epochs=3, teachers__count=0)), tmp_path, Breaks("peers", 2))
+        execute(assemble(config), tmp_path, Breaks("peers", 2))
     file = tmp_path / "run.toml"
     written = file.read_text()
     lr = next(line for line in written.splitlines() if line.startswith("lr = "))
     for old, new, said in (
         (lr, "lr = 0.5", r"run\.toml has optimizer\.lr = 0\.5, the run began with"),
+        (
+            "epochs = 3\n",
+            "",
+            r"run\.toml has no run\.epochs, which means \d+, the run began with 3:",
+        ),
+        ("pad = 1\n", "", r"run\.toml has no data\.pad, the run began with 1: put it back"),
         ("epochs = 3", "epochs = 4", r"run\.toml has run\.epochs = 4, the run began with 3: put"),
     ):
         file.write_text(written.replace(old, new))
@@ -189,3 +235,58 @@ def test_a_run_file_that_was_changed_since_is_refused(tiny, tmp_path):
             read_unfinished(tmp_path)
     file.write_text(written.replace("keep = 2", "keep = 5"))
     assert read_unfinished(tmp_path).checkpoint.keep == 5
+
+
+def test_a_missing_environment_is_told_once_something_was_trained(tiny, tmp_path):
+    config = tiny(run__epochs=3, teachers__count=0)
+    environment = tmp_path / "environment.json"
+    with pytest.raises(Broken):
+        execute(assemble(config), tmp_path, Breaks("peers", 1))
+    for name in ("checkpoints", "teachers", "peers"):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    environment.unlink()  # as after a kill between the two files
+    config = read_unfinished(tmp_path)
+    with pytest.raises(Broken):
+        execute(assemble(config), tmp_path, Breaks("peers", 1, 1), resume=True)
+    assert "settings" in json.loads(environment.read_text())
+    with pytest.raises(Broken):
+        execute(assemble(read_unfinished(tmp_path)), tmp_path, Breaks("peers", 2), resume=True)
+    environment.unlink()
+    with pytest.raises(UserError, match=r"environment\.json, which says .* is gone, and metrics"):
+        read_unfinished(tmp_path)
+
+
+def test_a_damaged_teacher_is_made_anew_when_it_is_removed(tiny, tmp_path):
+    execute(assemble(tiny()), tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(Broken):
+        execute(assemble(tiny()), out, Breaks("peers", 2))
+    file = out / "teachers" / "teacher-1.keras"
+    file.write_bytes(file.read_bytes()[:1000])
+    said = r"damaged\. Remove it: --resume makes it anew, from .*checkpoints/teacher-1\."
+    with pytest.raises(UserError, match=said):
+        execute(assemble(tiny()), out, resume=True)
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]).save(file)
+    with pytest.raises(UserError, match=r"another network than teacher 1 .* Remove it: --resume"):
+        execute(assemble(tiny()), out, resume=True)
+    file.unlink()
+    execute(assemble(tiny()), out, resume=True)
+    assert_one(tmp_path / "whole", out)
+
+
+def test_checkpoints_that_are_gone_are_told(tiny, tmp_path, caplog):
+    config = tiny(run__epochs=3, teachers__count=0)
+    execute(assemble(config), tmp_path / "whole")
+    out = tmp_path / "out"
+    with pytest.raises(Broken):
+        execute(assemble(config), out, Breaks("peers", 2))
+    with caplog.at_level(logging.WARNING, "kgraft"):
+        with pytest.raises(Broken):
+            execute(assemble(config), out, Breaks("peers", 3), resume=True)
+        assert caplog.messages == []
+        shutil.rmtree(out / "checkpoints")
+        execute(assemble(config), out, resume=True)
+    (line,) = caplog.messages
+    saved = out / "checkpoints" / "peers"
+    assert line == f"peers: there is no checkpoint in {saved}; trained from the beginning."
+    assert_one(tmp_path / "whole", out)

@@ -122,12 +122,19 @@ def test_a_model_that_resumes_beside_fresh_peers_is_warned_of(tmp_path, caplog, 
     assert (str(tmp_path / "peers") if backup else "backup_dir=") in warning
 
 
+def test_a_backup_within_an_epoch_is_refused(tmp_path):
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "model", save_freq=3)
+    grafting = GraftCallback([compiled(2)], backup_dir=tmp_path / "peers")
+    with pytest.raises(UserError, match=r"BackupAndRestore\(save_freq=3\) saves within an epoch"):
+        fit(compiled(1), [grafting, backup])
+
+
 def test_peers_of_another_shape_are_not_restored(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         grafting = GraftCallback([compiled(2)], backup_dir=tmp_path)
         fit(compiled(1), [grafting, Killed(1)], validation_data=None)
     other = GraftCallback([compiled(2, filters=4)], backup_dir=tmp_path)
-    with pytest.raises(UserError, match="arrays of other peers"):
+    with pytest.raises(UserError, match="is of other peers"):
         fit(compiled(1, filters=4), [other], initial_epoch=1)
 
 

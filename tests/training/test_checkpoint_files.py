@@ -1,5 +1,7 @@
 """A checkpoint is whole or not there, and what is damaged is noticed."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -153,16 +155,22 @@ def test_a_link_is_no_checkpoint(tmp_path):
 
 
 def test_nests_with_arrays_come_back():
-    value = {"a": [np.arange(3), (1, 2.5)], "b": {"c": np.float32(2), "d": None}}
+    value = {
+        "a": [np.arange(3), (1, 2.5)],
+        "b": {"c": np.float32(0.1), "d": None, "e": np.bool_(True), "f": np.uint8(7)},
+        "g": {1: "one", (2, "x"): {False: 2.5}, None: np.int64(3)},
+    }
     arrays = {}
     back = nested(flat(value, arrays), arrays)
     assert back["a"][1] == (1, 2.5)
     np.testing.assert_array_equal(back["a"][0], np.arange(3))
-    assert back["b"] == {"c": 2.0, "d": None}
+    assert back["b"] == value["b"] and back["g"] == value["g"]
+    assert [type(own) for own in back["b"].values()] == [*map(type, value["b"].values())]
+    assert json.loads(json.dumps(flat(value, {}))) == flat(value, {})
 
 
 @pytest.mark.parametrize(
-    "value", [{1: 2}, {"a": object()}, [b"x"], {"a": {(1, 2): 3}}, np.array(["a"]), {1, 2}]
+    "value", [{b"x": 2}, {"a": object()}, [b"x"], np.longdouble(1), np.array(["a"]), {1, 2}]
 )
 def test_what_json_cannot_hold_is_told(value):
     with pytest.raises(TypeError):
