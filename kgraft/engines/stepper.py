@@ -91,7 +91,8 @@ class Stepper:
         Returns:
             Name -> a float, or an array for a metric with several values.
         """
-        metrics = self.model.get_metrics_result()
+        with BACKEND.alone(self.model):
+            metrics = self.model.get_metrics_result()
         last = self._last
         return _plain(metrics if last is None or last.keys() == metrics.keys() else last)
 

@@ -93,6 +93,15 @@ class Backend(Protocol):
         """
         return contextlib.nullcontext()
 
+    def alone(self, model: Any) -> AbstractContextManager[object]:
+        """Where a model's metrics are this process' own, whoever else trains with it.
+
+        Args:
+            model: a Keras model.
+        """
+        del model
+        return contextlib.nullcontext()
+
     def random_state(self) -> dict[str, NDArray[Any]]:
         """What the backend's own generators of random numbers know, by name.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kgraft.engines.backends.base import Backend, Call, Fed
 from kgraft.engines.steps import Steps
 from kgraft.engines.torch import fused_sgd
+from kgraft.engines.torch.alone import alone
 from kgraft.engines.torch.eager_steps import TorchSteps
 
 
@@ -71,6 +72,9 @@ class Torch(Backend):
 
     def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
         return fused_sgd.sgd if fused_sgd.moves(variables) else None
+
+    def alone(self, model: Any) -> AbstractContextManager[object]:
+        return alone(model)
 
     def random_state(self) -> dict[str, NDArray[Any]]:
         states = {"cpu": torch.get_rng_state()}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from kgraft.engines.steps import Logs, on_device
+from kgraft.engines.torch.alone import alone
 
 
 class TorchSteps:
@@ -29,12 +30,6 @@ class TorchSteps:
             return self._take(self._model.predict_step, on_device((x,)))
 
     def _take(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
-        """Run a step with the model's own module, though `evaluate` may have made it a DDP one."""
-        wrapped = vars(self._model).get("ddp_model")
-        if wrapped is None:
+        """Run a step with the model's own module and metrics."""
+        with alone(self._model):
             return step(data)
-        self._model.__dict__["ddp_model"] = None
-        try:
-            return step(data)
-        finally:
-            self._model.__dict__["ddp_model"] = wrapped
