@@ -5,8 +5,10 @@ compiled engine's program, so that a step needs no second copy of weights and ve
 are pointed at the new state after every step, and hold valid values whenever Python looks.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -16,16 +18,29 @@ from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.steps import Logs, on_device
 
 _State = tuple[list[Any], ...]
+Tracing = Callable[[Any], AbstractContextManager[None]]
+
+
+def as_it_is(model: Any) -> AbstractContextManager[None]:
+    """A step is traced as Keras has it."""
+    del model
+    return contextlib.nullcontext()
 
 
 class JaxSteps:
-    """Steps of one model on jax: one jitted call each, no buffer donated."""
+    """Steps of one model on jax: one jitted call each, no buffer donated.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: a built model.
+        tracing: `model` -> what is open while a step of it is traced.
+    """
+
+    def __init__(self, model: Any, tracing: Tracing = as_it_is) -> None:
         self._model = model
-        self._train = _jitted(model, model.train_step)
-        self._test = _jitted(model, model.test_step)
-        self._predict = _jitted(model, model.predict_step)
+        self._tracing = tracing
+        self._train = _jitted(model, model.train_step, tracing)
+        self._test = _jitted(model, model.test_step, tracing)
+        self._predict = _jitted(model, model.predict_step, tracing)
 
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
@@ -82,10 +97,11 @@ class DonatedSteps(JaxSteps):
     Args:
         model: a compiled, built model.
         programs: compiled steps that it shares with others.
+        tracing: see `JaxSteps`.
     """
 
-    def __init__(self, model: Any, programs: Programs) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, programs: Programs, tracing: Tracing = as_it_is) -> None:
+        super().__init__(model, tracing)
         self._programs = programs
         self._own: dict[Any, Any] = {}
         self._kept: list[Any] = []
@@ -113,14 +129,15 @@ class DonatedSteps(JaxSteps):
 
     def _step(self, state: _State, rate: Any, data: tuple[Any, ...]) -> Any:
         """Keras' step; a schedule's rate is an argument, so that peers share the program."""
-        if rate is None:
-            return self._model.train_step(state, data)
-        optimizer = self._model.optimizer
-        optimizer._get_current_learning_rate = lambda: rate
-        try:
-            return self._model.train_step(state, data)
-        finally:
-            del optimizer._get_current_learning_rate
+        with self._tracing(self._model):
+            if rate is None:
+                return self._model.train_step(state, data)
+            optimizer = self._model.optimizer
+            optimizer._get_current_learning_rate = lambda: rate
+            try:
+                return self._model.train_step(state, data)
+            finally:
+                del optimizer._get_current_learning_rate
 
     def _unshared(self, parts: list[list[Any]]) -> _State:
         """The variables' values; those that are not this model's last step's are copied.
@@ -166,7 +183,7 @@ def _run(step: Callable[..., Any], parts: list[list[Any]], data: tuple[Any, ...]
     return logs
 
 
-def _jitted(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
+def _jitted(model: Any, step: Callable[..., Any], tracing: Tracing) -> Callable[..., Any]:
     """A step as the model was compiled: jitted, unless it is to run eagerly or without a jit.
 
     jax remembers traces of equal functions, and a model's step before and after a `compile()` are
@@ -175,7 +192,8 @@ def _jitted(model: Any, step: Callable[..., Any]) -> Callable[..., Any]:
     import jax
 
     def run(*arguments: Any) -> Any:
-        return step(*arguments)
+        with tracing(model):
+            return step(*arguments)
 
     return run if why_not(model) else jax.jit(run)
 

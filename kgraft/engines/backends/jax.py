@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kgraft.engines import jax_steps
+from kgraft.engines import jax_depthwise, jax_steps
 from kgraft.engines.backends.base import Backend, Call, Fed, pull
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.steps import Steps
@@ -68,7 +68,9 @@ class Jax(Backend):
         if not model.compiled:
             return jax_steps.JaxSteps(model)
         programs = shared.setdefault("programs", jax_steps.Programs())
-        return jax_steps.DonatedSteps(model, programs)
+        on_host = all(device.platform == "cpu" for device in self._jax.devices())
+        tracing = jax_depthwise.shifted_products if on_host else jax_steps.as_it_is
+        return jax_steps.DonatedSteps(model, programs, tracing)
 
     def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:
         """See `Backend`; however it ends, Keras finds the latest valid values when `fit` is left.
