@@ -29,7 +29,8 @@ TOLERANCE = 2e-3
 def precise():
     """float64 where the backend has it without being asked at start-up."""
     if not TORCH:
-        yield 2e-3
+        # in float64 too, MobileNetV2 is 5e-6 of a velocity apart, whose losses are float32
+        yield 4e-3
         return
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")  # Keras keeps the policy of the first layer ever made
