@@ -17,6 +17,7 @@ from kgraft_cli.parameters import PLACE
 @click.option("--model", "models", default="resnet20", metavar="NAME,...", show_default=True)
 @click.option("--peers", default="4", metavar="K,...", show_default=True)
 @click.option("--batch-size", "batch_sizes", default="128", metavar="N,...", show_default=True)
+@click.option("--precision", default="float32", metavar="NAME,...", show_default=True)
 @click.option("--dataset", default="digits", metavar="NAME", show_default=True)
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--contender", "chosen", multiple=True, metavar="NAME", help="All by default.")
@@ -28,6 +29,7 @@ def command(
     models: str,
     peers: str,
     batch_sizes: str,
+    precision: str,
     dataset: str,
     data_dir: str | None,
     chosen: tuple[str, ...],
@@ -52,6 +54,7 @@ def command(
     import kgraft  # isort: skip  # chooses the backend
     import keras
 
+    from kgraft.engines import precision as precisions
     from kgraft.errors import UserError, suggest
     from kgraft.files import check_place, write_text
     from kgraft_cli.benchmarks import contenders
@@ -68,9 +71,14 @@ def command(
     for name in chosen:
         if name not in known:
             raise UserError(f"--contender {name!r} is unknown." + suggest(name, known))
+    for name in precision.split(","):
+        precisions.check(name, "--precision ")
     grid = list(
         itertools.product(
-            models.split(","), _numbers("--batch-size", batch_sizes), _numbers("--peers", peers)
+            precision.split(","),
+            models.split(","),
+            _numbers("--batch-size", batch_sizes),
+            _numbers("--peers", peers),
         )
     )
     images = contenders.check(dataset, data_dir, models.split(","))
@@ -79,8 +87,11 @@ def command(
         console = Console(width=160, markup=False, emoji=False)
     rows: list[dict[str, Any]] = []
     groups = [
-        [Task(name, model, count, batch_size, dataset, data_dir, steps) for name in chosen or known]
-        for model, batch_size, count in grid
+        [
+            Task(name, model, count, batch_size, dataset, data_dir, steps, kind)
+            for name in chosen or known
+        ]
+        for kind, model, batch_size, count in grid
     ]
     if len(chosen) == 1:  # a sweep over one contender's work, which takes turns too
         groups = [[task for group in groups for task in group]]

@@ -11,6 +11,20 @@ from kgraft.errors import UserError, suggest
 NAMES = ("float32", "tf32", "bfloat16")
 
 
+def check(precision: str, where: str) -> None:
+    """Refuse what is no precision's name.
+
+    Args:
+        precision: a name.
+        where: what it was given as, before the name.
+
+    Raises:
+        UserError: it is not one of `NAMES`.
+    """
+    if precision not in NAMES:
+        raise UserError(f"{where}{precision!r} is unknown." + suggest(precision, NAMES))
+
+
 @contextlib.contextmanager
 def building_in(precision: str) -> Iterator[None]:
     """Networks built inside compute in this precision; weights stay float32.
@@ -25,8 +39,7 @@ def building_in(precision: str) -> Iterator[None]:
     Raises:
         UserError: `precision` is unknown.
     """
-    if precision not in NAMES:
-        raise UserError(f"precision={precision!r} is unknown." + suggest(precision, NAMES))
+    check(precision, "precision=")
     BACKEND.allow_tf32(precision == "tf32")
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else before)

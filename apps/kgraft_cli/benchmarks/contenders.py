@@ -45,6 +45,13 @@ def check(dataset: str, data_dir: str | None, names: list[str]) -> int:
 
 def build(task: Task) -> Contender:
     """A contender, ready to take its first step."""
+    from kgraft.engines.precision import building_in
+
+    with building_in(task.precision):
+        return _built(task)
+
+
+def _built(task: Task) -> Contender:
     if task.contender.startswith("pytorch"):
         from kgraft_cli.benchmarks.pytorch import Loop
 

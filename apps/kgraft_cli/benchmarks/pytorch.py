@@ -123,6 +123,7 @@ class Peer:
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4
         )
+        self.half = task.precision == "bfloat16"
         self.loss = self._forward
         if "compiled" in task.contender:
             self.loss = torch.compile(self._forward)
@@ -130,8 +131,9 @@ class Peer:
         self.right = torch.zeros((), device=self.device)
 
     def _forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.network(x)
-        return functional.cross_entropy(logits, y), logits
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            logits = self.network(x)
+        return functional.cross_entropy(logits.float(), y), logits
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Forward, backward, update; loss and accuracy are summed up."""

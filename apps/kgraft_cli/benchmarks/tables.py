@@ -34,7 +34,8 @@ def table(what: str, rows: list[dict[str, Any]], title: str) -> Figures:
 
 
 def _speed(row: dict[str, Any]) -> list[str]:
-    head = [row["model"], str(row["batch_size"]), str(row["peers"]), row["contender"]]
+    kind = "" if row["precision"] == "float32" else f", {row['precision']}"
+    head = [f"{row['model']}{kind}", str(row["batch_size"]), str(row["peers"]), row["contender"]]
     if "error" in row:
         return [*head, row["error"], "", "", "", ""]
     low, high = row["images_per_second_range"]

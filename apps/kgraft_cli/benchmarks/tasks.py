@@ -17,6 +17,7 @@ class Task:
         dataset: name of the data set.
         data_dir: where it lies.
         steps: steps in a measured block.
+        precision: in which networks compute, see `building_in`.
         started: when the process was asked for, seconds since the epoch.
     """
 
@@ -27,6 +28,7 @@ class Task:
     dataset: str
     data_dir: str | None
     steps: int
+    precision: str = "float32"
     started: float = 0.0
 
 

@@ -2,7 +2,7 @@
 
 What a `network` is made of, one a layer. A native layer computes what the Keras layer computes, to
 rounding: fused batch normalisation instead of a dozen operations, convolutions without the copies
-around them. What is not in the table (or not exactly in it: subclasses, masks, mixed precision,
+around them. What is not in the table (or not exactly in it: subclasses, masks, float16,
 LoRA, quantisation) stays a Keras layer. Settings are read when the layer runs; `native_steps`
 compares those that decide whether it is native and what may be overwritten.
 """
@@ -65,14 +65,19 @@ def padding_of(layer: Any) -> Pair | None:
     return (top, left) if top == bottom and left == right and _is_plain(layer) else None
 
 
+# What layers compute in, and their variables: bfloat16 over float32, whose batch statistics and
+# sums are float32, as Keras' are.
+_TYPES = (("float32", "float32"), ("float64", "float64"), ("bfloat16", "float32"))
+
+
 def _is_plain(layer: Any) -> bool:
-    """Whether nothing but `call` happens when the layer is called, in one float type."""
+    """Whether nothing but `call` happens when the layer is called, and casts to its float type."""
     return (
         "call" not in vars(layer)
         and layer.activity_regularizer is None
         and layer.dtype_policy.quantization_mode is None
-        and layer.compute_dtype == layer.variable_dtype
-        and layer.compute_dtype in ("float32", "float64")
+        and (layer.compute_dtype, layer.variable_dtype) in _TYPES
+        and layer.autocast
         and not vars(layer).get("lora_enabled", False)
         and not layer._losses
         and not layer._forward_hooks
@@ -91,11 +96,12 @@ def _convolution(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLa
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         (x,) = inputs
+        kernel = layer.kernel.value.to(x.dtype)
         if depthwise:  # (kh, kw, channels, multiplier)
-            kernel = layer.kernel.value.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1)
+            kernel = kernel.permute(2, 3, 0, 1).flatten(0, 1).unsqueeze(1)
         else:
-            kernel = layer.kernel.value.permute(3, 2, 0, 1)
-        bias = layer.bias.value if layer.use_bias else None
+            kernel = kernel.permute(3, 2, 0, 1)
+        bias = layer.bias.value.to(x.dtype) if layer.use_bias else None
         x = x.contiguous(memory_format=torch.channels_last)  # a copy only behind a Keras layer
         x, pad = _same(x, size, stride, dilation) if same else (x, padding)
         groups = x.shape[1] // kernel.shape[1]
@@ -231,8 +237,9 @@ def _dense(layer: Any, shapes: Sequence[Shape], padding: Pair) -> NativeLayer | 
 
     def run(inputs: Inputs, training: bool, in_place: bool) -> torch.Tensor:
         (x,) = inputs
-        bias = None if layer.bias is None else layer.bias.value
-        return _activated(layer.activation, functional.linear(x, layer.kernel.value.t(), bias))
+        kernel = layer.kernel.value.to(x.dtype).t()
+        bias = None if layer.bias is None else layer.bias.value.to(x.dtype)
+        return _activated(layer.activation, functional.linear(x, kernel, bias))
 
     return NativeLayer(run, "last", fresh=_is_identity(layer.activation))
 

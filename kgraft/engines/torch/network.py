@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import torch
 
 from kgraft.engines.torch.layers import TO_FIRST, TO_LAST, NativeLayer, native_layer, padding_of
 from kgraft.keras_private import nodes_of, operation_fn
@@ -90,7 +91,9 @@ class NativeNetwork:
         layer, tensors = node.operation, list(node.input_tensors)
         if not isinstance(layer, keras.Layer) or not _is_simple(node):
             return None
-        if any(t.dtype != layer.compute_dtype for t in tensors) or len(node.outputs) != 1:
+        if not all(keras.backend.is_float_dtype(t.dtype) for t in tensors):
+            return None
+        if len(node.outputs) != 1:
             return None
         output = id(node.outputs[0])
         padding = padding_of(layer)
@@ -121,9 +124,10 @@ class NativeNetwork:
             self._fresh.add(output)
         in_place = keys[0] in self._fresh and self._readers[keys[0]] == 1
         run, read = layer.run, self._read
+        dtype = getattr(torch, node.operation.compute_dtype)
 
         def call(values: _Values, training: bool | None) -> None:
-            inputs = [read(values, key, first) for key in keys]
+            inputs = [read(values, key, first).to(dtype) for key in keys]
             values[output] = run(inputs, bool(training), in_place)
 
         return call
