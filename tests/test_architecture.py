@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "convolutions": set(),
     "models": {"errors", "settings", "keras_private", "convolutions"},
     "links": {"errors", "engines.backends"},
-    "data": {"errors", "settings", "files"},
+    "data": {"errors", "settings", "files", "engines.backends"},
     "equations": {"errors"},
     "grafting": {
         "errors",

@@ -91,7 +91,7 @@ class Augment:
         if draw is not None:
             images = self._crop(images, draw)
         # one division more than needed: the very numbers of torchvision's ToTensor and Normalize
-        mean, std = (ops.convert_to_tensor(part, dtype="float32") for part in (self.mean, self.std))
+        mean, std = map(_of_channels, (self.mean, self.std))
         return (ops.cast(images, "float32") / 255 - mean) / std
 
     def _crop(self, images: Any, draw: Draw) -> Any:
@@ -114,3 +114,10 @@ class Augment:
         rows = rows + height * ops.arange(count, dtype="int32")[:, None]
         pixels = rows[:, :, None] * width + columns[:, None, :]
         return ops.take(ops.reshape(images, (count * height * width, channels)), pixels, axis=0)
+
+
+def _of_channels(numbers: tuple[float, ...]) -> Any:
+    """A number a channel, made on the device: a copy from the host would be waited for."""
+    if len(numbers) == 1:
+        return numbers[0]
+    return ops.concatenate([ops.full((1,), number, dtype="float32") for number in numbers])

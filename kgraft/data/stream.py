@@ -1,15 +1,16 @@
 """A peer's batches, from images that are on the device once for all peers."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from keras import ops, tree
 
-from kgraft.data.augment import Augment
+from kgraft.data.augment import Augment, Draw
 from kgraft.data.order import augmentation_rng, check_batch_size, epoch_order
 from kgraft.data.prefetch import prefetched
+from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 
 
@@ -132,21 +133,34 @@ class BatchStream:
         order = epoch_order(
             self.count, seed=self.seed, peer=self.peer, epoch=epoch, shuffle=self.shuffle
         ).astype(np.int32)
-        rng = augmentation_rng(seed=self.seed, peer=self.peer, epoch=epoch)
-        starts = range(0, self.count, self.batch_size)
-        for indices, images in self._pixels(
-            order[start : start + self.batch_size] for start in starts
-        ):
-            draw = self.augment.draw(rng, len(indices))
-            chosen = ops.convert_to_tensor(indices)
+        numbers = np.concatenate([order[None], *self._drawn(epoch)])  # all that the epoch needs
+        pieces = BACKEND.pieces(numbers, self.batch_size)
+        for (chosen, *drawn), images in zip(pieces, self._pixels(order), strict=True):
+            if images is None:
+                images = ops.take(self._images, chosen, axis=0)
+            draw = Draw(drawn[0], drawn[1], drawn[2] > 0) if drawn else None
             labels = tree.map_structure(
                 lambda part, chosen=chosen: ops.take(part, chosen, axis=0), self._labels
             )
             yield self.augment(images, draw), labels
 
-    def _pixels(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
-        """Each batch's indices and its uint8 images on the device."""
+    def _drawn(self, epoch: int) -> list[np.ndarray]:
+        """Rows, columns and flips of an epoch's crops, int32 `(3, n)`; nothing without any."""
+        rng = augmentation_rng(seed=self.seed, peer=self.peer, epoch=epoch)
+        starts = range(0, self.count, self.batch_size)
+        counts = [min(self.batch_size, self.count - start) for start in starts]
+        draws = [draw for count in counts if (draw := self.augment.draw(rng, count)) is not None]
+        rows = [
+            np.stack([own.rows, own.columns, own.flips], dtype=np.int32, casting="unsafe")
+            for own in draws
+        ]
+        return [np.concatenate(rows, axis=1)] if rows else []
+
+    def _pixels(self, order: np.ndarray) -> Iterator[Any]:
+        """Each batch's images, copied ahead of their use; None where all are on the device."""
         images = self._images
-        if isinstance(images, np.ndarray):
-            return prefetched(batches, lambda own: (own, ops.convert_to_tensor(images[own])))
-        return ((own, ops.take(images, ops.convert_to_tensor(own), axis=0)) for own in batches)
+        starts = range(0, self.count, self.batch_size)
+        if not isinstance(images, np.ndarray):
+            return (None for _ in starts)
+        batches = (order[start : start + self.batch_size] for start in starts)
+        return prefetched(batches, lambda own: BACKEND.upload(images[own]))

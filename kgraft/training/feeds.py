@@ -9,6 +9,7 @@ import numpy as np
 
 from kgraft.data import BatchStream
 from kgraft.data.order import epoch_order, order_within_batches, steps_of
+from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError, told
 from kgraft.keras_private import can_convert_arrays
 from kgraft.settings import argument
@@ -73,10 +74,10 @@ class ArrayFeed:
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of one epoch, the same ones whenever it is asked for."""
-        order = self._order(epoch)
-        for step in steps_of(epoch, self._steps, self.limit, shuffle=self.shuffle is True):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            index = keras.ops.convert_to_tensor(chosen, "int32")
+        order = self._order(epoch).astype(np.int32)
+        taken = steps_of(epoch, self._steps, self.limit, shuffle=self.shuffle is True).tolist()
+        first, last = taken[0] * self.batch_size, (taken[-1] + 1) * self.batch_size
+        for index in BACKEND.pieces(order[first:last], self.batch_size):
             yield keras.tree.map_structure(
                 lambda part, index=index: None if part is None else keras.ops.take(part, index, 0),
                 self.arrays,

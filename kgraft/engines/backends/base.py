@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+import keras
 from numpy.typing import NDArray
 
 from kgraft.engines.steps import Steps
@@ -92,6 +93,26 @@ class Backend(Protocol):
         jax and tensorflow decide by what the gradients are asked for: there it does nothing.
         """
         return contextlib.nullcontext()
+
+    def upload(self, array: NDArray[Any]) -> Any:
+        """An array on the device; nobody waits until it is there.
+
+        Args:
+            array: any shape.
+        """
+        return keras.ops.convert_to_tensor(array)
+
+    def pieces(self, array: NDArray[Any], size: int) -> Iterator[Any]:
+        """An array on the device, so many of its columns at a time.
+
+        To an accelerator it goes in one copy that nobody waits for.
+
+        Args:
+            array: shape `(..., n)`.
+            size: columns of a piece; the last may have fewer.
+        """
+        for start in range(0, array.shape[-1], size):
+            yield keras.ops.convert_to_tensor(array[..., start : start + size])
 
     def alone(self, model: Any) -> AbstractContextManager[object]:
         """Where a model's metrics are this process' own, whoever else trains with it.

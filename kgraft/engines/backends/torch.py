@@ -1,6 +1,6 @@
 """torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,6 +14,11 @@ from kgraft.engines.steps import Steps
 from kgraft.engines.torch import fused_sgd
 from kgraft.engines.torch.alone import alone
 from kgraft.engines.torch.eager_steps import TorchSteps
+
+
+def device_of_new_tensors() -> torch.device:
+    """Where Keras makes tensors now."""
+    return torch.device(keras.ops.arange(0).device)
 
 
 class _Transfer:
@@ -72,6 +77,14 @@ class Torch(Backend):
 
     def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
         return fused_sgd.sgd if fused_sgd.moves(variables) else None
+
+    def upload(self, array: NDArray[Any]) -> Any:
+        device, own = device_of_new_tensors(), torch.from_numpy(np.ascontiguousarray(array))
+        own = own.pin_memory() if device.type == "cuda" else own
+        return own.to(device, non_blocking=True)
+
+    def pieces(self, array: NDArray[Any], size: int) -> Iterator[Any]:
+        return iter(self.upload(array).split(size, dim=-1))
 
     def alone(self, model: Any) -> AbstractContextManager[object]:
         return alone(model)
