@@ -17,9 +17,8 @@ from tests.reference.random_models import random_model
 if keras.config.backend() != "torch":
     pytest.skip("traces are torch's", allow_module_level=True)
 
-import torch
 
-from kgraft.engines.torch import cuda_graph, traced_steps
+from kgraft.engines.torch import traced_steps
 from kgraft.engines.torch.traced_steps import TracedSteps, why_not
 
 NEVER = 10**9
@@ -331,20 +330,3 @@ def test_long_steps_are_left_alone_on_a_cpu(after, monkeypatch):
     monkeypatch.setattr(traced_steps, "_SHORT", 0.0)
     chosen, _ = steps_of(network(), batches((8, 8, 3), 5, count=4))
     assert not chosen._plays
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_cuda_graph_is_the_step(after):
-    def run(steps):
-        after(steps)
-        model = network()
-        chosen, logs = steps_of(model, batches((8, 8, 3), 5, count=6, size=16))
-        return chosen, logs, model.get_weights()
-
-    chosen, logs, weights = run(1)
-    assert all(isinstance(play, cuda_graph.CudaGraph) for play in chosen._plays.values())
-    _, expected, others = run(NEVER)
-    assert [log["loss"] for log in logs] == pytest.approx([log["loss"] for log in expected])
-    for own, other in zip(weights, others, strict=True):
-        np.testing.assert_allclose(own, other, rtol=1e-3, atol=1e-5)
