@@ -85,7 +85,7 @@ class WithAverages:
     def __init__(self, weights: Population, averages: Sequence[Averages]) -> None:
         self._weights, self._averages = weights, averages
         self.is_finite, self.weights = weights.is_finite, weights.weights
-        self.commit, self.counts = weights.commit, weights.counts
+        self.commit, self.counts, self.on_host = weights.commit, weights.counts, weights.on_host
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         """See `Population`."""

@@ -210,6 +210,9 @@ BY_NAME: dict[str, type[Criterion]] = {
     "l1": L1Norm,
 }
 
+READ_ON_HOST = (FilterEntropy, L1Norm, Measured)
+"""Criteria that take kernels to the host wherever they lie."""
+
 
 def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criterion:
     """A criterion from its name, itself, or a function of one kernel.

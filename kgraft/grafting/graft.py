@@ -150,7 +150,8 @@ class Graft(EpochMixer):
                 sizes = [int(np.prod(group.kernel_shape)) for group in plan.groups]
                 return equations.entropy(counts, sizes)
         axes = [group.filter_axes for group in plan.groups]
-        found = [criterion.information(weights.weights(k, plan.kernels), axes) for k in peers]
+        read = weights.on_host if isinstance(criterion, criteria.READ_ON_HOST) else weights.weights
+        found = [criterion.information(read(k, plan.kernels), axes) for k in peers]
         return np.array([self._checked(own, plan) for own in found]).reshape(-1, len(axes))
 
     def _checked(self, information: Any, plan: GraftPlan) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgraft.equations import Float64
+from kgraft.grafting.arrays import host_array
 from kgraft.grafting.ring import ring_mix
 from kgraft.links.columns import is_float
 from kgraft.links.device_matrix import DeviceMatrix, Edges
@@ -29,6 +30,10 @@ class Population(Protocol):
 
         They may be views of what `mix` and `replace` write to: copy what is to be kept.
         """
+        ...
+
+    def on_host(self, k: int, indices: Sequence[int]) -> list[NDArray[Any]]:
+        """The same as NumPy arrays, not to be written to; half precision as float32."""
         ...
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
@@ -122,6 +127,9 @@ class _OnHost(_ByGroup):
         columns = self._matrix.columns
         return [self._rows[k, columns[i]].reshape(self._shapes[i]) for i in indices]
 
+    def on_host(self, k: int, indices: Sequence[int]) -> list[NDArray[Any]]:
+        return self.weights(k, indices)
+
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for run in self._matrix.runs(members):
             before = list(self._rows[:, run])
@@ -149,6 +157,11 @@ class _OnDevice:
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
         columns = self._matrix.columns.of
         return [keras.ops.reshape(self._cut(k, columns[i]), self._shapes[i]) for i in indices]
+
+    def on_host(self, k: int, indices: Sequence[int]) -> list[NDArray[Any]]:
+        columns = self._matrix.columns
+        row = keras.ops.convert_to_numpy(self._cut(k, slice(0, columns.size)))  # one transfer
+        return [row[columns.of[i]].reshape(self._shapes[i]) for i in indices]
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for run in self._matrix.runs(members):
@@ -204,6 +217,9 @@ class _ByWeight(_ByGroup):
 
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
         return [_value(self._weights[k][i]) for i in indices]
+
+    def on_host(self, k: int, indices: Sequence[int]) -> list[NDArray[Any]]:
+        return [host_array(value) for value in self.weights(k, indices)]
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for index in members:

@@ -34,6 +34,7 @@ class DeviceMatrix:
 
     def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
         self._peers = peers
+        self._at = BACKEND.place(peers[0][0].value)
         self.columns = Columns(peers[0])
         floats = [[weight for weight in peer if is_float(weight)] for peer in peers]
         self.dtype = np.dtype(floats[0][0].dtype)
@@ -52,18 +53,18 @@ class DeviceMatrix:
             models: built models with weights of equal shapes.
 
         Returns:
-            None where the weights are on several devices, or not all float32 or all float64.
+            None where the weights are on several devices, or not all float32 or all float64, or
+            where one is empty.
         """
         peers = [model.weights for model in models]
-        known = _KNOWN.get(models[0])
-        if known is None or ids(known._peers) != ids(peers):
+        known, place = _KNOWN.get(models[0]), BACKEND.place(peers[0][0].value)
+        if known is None or known._at != place or ids(known._peers) != ids(peers):
             floats = [weight for peer in peers for weight in peer if is_float(weight)]
             dtypes = {weight.dtype for weight in floats}
             places = {BACKEND.place(weight.value) for weight in floats}
-            whole = (
-                len(places) == 1 and None not in places and all(0 not in w.shape for w in floats)
-            )
-            if not whole or len(dtypes) != 1 or not dtypes <= set(_FLOATS):
+            alike = len(dtypes) == 1 and dtypes <= set(_FLOATS)
+            together = len(places) == 1 and None not in places
+            if not (alike and together and all(0 not in weight.shape for weight in floats)):
                 return None
             known = _KNOWN[models[0]] = cls(peers)
         return known

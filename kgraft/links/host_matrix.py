@@ -47,7 +47,8 @@ class HostMatrix:
         """
         peers = [model.weights for model in models]
         known = _KNOWN.get(models[0])
-        if known is None or ids(known._peers) != ids(peers):
+        moved = not BACKEND.is_on_host(peers[0][0].value)
+        if known is None or moved or ids(known._peers) != ids(peers):
             dtypes = {weight.dtype for peer in peers for weight in peer if is_float(weight)}
             elsewhere = not all(BACKEND.is_on_host(w.value) for peer in peers for w in peer)
             if elsewhere or len(dtypes) != 1 or not dtypes <= set(_FLOATS):

@@ -116,6 +116,23 @@ def test_a_grafting_asks_twice(graft, models):
     assert (record.coefficients == 0.5).all()
 
 
+def test_models_that_have_moved_are_found_where_they_are(models):
+    kgraft.Graft().mix(models)
+    with fake_device() as device:
+        for model in models:
+            device.move(model)
+        assert type(populations.population(models)) is populations._OnDevice
+
+
+@pytest.mark.parametrize("criterion", ["l1", "filter-entropy", lambda kernel: kernel.max()])
+def test_criteria_that_count_on_the_host_fetch_a_peer_at_once(criterion, models):
+    with fake_device() as device:
+        for model in models:
+            device.move(model)
+        kgraft.Graft(criterion=criterion).mix(models)
+        assert device.downloads == 1 + len(models)
+
+
 @pytest.mark.parametrize("mixer", [FixedGraft(), Papa(), FilterGraft()], ids=lambda m: m.name)
 def test_other_mixers_stay_on_the_device(mixer, models):
     with fake_device() as device:
