@@ -6,11 +6,14 @@ whatever a step does; one at an epoch's end may be the last of all.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
 
+from kgraft.equations import Float64
 from kgraft.grafting.population import Mix, Population
+from kgraft.grafting.ring import ring_mix
 
 Averages = Mapping[int, Any]
 """Of some weights of a model, indices as in `model.weights`, the variables with their averages."""
@@ -82,10 +85,22 @@ class WithAverages:
     def __init__(self, weights: Population, averages: Sequence[Averages]) -> None:
         self._weights, self._averages = weights, averages
         self.is_finite, self.weights = weights.is_finite, weights.weights
-        self.commit = weights.commit
+        self.commit, self.counts, self.on_host = weights.commit, weights.counts, weights.on_host
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         """See `Population`."""
+        self._mix_averages(members, mix)
+        self._weights.mix(members, mix)
+
+    def graft(
+        self, groups: Sequence[Sequence[int]], alphas: Float64, ring: Sequence[int | None]
+    ) -> None:
+        """See `Population`."""
+        for members, shares in zip(groups, alphas.T.tolist(), strict=True):
+            self._mix_averages(members, partial(ring_mix, alphas=shares, ring=ring))
+        self._weights.graft(groups, alphas, ring)
+
+    def _mix_averages(self, members: Sequence[int], mix: Mix) -> None:
         for index in members:
             kept = [own.get(index) for own in self._averages]
             if any(average is not None for average in kept):
@@ -96,7 +111,6 @@ class WithAverages:
                 for average, value in zip(kept, mix(before), strict=True):
                     if average is not None:
                         average.assign(value)
-        self._weights.mix(members, mix)
 
     def replace(self, k: int, index: int, value: Any) -> None:
         """See `Population`."""

@@ -12,7 +12,7 @@ from kgraft.grafting.mixer import EpochMixer, State, StepMixer
 from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.population import Population
-from kgraft.grafting.ring import GraftRecord, donors, ring_mix, sick_of
+from kgraft.grafting.ring import GraftRecord, donors, sick_of
 from kgraft.settings import setting
 
 
@@ -121,7 +121,7 @@ def _ring(peers: Peers, alpha: float) -> GraftRecord:
     healthy = healthy_of(weights, len(peers))
     ring = donors(healthy)
     alphas = [1.0 if donor is None else alpha for donor in ring]
-    weights.mix(peers.plan.blended, partial(ring_mix, alphas=alphas, ring=ring))
+    weights.graft([peers.plan.blended], np.array(alphas)[:, None], ring)
     weights.commit()
     return record_of(peers.plan, alphas, ring, healthy)
 

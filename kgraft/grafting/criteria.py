@@ -77,7 +77,7 @@ class Entropy:
 
     def _counts_of(self, view: NDArray[Any]) -> NDArray[np.int64]:
         bounds = view.min(), view.max()
-        return equations.bin_counts(view, self._edges(*bounds, view.dtype), bounds)
+        return equations.bin_counts(view, self.edges(*bounds, view.dtype), bounds)
 
     def _comparable(self, view: NDArray[Any] | None) -> NDArray[Any] | None:
         """The authors' expression is float32's, whatever the weights are."""
@@ -85,9 +85,21 @@ class Entropy:
             return view
         return view.astype(np.float32, copy=False)
 
-    def _edges(self, minimum: float, maximum: float, dtype: Any) -> np.ndarray:
-        edges = equations.authors_bin_edges if self.binning == "authors" else equations.bin_edges
-        return edges(minimum, maximum, self.bins, dtype)
+    def edges(self, minimum: float, maximum: float, dtype: Any) -> np.ndarray:
+        """Edges of a layer's bins.
+
+        Args:
+            minimum: the layer's smallest weight.
+            maximum: its largest.
+            dtype: its weights'.
+
+        Returns:
+            Shape `(bins + 1,)`, of the dtype in which weights are compared with them: the authors'
+            expression is float32's, whatever the weights are.
+        """
+        if self.binning == "authors":
+            return equations.authors_bin_edges(minimum, maximum, self.bins, np.float32)
+        return equations.bin_edges(minimum, maximum, self.bins, dtype)
 
     def _counts_on_device(self, kernels: Sequence[Any]) -> np.ndarray:
         """Two transfers for all kernels: their ranges to the host, their counts to the host."""
@@ -106,7 +118,7 @@ class Entropy:
                 ops.stack(
                     [
                         ops.sum(ops.cast(kernel >= edge, "int32"))
-                        for edge in self._edges(low, high, ranges.dtype).tolist()
+                        for edge in self.edges(low, high, ranges.dtype).tolist()
                     ]
                 )
                 for kernel, (low, high) in zip(wide, ranges, strict=True)
@@ -197,6 +209,9 @@ BY_NAME: dict[str, type[Criterion]] = {
     "filter-entropy": FilterEntropy,
     "l1": L1Norm,
 }
+
+READ_ON_HOST = (FilterEntropy, L1Norm, Measured)
+"""Criteria that take kernels to the host wherever they lie."""
 
 
 def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criterion:

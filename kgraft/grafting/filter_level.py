@@ -7,7 +7,6 @@ import keras
 import numpy as np
 
 from kgraft.errors import UserError
-from kgraft.grafting.arrays import host_copy
 from kgraft.grafting.chains import Chain, chains
 from kgraft.grafting.mixer import EpochMixer, State
 from kgraft.grafting.peers import Moment, Peers, plan_of
@@ -63,7 +62,7 @@ class FilterGraft(EpochMixer):
         blended = sorted(touched & set(plan.blended) - kept)
         read = sorted(touched)
         before = [
-            dict(zip(read, map(host_copy, weights.weights(k, read)), strict=True))
+            dict(zip(read, map(np.array, weights.on_host(k, read)), strict=True))
             for k in range(len(peers))
         ]
         means = np.ones((len(peers), len(plan.groups)))

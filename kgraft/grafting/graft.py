@@ -16,7 +16,8 @@ from kgraft.grafting.criteria import Criterion, Entropy
 from kgraft.grafting.mixer import EpochMixer, State
 from kgraft.grafting.peers import Moment, Peers, plan_of
 from kgraft.grafting.plan import GraftPlan, Grouping
-from kgraft.grafting.ring import GraftRecord, donors, heirs, ring_mix, sick_of
+from kgraft.grafting.population import Population
+from kgraft.grafting.ring import GraftRecord, donors, heirs, sick_of
 from kgraft.settings import setting
 
 _log = logging.getLogger("kgraft")
@@ -27,8 +28,8 @@ class Graft(EpochMixer):
     """The external scion: each layer is blended with the same layer of the previous peer.
 
     When: at the end of every epoch, for K >= 2 peers of one architecture. Cost: one pass over the
-    kernels to count bins and one over all weights to blend, no memory beyond one weight of K
-    peers at a time.
+    kernels to count bins and one over all weights to blend; meanwhile the memory of the weights
+    once more on the CPU, about twice more on an accelerator.
 
     Args:
         criterion: what a layer's information is: `"entropy"` (eq. 6, the papers' choice),
@@ -125,11 +126,10 @@ class Graft(EpochMixer):
             for k in revived:
                 peers.restart(k)
         information = np.full((len(peers), len(plan.groups)), np.nan)
-        for k in np.flatnonzero(healthy).tolist():
-            information[k] = self._measure(weights.weights(k, plan.kernels), plan)
+        well = np.flatnonzero(healthy).tolist()
+        information[well] = self._measure(weights, well, plan)
         alphas = self.coefficients(information, ring)
-        for group, shares in zip(plan.groups, alphas.T.tolist(), strict=True):
-            weights.mix(group.members, partial(ring_mix, alphas=shares, ring=ring))
+        weights.graft([group.members for group in plan.groups], alphas, ring)
         weights.commit()
         for k in revived:
             alphas[k] = 0.0
@@ -141,9 +141,20 @@ class Graft(EpochMixer):
             sick=sick_of(healthy),
         )
 
-    def _measure(self, kernels: Sequence[Any], plan: GraftPlan) -> np.ndarray:
+    def _measure(self, weights: Population, peers: Sequence[int], plan: GraftPlan) -> np.ndarray:
+        """Information of every group's kernel in some peers, which are healthy."""
+        criterion = criteria.get(self.criterion)
+        if type(criterion) is Entropy:
+            counts = weights.counts(peers, plan.kernels, criterion.edges)
+            if counts is not None:
+                sizes = [int(np.prod(group.kernel_shape)) for group in plan.groups]
+                return equations.entropy(counts, sizes)
         axes = [group.filter_axes for group in plan.groups]
-        information = criteria.get(self.criterion).information(kernels, axes)
+        read = weights.on_host if isinstance(criterion, criteria.READ_ON_HOST) else weights.weights
+        found = [criterion.information(read(k, plan.kernels), axes) for k in peers]
+        return np.array([self._checked(own, plan) for own in found]).reshape(-1, len(axes))
+
+    def _checked(self, information: Any, plan: GraftPlan) -> np.ndarray:
         if np.shape(information) != (len(plan.groups),):
             raise UserError(
                 f"criterion {self.criterion!r} gave information of shape {np.shape(information)} "

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgraft.engines.backends import BACKEND
+from kgraft.links.columns import Columns, ids, is_float
 
 _FLOATS = ("float32", "float64")
 _BLOCK = 1 << 16  # columns that a mixer sees at once
@@ -27,16 +28,11 @@ class HostMatrix:
     """
 
     def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
-        first = peers[0]
         self._peers = peers
-        self.columns: list[slice | None] = []
-        end = 0
-        for weight in first:
-            size = int(np.prod(weight.shape)) if is_float(weight) else None
-            self.columns.append(None if size is None else slice(end, end + size))
-            end += size or 0
+        self._layout = Columns(peers[0])
+        self.columns = self._layout.of
         floats = [[weight for weight in peer if is_float(weight)] for peer in peers]
-        self.values: NDArray[Any] = np.empty((len(peers), end), floats[0][0].dtype)
+        self.values: NDArray[Any] = np.empty((len(peers), self._layout.size), floats[0][0].dtype)
         self._transfer = BACKEND.transfer(floats)
 
     @classmethod
@@ -51,7 +47,8 @@ class HostMatrix:
         """
         peers = [model.weights for model in models]
         known = _KNOWN.get(models[0])
-        if known is None or _ids(known._peers) != _ids(peers):
+        moved = not BACKEND.is_on_host(peers[0][0].value)
+        if known is None or moved or ids(known._peers) != ids(peers):
             dtypes = {weight.dtype for peer in peers for weight in peer if is_float(weight)}
             elsewhere = not all(BACKEND.is_on_host(w.value) for peer in peers for w in peer)
             if elsewhere or len(dtypes) != 1 or not dtypes <= set(_FLOATS):
@@ -74,28 +71,7 @@ class HostMatrix:
         Args:
             members: ascending indices of `model.weights`.
         """
-        joined: list[slice] = []
-        for index in members:
-            own = self.columns[index]
-            if own is None:
-                continue
-            if joined and joined[-1].stop == own.start:
-                own = slice(joined.pop().start, own.stop)
-            joined.append(own)
-        return [
-            slice(start, min(start + _BLOCK, run.stop))
-            for run in joined
-            for start in range(run.start, run.stop, _BLOCK)
-        ]
+        return self._layout.runs(members, _BLOCK)
 
 
 _KNOWN: WeakKeyDictionary[keras.Model, HostMatrix] = WeakKeyDictionary()
-
-
-def is_float(weight: Any) -> bool:
-    """Whether a Keras variable's dtype is a floating-point one."""
-    return keras.backend.is_float_dtype(weight.dtype)
-
-
-def _ids(peers: Sequence[Sequence[Any]]) -> list[list[int]]:
-    return [[id(weight) for weight in weights] for weights in peers]

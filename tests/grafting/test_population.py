@@ -1,4 +1,4 @@
-"""The weights of K peers on the host and on a device: the same numbers, bit for bit."""
+"""The weights of K peers, on the host and weight by weight: the same numbers, bit for bit."""
 
 import keras
 import numpy as np
@@ -23,17 +23,18 @@ def clones(models):
     return copies
 
 
-def grafted_on_a_device(models, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(populations.HostMatrix, "of", classmethod(lambda cls, models: None))
-        return kgraft.Graft().mix(models)
+def without(monkeypatch, *matrices):
+    for name in matrices:
+        matrix = getattr(populations, name)
+        monkeypatch.setattr(matrix, "of", classmethod(lambda cls, models: None))
 
 
-def test_host_and_device_graft_alike(monkeypatch):
+def test_the_host_and_the_way_weight_by_weight_graft_alike(monkeypatch):
     models = peers()
     copies = clones(models)
     record = kgraft.Graft().mix(models)
-    other = grafted_on_a_device(copies, monkeypatch)
+    without(monkeypatch, "HostMatrix", "DeviceMatrix")
+    other = kgraft.Graft().mix(copies)
     assert np.array_equal(record.coefficients, other.coefficients)
     for own, theirs in zip(models, copies, strict=True):
         for a, b in zip(own.get_weights(), theirs.get_weights(), strict=True):
@@ -80,10 +81,9 @@ def test_large_finite_weights_are_no_reason_to_exclude_a_peer():
 
 def test_values_may_change_places(monkeypatch):
     """A peer's old value is another's new one, and is written over meanwhile."""
-    for on_device in (False, True):
+    for absent in ((), ("HostMatrix",), ("HostMatrix", "DeviceMatrix")):
         with monkeypatch.context() as patch:
-            if on_device:
-                patch.setattr(populations.HostMatrix, "of", classmethod(lambda cls, models: None))
+            without(patch, *absent)
             models = peers(2)
             before = [model.get_weights() for model in models]
             weights = population(models)

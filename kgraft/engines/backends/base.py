@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,21 @@ class Transfer(Protocol):
         """Copy the rows into the weights."""
 
 
+class DeviceTransfer(Protocol):
+    """The floating-point weights of K peers, on an accelerator, as the rows of a tensor there."""
+
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None: ...
+
+    def read(self) -> Any:
+        """A new tensor with the weights, a row a peer."""
+
+    def write(self, rows: Any) -> None:
+        """Copy the rows into the weights."""
+
+    def put(self, rows: Any, k: int, columns: slice, values: Any) -> Any:
+        """Rows with other values in some columns of row k; the given ones may be written over."""
+
+
 class Backend(Protocol):
     """One of Keras' backends.
 
@@ -40,6 +55,7 @@ class Backend(Protocol):
         eager_steps: the eager engine's steps of a model.
         transfer: a way to and from the floating-point weights of K peers, each peer's Keras
             variables, all on the host, of one dtype and of equal shapes.
+        device_transfer: the same for variables that lie elsewhere, all in one place.
     """
 
     how: str
@@ -47,6 +63,7 @@ class Backend(Protocol):
     empties: bool = False
     eager_steps: type[Steps]
     transfer: type[Transfer]
+    device_transfer: type[DeviceTransfer]
 
     def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
         """The compiled engine's steps of a model, or why there are none.
@@ -160,6 +177,28 @@ class Backend(Protocol):
 
     def view(self, value: Any) -> NDArray[Any]:
         """The memory of a tensor on the host, not to be written to; bfloat16 may be widened."""
+
+    def place(self, value: Any) -> Hashable | None:
+        """Where a tensor (or TensorFlow variable) lies, None if on several devices."""
+
+    def program(self, function: Call) -> Call:
+        """A function of tensors as one program, where the backend compiles.
+
+        Args:
+            function: without effects, written in `keras.ops`. Its keyword arguments are no tensors:
+                a program is made for each of their values.
+        """
+
+    def bin_counts(self, values: Any, edges: Any) -> Any:
+        """How many values of a row lie in each bin `edges[i] <= x < edges[i + 1]`, as in `program`.
+
+        Args:
+            values: shape `(rows, values)`.
+            edges: non-decreasing along each row, shape `(rows, bins + 1)`, same dtype.
+
+        Returns:
+            Shape `(rows, bins)`, integers.
+        """
 
 
 def pull(iterator: Iterator[Batch], count: int) -> list[Batch]:

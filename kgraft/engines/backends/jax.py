@@ -1,8 +1,9 @@
 """jax, imported where it is in use and nowhere else: it need not be installed."""
 
 import functools
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,35 @@ def _split(shapes: tuple[tuple[int, ...], ...]) -> Callable[[Any], list[Any]]:
     return jax.jit(split)
 
 
+class _DeviceTransfer:
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
+        import jax
+
+        self._peers = peers
+        self._split = _split(tuple(tuple(variable.shape) for variable in peers[0]))
+        self._join = jax.jit(lambda parts: jax.numpy.concatenate([p.reshape(-1) for p in parts]))
+        self._stack = jax.jit(jax.numpy.stack)
+        self._unstack = jax.jit(jax.numpy.unstack)
+        self._put = jax.jit(_put, donate_argnums=0)
+
+    def read(self) -> Any:
+        return self._stack([self._join([v.value for v in peer]) for peer in self._peers])
+
+    def write(self, rows: Any) -> None:
+        for peer, row in zip(self._peers, self._unstack(rows), strict=True):
+            for variable, part in zip(peer, self._split(row), strict=True):
+                variable._direct_assign(part)  # its shape and dtype are right: no `assign`
+
+    def put(self, rows: Any, k: int, columns: slice, values: Any) -> Any:
+        return self._put(rows, values, k, columns.start)
+
+
+def _put(rows: Any, values: Any, k: int, start: int) -> Any:
+    import jax
+
+    return jax.lax.dynamic_update_slice(rows, values[None], (k, start))
+
+
 class Jax(Backend):
     """See `Backend`."""
 
@@ -55,6 +85,7 @@ class Jax(Backend):
     empties = True
     eager_steps = jax_steps.JaxSteps
     transfer = _Transfer
+    device_transfer = _DeviceTransfer
 
     def __init__(self) -> None:
         import jax
@@ -123,6 +154,22 @@ class Jax(Backend):
 
     def is_on_host(self, value: Any) -> bool:
         return all(device.platform == "cpu" for device in value.devices())
+
+    def place(self, value: Any) -> Hashable | None:
+        devices = value.devices()
+        return next(iter(devices)) if len(devices) == 1 else None
+
+    def program(self, function: Call) -> Call:
+        own = inspect.signature(function).parameters.values()
+        constants = [
+            parameter.name for parameter in own if parameter.kind is parameter.KEYWORD_ONLY
+        ]
+        return self._jax.jit(function, static_argnames=constants)
+
+    def bin_counts(self, values: Any, edges: Any) -> Any:
+        is_at_least = values[:, None, :] >= edges[:, :, None]  # summed without being written down
+        at_least = self._jax.numpy.sum(is_at_least, axis=2, dtype="int32")
+        return at_least[:, :-1] - at_least[:, 1:]
 
     def view(self, value: Any) -> NDArray[Any]:
         return np.asarray(value)

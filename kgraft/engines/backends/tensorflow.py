@@ -1,7 +1,7 @@
 """TensorFlow, imported where it is in use and nowhere else: it need not be installed."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import keras
@@ -136,14 +136,28 @@ class _Transfer:
                 for value, part in zip(own, tf.split(row, sizes), strict=True):
                     value.assign(tf.reshape(part, value.shape), read_value=False)
 
-        self._joined, self._assign = joined, assign
+        self.joined, self.assign = joined, assign
 
     def read(self, out: NDArray[Any]) -> None:
-        for joined, row in zip(self._joined(), out, strict=True):
+        for joined, row in zip(self.joined(), out, strict=True):
             np.copyto(row, memoryview(joined))
 
     def write(self, rows: NDArray[Any]) -> None:
-        self._assign(*(keras.ops.convert_to_tensor(row) for row in rows))
+        self.assign(*(keras.ops.convert_to_tensor(row) for row in rows))
+
+
+class _DeviceTransfer:
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
+        self._rows = _Transfer(peers)
+
+    def read(self) -> Any:
+        return keras.ops.stack(self._rows.joined())
+
+    def write(self, rows: Any) -> None:
+        self._rows.assign(*keras.ops.unstack(rows))
+
+    def put(self, rows: Any, k: int, columns: slice, values: Any) -> Any:
+        return keras.ops.slice_update(rows, (k, columns.start), values[None])
 
 
 class TensorFlow(Backend):
@@ -152,6 +166,7 @@ class TensorFlow(Backend):
     how = "one tf.function a peer, peers beside each other"
     eager_steps = _Steps
     transfer = _Transfer
+    device_transfer = _DeviceTransfer
 
     def __init__(self) -> None:
         import tensorflow
@@ -182,6 +197,17 @@ class TensorFlow(Backend):
 
     def is_on_host(self, value: Any) -> bool:
         return "CPU" in value.device
+
+    def place(self, value: Any) -> Hashable | None:
+        return value.device
+
+    def program(self, function: Call) -> Call:
+        return self._tf.function(function, autograph=False)
+
+    def bin_counts(self, values: Any, edges: Any) -> Any:
+        places = self._tf.searchsorted(edges, values, side="right")  # edges that are not above
+        most = edges.shape[1] + 1
+        return self._tf.math.bincount(places, minlength=most, maxlength=most, axis=-1)[:, 1:-1]
 
     def view(self, value: Any) -> NDArray[Any]:
         return value.numpy()

@@ -1,6 +1,6 @@
 """torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -41,6 +41,27 @@ def _views(peer: Sequence[Any]) -> list[NDArray[Any]]:
     return [variable.value.detach().numpy() for variable in peer]
 
 
+class _DeviceTransfer:
+    def __init__(self, peers: Sequence[Sequence[Any]]) -> None:
+        self._peers = peers
+        self._sizes = [int(np.prod(variable.shape)) for variable in peers[0]]
+
+    def read(self) -> Any:
+        with torch.no_grad():
+            rows = [torch.cat([variable.value.reshape(-1) for variable in p]) for p in self._peers]
+            return torch.stack(rows)
+
+    def write(self, rows: Any) -> None:
+        own = [variable.value for peer in self._peers for variable in peer]
+        parts = [part for row in rows for part in row.split(self._sizes)]
+        with torch.no_grad():
+            torch._foreach_copy_(own, [p.view(w.shape) for p, w in zip(parts, own, strict=True)])
+
+    def put(self, rows: Any, k: int, columns: slice, values: Any) -> Any:
+        rows[k, columns] = values.detach()
+        return rows
+
+
 class Torch(Backend):
     """See `Backend`."""
 
@@ -48,6 +69,7 @@ class Torch(Backend):
     compiles = False
     eager_steps = TorchSteps
     transfer = _Transfer
+    device_transfer = _DeviceTransfer
 
     def compiled_steps(self, model: Any, shared: dict[str, Any]) -> Steps | str:
         from kgraft.engines.torch import cuda_graph, native_steps, traced_steps
@@ -103,6 +125,18 @@ class Torch(Backend):
 
     def is_on_host(self, value: Any) -> bool:
         return value.device.type == "cpu"
+
+    def place(self, value: Any) -> Hashable | None:
+        return value.device
+
+    def program(self, function: Call) -> Call:
+        return torch.no_grad()(function)
+
+    def bin_counts(self, values: Any, edges: Any) -> Any:
+        places = torch.searchsorted(edges, values, right=True)  # how many edges are not above
+        counts = edges.new_zeros((len(edges), edges.shape[1] + 1), dtype=torch.int32)
+        counts.scatter_add_(1, places, counts.new_ones(()).expand(places.shape))
+        return counts[:, 1:-1]
 
     def view(self, value: Any) -> NDArray[Any]:
         value = value.detach()
