@@ -35,6 +35,8 @@ class JaxSteps:
         tracing: `model` -> what is open while a step of it is traced.
     """
 
+    in_any_thread = True
+
     def __init__(self, model: Any, tracing: Tracing = as_it_is) -> None:
         self._model = model
         self._tracing = tracing

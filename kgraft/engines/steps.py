@@ -14,7 +14,14 @@ Logs = dict[str, Any]
 
 
 class Steps(Protocol):
-    """How one model trains, is tested and predicts on one batch."""
+    """How one model trains, is tested and predicts on one batch.
+
+    Attributes:
+        in_any_thread: whether training steps come to the same whichever thread takes them, beside
+            those of other models.
+    """
+
+    in_any_thread: bool
 
     def __init__(self, model: Any) -> None: ...
 

@@ -111,6 +111,18 @@ class Backend(Protocol):
         """
         return contextlib.nullcontext()
 
+    def cores(self) -> int:
+        """How many cores an operation of this thread uses; 1 also where nobody can say."""
+        return 1
+
+    def use_cores(self, count: int) -> None:
+        """Let operations of this thread use so many cores, where they can be told.
+
+        Args:
+            count: 1 or more.
+        """
+        del count
+
     def upload(self, array: NDArray[Any]) -> Any:
         """An array on the device; nobody waits until it is there.
 

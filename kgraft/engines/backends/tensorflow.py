@@ -100,6 +100,8 @@ def _of_any_size(part: Any) -> Any:
 class _Steps:
     """Steps of one model: Keras' own functions."""
 
+    in_any_thread = True
+
     def __init__(self, model: Any) -> None:
         self._model, self._graphs = model, _Graphs()
 

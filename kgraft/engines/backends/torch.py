@@ -100,6 +100,12 @@ class Torch(Backend):
     def fused_sgd(self, variables: Sequence[Any]) -> Call | None:
         return fused_sgd.sgd if fused_sgd.moves(variables) else None
 
+    def cores(self) -> int:
+        return torch.get_num_threads()
+
+    def use_cores(self, count: int) -> None:
+        torch.set_num_threads(count)
+
     def upload(self, array: NDArray[Any]) -> Any:
         device, own = device_of_new_tensors(), torch.from_numpy(np.ascontiguousarray(array))
         own = own.pin_memory() if device.type == "cuda" else own

@@ -12,6 +12,8 @@ from kgraft.engines.torch.alone import alone
 class TorchSteps:
     """Steps of one model on torch."""
 
+    in_any_thread = False  # Keras keeps a generator of random numbers, and scopes, for each thread
+
     def __init__(self, model: Any) -> None:
         self._model = model
 

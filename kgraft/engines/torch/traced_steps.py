@@ -8,6 +8,7 @@ that has not come to the numbers of a native step, or whose settings (`settings`
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,8 @@ _log = logging.getLogger("kgraft")
 _AFTER = 40  # steps of one form before a trace: a fit that is shorter is not worth one
 _SHORT = 0.06  # seconds: in longer steps on a CPU, Python is lost among the convolutions
 
+_tracing = threading.Lock()  # torch.fx keeps what it is at in globals
+
 Play = Callable[[list[torch.Tensor]], Logs]
 
 
@@ -43,6 +46,10 @@ class TracedSteps(NativeSteps):
         model: a compiled, built model that `why_not` has no objection to.
         graphs: of the models that take their steps one after the other with it.
     """
+
+    in_any_thread = (
+        True  # `why_not` lets nothing pass that draws, or that is not Keras' or kgraft's
+    )
 
     def __init__(self, model: Any, graphs: Graphs | None = None) -> None:
         super().__init__(model)
@@ -113,7 +120,8 @@ class TracedSteps(NativeSteps):
         if objection:
             raise ValueError(objection)
         expected = [value.clone() for value in [*variables, *logs]]
-        trace = Trace(super().train, data)
+        with _tracing:
+            trace = Trace(super().train, data)
 
         def played() -> list[torch.Tensor]:
             restore(variables, before)
