@@ -175,7 +175,7 @@ def in_directory(comparison: Comparison, data_dir: str) -> Comparison:
 
 
 def check_alike(runs: list[tuple[str, Config, int]]) -> None:
-    """Refuse runs that do not differ by their method alone.
+    """Refuse runs that do not differ by their method alone, or by their precision alone.
 
     Args:
         runs: name, settings and budget of each.
@@ -185,6 +185,9 @@ def check_alike(runs: list[tuple[str, Config, int]]) -> None:
     """
     (first, reference, own_budget), *others = runs
     for name, config, budget in others:
+        found = [where for where, _, _ in differences("", reference, config)]
+        if found == ["run.precision"]:
+            continue
         for key in _SAME:
             for where, a, b in differences(
                 key, _stretched(reference, budget), _stretched(config, own_budget)

@@ -127,7 +127,10 @@ def test_a_line_costs_all_networks_that_were_trained_for_it(written):
         ("optimizer.lr = 0.2", "optimizer.lr is 0.1 in plain, 0.2 in other"),
         ("data.limit_train = 50", "data.limit_train is 96 in plain, 50 in other"),
         ("data.validation = 0.2", "data.validation is 0.1 in plain, 0.2 in other"),
-        ("run.precision = 'tf32'", "run.precision is 'float32' in plain, 'tf32' in other"),
+        (
+            "run.precision = 'tf32'\nrun.method = 'graft'\npeers.count = 2",
+            "run.precision is 'float32' in plain, 'tf32' in other",
+        ),
         ("run.epochs = 2", "run.epochs is 1 in plain, 2 in other"),
         ("run.metod = 'graft'", "unknown key 'metod'"),
         ("result = 'soop'", "Did you mean 'soup'"),
@@ -152,6 +155,13 @@ def test_what_makes_a_comparison_unfair_or_unclear_is_refused(written, entry, te
     with pytest.raises(UserError) as refused:
         read_comparison(written(PLAIN + "[entries.other]\n" + entry + "\n"))
     assert text in str(refused.value)
+
+
+def test_precisions_of_one_method_may_be_compared(written):
+    found = read_comparison(
+        written(PLAIN + "[entries.halves]\nrun = {method = 'baseline', precision = 'bfloat16'}\n")
+    )
+    assert [own.config.run.precision for own in found.entries] == ["float32", "bfloat16"]
 
 
 @pytest.mark.parametrize(
