@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "kfake"
-_as_tensor, _numpy = torch.as_tensor, torch.Tensor.numpy
+_as_tensor, _numpy, _from_numpy = torch.as_tensor, torch.Tensor.numpy, torch.from_numpy
 
 
 class FakeDevice:
@@ -61,8 +61,15 @@ class FakeDevice:
             return _as_tensor(data, dtype=dtype, device=device)
         self.uploads += 1
         host = np.asarray(data)
-        dtype = dtype or torch.from_numpy(np.empty(0, host.dtype)).dtype
+        dtype = dtype or _from_numpy(np.empty(0, host.dtype)).dtype
         return torch.zeros(host.shape, dtype=dtype, device="cpu").to(device)
+
+    def from_numpy(self, array):
+        """`torch.from_numpy`, of what is about to go there: memory of the host is no fake's."""
+        self.uploads += 1
+        return torch.zeros(
+            array.shape, dtype=_from_numpy(np.empty(0, array.dtype)).dtype, device="cpu"
+        )
 
     def numpy(self, tensor, **options):
         """`torch.Tensor.numpy`; there are no numbers, so they are 0."""
@@ -81,6 +88,7 @@ def fake_device():
         FakeTensorMode(allow_non_fake_inputs=False),
         keras.device(f"{NAME}:0"),
         mock.patch("torch.as_tensor", device.as_tensor),
+        mock.patch("torch.from_numpy", device.from_numpy),
         mock.patch("torch.Tensor.numpy", lambda tensor, **options: device.numpy(tensor, **options)),
     ):
         yield device

@@ -120,4 +120,4 @@ def _of_channels(numbers: tuple[float, ...]) -> Any:
     """A number a channel, made on the device: a copy from the host would be waited for."""
     if len(numbers) == 1:
         return numbers[0]
-    return ops.concatenate([ops.full((1,), number, dtype="float32") for number in numbers])
+    return ops.concatenate([ops.ones((1,), "float32") * number for number in numbers])

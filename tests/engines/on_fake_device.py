@@ -6,10 +6,16 @@ import pytest
 import torch
 
 import kgraft
+from kgraft.data import Augment, BatchStream
+from kgraft.engines.precision import building_in
+from kgraft.engines.stepper import Stepper
 from kgraft.engines.torch.native_steps import NativeSteps
-from kgraft.engines.torch.trace import Trace
+from kgraft.engines.torch.trace import Trace, tensors_of
 from kgraft.grafting import FilterGraft, FixedGraft, Papa
 from kgraft.grafting import population as populations
+from kgraft.training.distiller import distil
+from kgraft.training.feeds import feed_of
+from kgraft.training.mutual import MutualLearning, names_of
 from tests.fake_device import fake_device, register
 
 SIZE = 16
@@ -20,24 +26,42 @@ def _known_to_torch():
     register()
 
 
-def trained(name, seed=0):
-    """A model with one step behind it, on the CPU."""
+def made(name="resnet8", seed=0, precision="float32", **changes):
+    """A compiled model, on the CPU."""
     keras.utils.set_random_seed(seed)
-    model = kgraft.models.build(name, input_shape=(SIZE, SIZE, 3), classes=5)
+    side = 32 if name == "vgg16" else SIZE
+    with building_in(precision):
+        model = kgraft.models.build(name, input_shape=(side, side, 3), classes=5)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(kgraft.SGD(0.1, momentum=0.9, l2=5e-4), loss, metrics=["accuracy"])
-    model.train_on_batch(np.zeros((2, SIZE, SIZE, 3), "float32"), np.zeros(2, "int32"))
+    optimizer = kgraft.SGD(0.1, momentum=0.9, l2=5e-4)
+    model.compile(**{"optimizer": optimizer, "loss": loss, "metrics": ["accuracy"], **changes})
     return model
 
 
-def batch(device):
-    return device.tensor(4, SIZE, SIZE, 3), device.tensor(4, dtype=torch.int32)
+def trained(name, seed=0, **options):
+    """A model with one step behind it, on the CPU."""
+    model = made(name, seed, **options)
+    Stepper(model).step((np.zeros((2, *model.input_shape[1:]), "float32"), np.zeros(2, "int32")))
+    return model
 
 
-def moves(trace):
-    """The lines of a trace that name a device."""
-    nodes = [node for node in trace._program.graph.nodes if node.kwargs.get("device") is not None]
-    return [node.format_node() for node in nodes if "_to_copy" in str(node.target)]
+def batch(device, model=None):
+    shape = (SIZE, SIZE, 3) if model is None else model.input_shape[1:]
+    return device.tensor(4, *shape), device.tensor(4, dtype=torch.int32)
+
+
+def assert_moves_nothing(device, model, data):
+    """A step of the model, its trace, and the trace played, without a word to the host."""
+    steps, data = NativeSteps(model), keras.utils.unpack_x_y_sample_weight(data)
+    logs = steps.train(data)
+    assert {value.device for value in logs.values()} == {device.device}
+    trace = Trace(steps.train, data)
+    parts = tensors_of(data)
+    assert trace.objection(parts) == ""
+    uploads = device.uploads
+    played = trace(parts)
+    assert (device.uploads - uploads, device.downloads) == (0, 0)
+    assert list(played) == list(logs)
 
 
 @pytest.fixture
@@ -63,11 +87,13 @@ def test_moves_are_counted():
     assert (device.uploads, device.downloads) == (1, 1)
 
 
-def test_a_trace_that_moves_something_would_be_seen():
+def test_a_trace_that_moves_something_is_refused():
     with fake_device() as device:
         data = [device.tensor(3)]
         trace = Trace(lambda parts: {"sum": parts[0].to("cpu").to(device.device).sum()}, data)
-        assert len(moves(trace)) == 2
+        assert trace.objection(data) == "aten._to_copy.default has a value on cpu"
+        trace = Trace(lambda parts: {"sum": parts[0].to(torch.bfloat16).sum()}, data)
+        assert trace.objection(data) == ""
 
 
 def test_real_tensors_do_not_mix_in():
@@ -76,21 +102,95 @@ def test_real_tensors_do_not_mix_in():
         device.tensor(3) + real
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2"])
-def test_a_step_is_traced_and_moves_nothing_between_host_and_device(name):
-    model = trained(name)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet8-leaky", "mobilenet_v2", "vgg16", "wrn-10-1", "resnet18"]
+)
+def test_a_step_of_every_family_moves_nothing_between_host_and_device(name, precision):
+    model = trained(name, precision=precision)
     with fake_device() as device:
         device.move(model)
-        steps, data = NativeSteps(model), batch(device)
-        logs = steps.train(data)
-        assert {value.device for value in logs.values()} == {device.device}
-        trace = Trace(steps.train, data)
-        assert moves(trace) == []
-        uploads = device.uploads
-        played = trace(list(data))
-        assert device.uploads == uploads
+        assert_moves_nothing(device, model, batch(device, model))
+
+
+LOSSES = [
+    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=0),
+    "mse",
+    "huber",
+    keras.losses.CategoricalFocalCrossentropy(from_logits=True),
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda own: getattr(own, "name", own))
+def test_a_step_of_other_losses_does_not_either(loss):
+    model = made(loss=loss, metrics=[])
+    x, y = np.zeros((2, SIZE, SIZE, 3), "float32"), np.zeros(2, "int32")
+    of_classes = isinstance(loss, keras.losses.SparseCategoricalCrossentropy)
+    Stepper(model).step((x, y if of_classes else np.zeros((2, 5), "float32")))
+    with fake_device() as device:
+        device.move(model)
+        x, y = batch(device)
+        assert_moves_nothing(device, model, (x, y if of_classes else device.tensor(4, 5)))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: kgraft.SGD(kgraft.cosine_per_step(0.1, epochs=2, steps_per_epoch=5)),
+        lambda: kgraft.SGD(0.1, momentum=0.9, nesterov=True),
+        lambda: keras.optimizers.Adam(1e-3),
+        lambda: keras.optimizers.AdamW(1e-3),
+    ],
+    ids=["cosine per step", "nesterov", "Adam", "AdamW"],
+)
+def test_a_step_of_other_optimizers_does_not_either(optimizer):
+    model = trained("resnet8", optimizer=optimizer())
+    with fake_device() as device:
+        device.move(model)
+        assert_moves_nothing(device, model, batch(device))
+
+
+def test_a_distillers_step_does_not_either():
+    model = distil(made(), [made(seed=1), made(seed=2)])
+    Stepper(model).step((np.zeros((2, SIZE, SIZE, 3), "float32"), np.zeros(2, "int32")))
+    with fake_device() as device:
+        device.move(model)
+        assert_moves_nothing(device, model, batch(device))
+
+
+def test_a_step_of_peers_that_teach_each_other_does_not_either():
+    peers = [made(seed=seed) for seed in range(2)]
+    model = MutualLearning(peers, kgraft.Mutual())
+    names = names_of(peers)
+    y = dict.fromkeys(names, np.zeros(2, "int32"))
+    Stepper(model).step((np.zeros((2, SIZE, SIZE, 3), "float32"), y))
+    with fake_device() as device:
+        device.move(model)
+        x, y = batch(device)
+        assert_moves_nothing(device, model, (x, dict.fromkeys(names, y)))
+
+
+def test_an_epoch_of_augmented_images_is_one_copy():
+    images, labels = np.zeros((20, SIZE, SIZE, 3), np.uint8), np.zeros(20, np.int64)
+    augment = Augment(pad=2, flip=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+    with fake_device() as device:
+        stream = BatchStream(images, labels, batch_size=8, seed=0, peer=0, augment=augment)
+        for peer in range(2):
+            before = device.uploads
+            batches = list(stream.for_peer(peer).epoch(0))
+            assert device.uploads - before == 1
+            assert [tuple(x.shape) for x, _ in batches] == [(n, SIZE, SIZE, 3) for n in (8, 8, 4)]
+            assert {part.device for parts in batches for part in parts} == {device.device}
         assert device.downloads == 0
-    assert list(played) == list(logs)
+
+
+def test_an_epoch_of_arrays_is_one_copy():
+    with fake_device() as device:
+        feed = feed_of(np.zeros((20, 4), "float32"), np.zeros(20, "int32"), batch_size=8)
+        before = device.uploads
+        assert len(list(feed.epoch(1))) == 3
+        assert device.uploads - before == 1
 
 
 def test_evaluations_and_predictions_ask_nothing(models):
