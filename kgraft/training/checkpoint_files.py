@@ -94,7 +94,9 @@ class CheckpointFiles:
                 _flush(self.directory)
             finally:
                 self._sweep()
-            for old in self.epochs()[: -self.keep]:
+            whole = self.epochs()
+            left = [other for other in whole if other > epoch]  # by a training that was set back
+            for old in [*whole[: -self.keep - len(left)], *left]:
                 self._path(old).replace(self._hidden(f"gone-{old:06d}"))
             self._sweep()
 

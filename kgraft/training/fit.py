@@ -298,7 +298,7 @@ class GraftingFit:
             _log.warning(_ONE_ORDER)
         if initial_epoch is not None:
             self._session.epochs_done = begin
-            self._fits.end()
+            self._fits.forget()
         read = feeds if listed else feeds[:1]
         saved = self._saved(Checkpoints.of(checkpoint), told, read, validation, watchers)
         if saved is not None and saved.over_at is not None:
@@ -312,7 +312,7 @@ class GraftingFit:
         _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
         with saved or contextlib.nullcontext():
             loop.run(told, same_batches=shared_batches)
-        self._fits.end()
+        self._fits.end(self._session.epochs_done)
         return [peer.history for peer in self.peers]
 
     def _saved(
@@ -324,14 +324,14 @@ class GraftingFit:
         watchers: Sequence[keras.callbacks.CallbackList],
     ) -> SavedFit | None:
         if checkpoints is None:
+            self._fits.forget()
             return None
         if backed_up(watchers):
             raise UserError("checkpoint= and BackupAndRestore both resume: give one of them.")
-        learning, session = self._learning, self._session
         identity = identity_of(
-            learning, len(self.teachers), self.mixer, self.seed, feeds, validation
+            self._learning, self.teachers, self.mixer, self.seed, feeds, validation
         )
-        return self._fits.next(checkpoints, session, told, identity, lost_place(feeds[0]))
+        return self._fits.next(checkpoints, self._session, told, identity, lost_place(feeds[0]))
 
     def evaluate(
         self,

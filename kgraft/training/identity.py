@@ -21,7 +21,9 @@ from kgraft.training.feeds import ArrayFeed, innermost
 from kgraft.training.learning import Learning
 from kgraft.training.preflight import learning_rates
 
-_LOOKED_AT = 64  # examples: of a million images as of a hundred, spread over all of them
+_ALL = 1 << 28  # bytes of what is looked at whole; else so many examples, spread over all:
+_LOOKED_AT = 64
+_COMPILED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 _NAMES = ("name", "shared_object_id")  # Keras numbers what is made, also what has been made before
 _CHANGED_ELSEWHERE = ("trainable",)  # by callbacks; the optimizer's variables tell
 
@@ -65,7 +67,7 @@ class Identity:
 
 def identity_of(
     learning: Learning,
-    teachers: int,
+    teachers: Sequence[keras.Model],
     mixer: Mixer,
     seed: int,
     feeds: Sequence[Feed],
@@ -75,7 +77,7 @@ def identity_of(
 
     Args:
         learning: how the peers learn.
-        teachers: how many there are.
+        teachers: whom they learn from.
         mixer: what is done to the peers' weights.
         seed: the data orders follow from it.
         feeds: the peers' batches; one, where all read the same data.
@@ -84,7 +86,7 @@ def identity_of(
     peers = learning.peers
     must = {
         "peers": len(peers),
-        "teachers": teachers,
+        "teachers": len(teachers),
         "mixer": mixer.get_config(),
         "learning": learning.told(),
         "seed": seed,
@@ -93,9 +95,10 @@ def identity_of(
         "optimizer": [_optimizer(peer) for peer in peers],
     }
     should = {
-        "loss": [_loss(peer) for peer in peers],
+        "compile": [_compiled(peer) for peer in peers],
         "data": [_data(feed) for feed in feeds],
         "validation data": None if validation is None else _data(validation),
+        "teacher": [_checksum([w.value for w in own.weights]) for own in teachers],
     }
     at_first = {
         "learning rate": learning_rates(peers),
@@ -141,12 +144,12 @@ def _optimizer(model: keras.Model) -> dict[str, Any]:
         return {"optimizer": type(optimizer).__name__}
 
 
-def _loss(model: keras.Model) -> Any:
+def _compiled(model: keras.Model) -> Any:
     try:
         with warnings.catch_warnings():  # of lambdas, which nobody is going to load
             warnings.simplefilter("ignore")
             told = model.get_compile_config() or {}
-        return _plain({name: told.get(name) for name in ("loss", "loss_weights")})
+        return _plain({name: told.get(name) for name in _COMPILED})
     except Exception:  # of a config that somebody else has written
         return type(model.loss).__name__
 
@@ -199,18 +202,23 @@ def _data(feed: Feed) -> dict[str, Any]:
 
 
 def _values(nest: Any) -> str | None:
-    """How many examples there are, and a checksum of some of them."""
+    """How many examples there are, and a checksum of them, or of some where they are many."""
     parts = [part for part in keras.tree.flatten(nest) if part is not None]
     if not parts:
         return None
     count = int(parts[0].shape[0])
     index = np.unique(np.linspace(0, count - 1, _LOOKED_AT).astype(np.int32))
-    found = b""
+    many = sum(8 * int(np.prod(part.shape)) for part in parts) > _ALL
+    looked_at = [keras.ops.take(part, index, 0) for part in parts] if many else parts
+    return f"{count} examples ({_checksum(looked_at)})"
+
+
+def _checksum(parts: Sequence[Any]) -> str:
+    found = hashlib.sha256()
     for part in parts:
-        own = part[index] if isinstance(part, np.ndarray) else keras.ops.take(part, index, 0)
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(own))
-        found += f"{part.shape[1:]} {value.dtype}".encode() + value.tobytes()
-    return f"{count} examples ({hashlib.sha256(found).hexdigest()[:8]})"
+        value = np.ascontiguousarray(keras.ops.convert_to_numpy(part))
+        found.update(f"{value.shape[1:]} {value.dtype}".encode() + value.tobytes())
+    return found.hexdigest()[:8]
 
 
 def _plain(config: Any) -> Any:

@@ -1,6 +1,7 @@
 """All that a training knows between two epochs: of peers, their grafting, callbacks and chance."""
 
 import collections
+import collections.abc
 import functools
 import inspect
 import logging
@@ -27,7 +28,8 @@ _NOT_KEPT = ("params", "min_delta")
 
 
 _STATES: tuple[Any, ...] = (  # what may know something, of what a checkpoint does not hold
-    *(set, dict, list, tuple, bytes, complex, collections.deque, random.Random, np.ndarray),
+    *(set, dict, list, tuple, bytes, bytearray, complex, collections.deque, random.Random),
+    *(collections.abc.Iterator, np.ndarray),
     *(np.random.Generator, np.random.RandomState),
     *(keras.Variable, keras.Metric, keras.random.SeedGenerator, np.generic),
 )
@@ -243,6 +245,8 @@ class CallbackStates:
                 if isinstance(own, StatefulCallback):
                     own.restore(state)
                 else:
+                    if isinstance(own, keras.callbacks.CSVLogger) and not own.append:
+                        _log.warning("CSVLogger begins %s anew: give append=True.", own.filename)
                     kept_names = [name for name in state if _is_kept(own, begun, name, state)]
                     _put_back(own, {name: state[name] for name in kept_names})
                     _warn_of_lost(own, {*found[2], *_lost(own, begun)})
@@ -285,7 +289,8 @@ def _lost(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> list[str
     held = [
         name
         for name, value in vars(callback).items()
-        if name not in now and name not in _NOT_KEPT and isinstance(value, _STATES)
+        if name not in now and name not in _NOT_KEPT
+        if isinstance(value, _STATES) or keras.ops.is_tensor(value)
     ]
     return [*(name for name in words if name in begun), *held]
 
@@ -343,7 +348,7 @@ def _attributes(callback: keras.callbacks.Callback) -> dict[str, Any]:
         if name not in _NOT_KEPT:
             try:
                 flat(value, {})
-            except TypeError:
+            except (TypeError, RecursionError):  # a list that holds itself
                 continue
             found[name] = keras.tree.map_structure(_own, value)
     return found

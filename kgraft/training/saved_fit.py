@@ -37,6 +37,7 @@ _log = logging.getLogger("kgraft")
 _STATE = {
     "identity": {"must": {}, "should": {}, "at_first": {}},
     "begins": [int],
+    "ends": [int],
     "lost": [str],
     "told": int,
     "ended": bool,
@@ -61,29 +62,40 @@ class SavedFits:
     """The fits of one GraftingFit that are saved, one after the other."""
 
     def __init__(self) -> None:
-        self._begins: list[int] = []
-        self._broken = False  # whether the last of them has not come to its end
+        self._begins: list[int] = []  # the session's count at the beginning of each
+        self._ends: list[int] = []  # and at the end
+        self._open: SavedFit | None = None  # the last one, where it has not come to its end
 
     def next(
-        self,
-        settings: Checkpoints,
-        session: Session,
-        epochs: range,
-        identity: Identity,
-        lost: str,
+        self, settings: Checkpoints, session: Session, epochs: range, identity: Identity, lost: str
     ) -> "SavedFit":
         """The next one, or the last one once more where it was broken off; see `SavedFit`."""
-        again, begins = self._broken, self._begins
-        if again:
-            session.epochs_done, begins = begins[-1], begins[:-1]
-        begins = [*begins, session.epochs_done]
-        saved = SavedFit(settings, session, epochs, identity, begins, lost, again=again)
-        self._begins, self._broken = begins, saved.over_at is None
+        open_ = self._open
+        self.forget()
+        if open_ is None or open_.where != Path(settings.directory).absolute():
+            open_ = None
+        else:
+            session.epochs_done = open_.begins[-1]
+        begins = [*self._begins, session.epochs_done]
+        saved = SavedFit(settings, session, epochs, identity, begins, self._ends, lost, open_)
+        self._begins, self._open = begins, saved
+        if saved.over_at is not None:
+            self.end(saved.over_at)
         return saved
 
-    def end(self) -> None:
-        """The last one has come to its end, or is not to be gone on with."""
-        self._broken = False
+    def forget(self) -> None:
+        """Do not go on with one that was broken off."""
+        if self._open is not None:
+            self._begins, self._open = self._begins[:-1], None
+
+    def end(self, epochs_done: int) -> None:
+        """The last one has come to its end.
+
+        Args:
+            epochs_done: the session's count.
+        """
+        if self._open is not None:
+            self._ends, self._open = [*self._ends, epochs_done], None
 
 
 class SavedFit:
@@ -94,14 +106,15 @@ class SavedFit:
         session: the grafting; its count is that of the fit's beginning.
         epochs: what the fit's callbacks are told.
         identity: which training it is.
-        begins: the session's count at the beginning of each fit that was saved there, this one's at
-            the end.
+        begins: the session's count at the beginning of each fit that was saved, this one's at last.
+        ends: its count at the end of those before.
         lost: what is said where it goes on, of data whose place is not saved; empty for nothing.
-        again: whether the peers themselves were broken off in this fit, and go on with it.
+        broken: the same fit, where the peers themselves were broken off in it.
 
     Attributes:
-        over_at: the session's count at the beginning of the next fit, where the checkpoint is of a
-            later one of the same training: this one is over and only counts. Else None.
+        over_at: the session's count at this fit's end, where the checkpoint is of a later one of
+            the same training: it is over and only counts. Else None.
+        start: everything as it was when the fit began, until its first epoch is over.
 
     Raises:
         UserError: the checkpoint is of other fits, or another process trains there.
@@ -114,39 +127,46 @@ class SavedFit:
         epochs: range,
         identity: Identity,
         begins: Sequence[int],
+        ends: Sequence[int],
         lost: str = "",
-        *,
-        again: bool = False,
+        broken: "SavedFit | None" = None,
     ) -> None:
         self._session, self._epochs, self._identity = session, epochs, identity
-        self._again, self._begins = again, list(begins)
-        self._where, self._lost = Path(settings.directory).absolute(), lost
-        self._keeper = Keeper(replace(settings, directory=self._where), self._take)
+        self.begins, self._ends = list(begins), list(ends)
+        self.where, self._lost = Path(settings.directory).absolute(), lost
+        self.start: Taken | None = None if broken is None else broken.start
+        self._again = broken is not None
+        self._keeper = Keeper(replace(settings, directory=self.where), self._take)
         self._told, self._ended, self._logs = epochs.start, False, list[Logs]()
         self._open = contextlib.ExitStack()
         self._found = self._newest(settings.keep)
-        kept = self._begins if self._found is None else self._found.state["begins"]
-        rest = kept[len(self._begins) :]
-        self.over_at = rest[0] if rest else None
+        state = {"begins": []} if self._found is None else self._found.state
+        later = len(state["begins"]) > len(self.begins)
+        self.over_at = state["ends"][len(self.begins) - 1] if later else None
 
     def _newest(self, keep: int) -> _Found | None:
-        found = CheckpointFiles(self._where, keep).newest(after=self._begins[-1])
+        """The newest checkpoint of this fit or a later one."""
+        found = CheckpointFiles(self.where, keep).newest(after=self.begins[-1])
         if found is None:
             return None
         state = found[2]
-        if wrong := fault(state, _STATE):
+        wrong = fault(state, _STATE)
+        if not wrong and len(state["ends"]) != len(state["begins"]) - 1:
+            wrong = "it has other ends than beginnings"
+        if wrong:
             raise self._foreign(wrong)
-        if state["begins"][: len(self._begins)] != self._begins:
+        count = min(len(state["begins"]), len(self.begins))
+        if state["begins"][:count] != self.begins[:count]:
             raise UserError(
-                f"the checkpoint in {self._where} is of fits that began at the epochs "
-                f"{state['begins']}, these at {self._begins}: give another directory, or remove it "
+                f"the checkpoint in {self.where} is of fits that began at the epochs "
+                f"{state['begins']}, these at {self.begins}: give another directory, or remove it "
                 "to begin anew."
             )
-        return _Found(*found)
+        return _Found(*found) if len(state["begins"]) >= len(self.begins) else None
 
     def __enter__(self) -> "SavedFit":
         with contextlib.ExitStack() as opened:
-            opened.enter_context(only_writer(self._where, "another directory"))
+            opened.enter_context(only_writer(self.where, "another directory"))
             opened.enter_context(self._keeper)
             self._open = opened.pop_all()
         return self
@@ -179,14 +199,19 @@ class SavedFit:
         self._variables = variables_of(peers)
         self._callbacks, self._peers = CallbackStates(callbacks), peers
         self._plain = plain_attributes(peers)
-        if self._found is None:
-            return self._epochs, [{} for _ in peers]
         found, self._found = self._found, None
+        if found is None and self.start is not None:  # broken off in its first epoch
+            found = _Found(self.begins[-1], *self.start)
+        if found is None:
+            self._logs = [{} for _ in peers]
+            self.start = self._take()
+            return self._epochs, self._logs
+        first = found.epochs_done == self.begins[-1]
         state, arrays = found.state, found.arrays
         try:
             changed = self._checked(state)
-            assign(self._variables, arrays, f"the checkpoint in {self._where}")
-            self._session.restore(nested(state["session"], arrays))
+            assign(self._variables, arrays, f"the checkpoint in {self.where}")
+            self._session.restore(nested(state["session"], arrays), begins=first)
             self._session.records[:] = restore_records(state["records"], arrays)
             self._callbacks.restore(state["callbacks"], arrays)
             restore_random(state["random"], arrays)
@@ -204,30 +229,30 @@ class SavedFit:
 
     def _tell(self, rest: range, changed: list[str], lost: list[str]) -> None:
         count = self._session.epochs_done
-        if not rest:
+        if rest:
+            where = f"epoch {rest.start + 1} of {rest.stop}"
+            _log.info("the checkpoint in %s goes on with %s", self.where, where)
+        else:
             _log.warning(
                 "the checkpoint in %s holds all of this fit, %d epoch%s of the training: it is not "
                 "trained again.",
-                self._where,
+                self.where,
                 count,
                 "" if count == 1 else "s",
             )
-            return
-        where = f"epoch {rest.start + 1} of {rest.stop}"
-        _log.info("the checkpoint in %s goes on with %s", self._where, where)
         if changed:
-            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
-            rates = any(own.startswith("learning rate") for own in changed)
+            rates = [own for own in changed if own.startswith("learning rate")]
+            given = " It goes on with what it is given now." if len(rates) < len(changed) else ""
             _log.warning(
-                "the training that goes on is not the one that began: %s%s. It goes on with what "
-                "it is given now%s.",
+                "the training that goes on is not the one that began: %s%s.%s%s",
                 "; ".join(changed[:3]),
-                more,
-                ", and with the learning rates that were saved" if rates else "",
+                f"; and {len(changed) - 3} more" if len(changed) > 3 else "",
+                given if rest else " That is too late for what was trained.",
+                " Learning rates are as they were saved." if rates else "",
             )
-        if self._lost:
+        if rest and self._lost:
             _log.warning("%s", self._lost)
-        if known := [name for name in lost if name in self._plain]:
+        if rest and (known := [name for name in lost if name in self._plain]):
             _log.warning(
                 "%s: attributes of layers that are no variables are not saved: they begin anew.",
                 ", ".join(known),
@@ -244,7 +269,7 @@ class SavedFit:
         Raises:
             StorageError: an earlier one could not be written.
         """
-        self._told, self._ended, self._logs = told + 1, ended, logs
+        self._told, self._ended, self._logs, self.start = told + 1, ended, logs, None
         last = ended or self._told == self._epochs.stop
         self._keeper.end_of_epoch(self._session.epochs_done, last=last)
 
@@ -252,7 +277,8 @@ class SavedFit:
         arrays, now = values_of(self._variables), plain_attributes(self._peers)
         state = {
             "identity": asdict(self._identity),
-            "begins": self._begins,
+            "begins": self.begins,
+            "ends": self._ends,
             "lost": [name for name, own in self._plain.items() if now.get(name) != own],
             "told": self._told,
             "ended": self._ended,
@@ -266,13 +292,13 @@ class SavedFit:
 
     def _foreign(self, wrong: str) -> UserError:
         return UserError(
-            f"the checkpoint in {self._where} is not as kgraft writes it ({wrong}): give another "
+            f"the checkpoint in {self.where} is not as kgraft writes it ({wrong}): give another "
             "directory, or remove it to begin anew."
         )
 
     def _checked(self, state: dict[str, Any]) -> list[str]:
         """What has changed since and is not refused."""
-        kept, name = state["identity"], f"the checkpoint in {self._where}"
+        kept, name = state["identity"], f"the checkpoint in {self.where}"
         todo = "give another directory, or remove it to begin anew."
         if refused := self._identity.refused(kept):
             raise UserError(f"{name} is of another training ({'; '.join(refused[:3])}): {todo}")
@@ -280,5 +306,5 @@ class SavedFit:
             raise UserError(
                 f"{name} has {state['told']} epochs, epochs={self._epochs.stop} are fewer: {todo}"
             )
-        first = len(self._begins) == 1 and not self._again  # else callbacks may have changed it
+        first = len(self.begins) == 1 and not self._again  # else callbacks may have changed it
         return self._identity.changed(kept, at_first=first)

@@ -179,13 +179,18 @@ class Session:
             "mixer": self._state,
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Go on from what `save` gave, with the models' weights of that time."""
+    def restore(self, saved: dict[str, Any], *, begins: bool = False) -> None:
+        """Go on from what `save` gave, with the models' weights of that time.
+
+        Args:
+            saved: that.
+            begins: whether it was before `begin`, so that the mixer has still to begin.
+        """
         self.epochs_done, self._steps = saved["epochs_done"], saved["steps"]
         self._counted = self.epochs_done, self._steps
         self._put_off = saved["put_off"] and Moment(**saved["put_off"])
         self._state = saved["mixer"]
-        self._restored = self._state is not None
+        self._restored = self._state is not None and not begins
 
     def _check_alive(self, epoch: int) -> None:
         if self._peers is None:

@@ -63,12 +63,13 @@ X, Y = DATA
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"made": other_loss}, "loss, peer 1, loss, config, from_logits: false, was true"),
+        ({"made": other_loss}, "compile, peer 1, loss, config, from_logits: false, was true"),
         ({"made": other_rate}, "layer, peer 1, 9 (Dropout), rate: 0.4, was 0.3;"),
         ({"made": lambda k: network(k, lr=0.05)}, "learning rate, peer 1: 0.05, was 0.1;"),
         ({"x": X + 0.001}, f"data, x: {len(X)} examples ("),
         ({"x": X[:-1], "y": Y[:-1]}, f"data, x: {len(X) - 1} examples ("),
         ({"y": Y[::-1].copy()}, f"data, y: {len(X)} examples ("),
+        ({"y": np.where(np.arange(len(Y)) == 57, (Y + 1) % 3, Y)}, "data, y: "),
         ({"shuffle": False}, "data, shuffle: false, was true"),
         ({"class_weight": {0: 2.0}}, f"data, sample_weight: {len(X)} examples ("),
         ({"validation_data": DATA}, "validation data: {"),
@@ -121,6 +122,82 @@ def test_a_fit_that_somebody_has_ended_early_counts_what_it_was(tmp_path):
     run, lengths = program(tmp_path / "broken")
     assert lengths == [0, 3, 2]
     assert [epoch for epoch, _ in run.records] == [*range(7)]
+    for a, b in zip(numbers(run), numbers(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_fit_that_is_over_names_what_has_changed_too(tmp_path, caplog):
+    trained(tmp_path, epochs=2)
+    caplog.clear()
+    trained(tmp_path, epochs=2, made=other_loss)
+    assert "holds all of this fit, 2 epochs" in caplog.text
+    assert "from_logits: false, was true" in caplog.text and "too late for what was" in caplog.text
+
+
+def test_other_teachers_are_named(tmp_path, caplog):
+    trained(tmp_path, epochs=1, teachers=[network(7)])
+    trained(tmp_path, epochs=2, teachers=[network(8)])
+    assert "not the one that began: teacher: " in caplog.text
+
+
+def test_fits_that_are_not_saved_may_stand_between_those_that_are(tmp_path):
+    def program(checkpoint, kill=None):
+        run = GraftingFit([network(k) for k in range(2)])
+        options = {"batch_size": 16, "verbose": 0}
+        run.fit(*DATA, epochs=2, checkpoint=checkpoint, **options)
+        run.fit(*DATA, epochs=1, **options)
+        own = [] if kill is None else [Kill(kill)]
+        run.fit(*DATA, epochs=3, checkpoint=checkpoint, callbacks=own, **options)
+        run.fit(*DATA, epochs=1, **options)
+        return run
+
+    whole = program(tmp_path / "whole")
+    with pytest.raises(Killed):
+        program(tmp_path / "broken", 2)
+    for _ in range(2):  # resumed, and once more when all is over
+        run = program(tmp_path / "broken")
+        assert [epoch for epoch, _ in run.records] == [*range(7)]
+        for a, b in zip(numbers(run), numbers(whole), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_fit_may_be_set_back(tmp_path):
+    def program(checkpoint, kill=None):
+        run = GraftingFit([network(k) for k in range(2)])
+        options = {"batch_size": 16, "verbose": 0, "checkpoint": checkpoint}
+        run.fit(*DATA, epochs=4, **options)
+        own = [] if kill is None else [Kill(kill)]
+        run.fit(*DATA, initial_epoch=1, epochs=3, callbacks=own, **options)
+        return run
+
+    whole = program(tmp_path / "whole")
+    assert CheckpointFiles(tmp_path / "whole").epochs()[-1] == 3
+    for kill in (1, 2):
+        with pytest.raises(Killed):
+            program(tmp_path / "broken", kill)
+    run = program(tmp_path / "broken")
+    for a, b in zip(numbers(run), numbers(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("when", [(0, 0), (0, 1)])
+def test_peers_that_were_broken_off_in_a_fits_first_epoch_begin_it_anew(tmp_path, when):
+    options = {"epochs": 2, "batch_size": 16, "verbose": 0}
+
+    def fitted(run, checkpoint, callbacks=()):
+        return run.fit(*DATA, checkpoint=checkpoint, callbacks=list(callbacks), **options)
+
+    whole = GraftingFit([network(k) for k in range(2)], mixer=Noise())
+    for _ in range(2):
+        fitted(whole, tmp_path / "whole")
+    run = GraftingFit([network(k) for k in range(2)], mixer=Noise())
+    for _ in range(2):
+        for _ in range(2):
+            with pytest.raises(Killed):
+                fitted(run, tmp_path / "broken", [Kill(*when)])
+        histories = fitted(run, tmp_path / "broken")
+        assert [own.epoch for own in histories] == [[0, 1], [0, 1]]
+    assert [epoch for epoch, _ in run.records] == [epoch for epoch, _ in whole.records]
     for a, b in zip(numbers(run), numbers(whole), strict=True):
         np.testing.assert_array_equal(a, b)
 
