@@ -40,6 +40,7 @@ TOLD = {
     for name in re.findall(r"(\w+)`", row)
 }
 TORCHS = {
+    "_foreach_copy_",
     "_forward_hooks",
     "_forward_pre_hooks",
     "_fused_sgd_",

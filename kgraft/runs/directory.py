@@ -73,7 +73,7 @@ def check_free(path: Path) -> None:
     check_no_file(path)
     names = {own.name for own in path.iterdir()} if path.is_dir() else set()
     left = {name for name in names if not name.startswith(".")}
-    if not any(path.glob("checkpoints/*/*")):
+    if not any(path.glob("checkpoints/*/epoch-*")):
         left.discard("checkpoints")
     if left and left != {"run.toml", "environment.json"}:
         if (path / "run.toml").exists() and not (path / "summary.json").exists():

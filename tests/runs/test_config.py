@@ -34,7 +34,9 @@ def test_every_run_file_opens_with_its_command_cost_and_result(file):
 def test_every_comparison_is_a_fair_one(file):
     comparison = read_comparison(file)
     assert len(comparison.seeds) >= 3
-    assert comparison.entry(comparison.baseline).config.run.method == "baseline"
+    methods = {entry.config.run.method for entry in comparison.entries}
+    alone = len(methods) == 1  # it is their precisions that are compared
+    assert alone or comparison.entry(comparison.baseline).config.run.method == "baseline"
 
 
 def test_every_run_file_builds_its_models():
