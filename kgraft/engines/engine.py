@@ -53,6 +53,7 @@ class Engine:
         self._shared: dict[str, Any] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._pace: Pace | None = None
+        self._may: bool | None = None  # be beside each other, as they are compiled
         self._seen: set[Any] = set()
 
     @property
@@ -109,7 +110,11 @@ class Engine:
         def beside() -> list[Logs]:
             return self._in_threads(pairs)
 
-        if not known or not self._may_be_beside():
+        if not known:
+            return in_turns()
+        if self._may is None:
+            self._may = self._may_be_beside()
+        if not self._may:
             return in_turns()
         if BACKEND.compiles:
             return beside()
@@ -182,7 +187,7 @@ class Engine:
         made = BACKEND.compiled_steps(model, self._shared)
         self._reasons[id(model)] = made if isinstance(made, str) else None
         self._seen.clear()
-        self._pace = None
+        self._pace = self._may = None
         return BACKEND.eager_steps(model) if isinstance(made, str) else made
 
     def _unused(self) -> list[str]:

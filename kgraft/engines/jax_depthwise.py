@@ -6,9 +6,7 @@ products of whole images,
     y[n, r, q, c] = sum_ij x[n, r s + i d, q s + j d, c] k[i, j, c],
 
 run over all channels at once. The kernel's gradient is added up row by row, in one array of
-columns and channels for each of the kernel's elements: XLA's own sum of such products takes two to
-four times as long. Forward and backward, layers of MobileNetV2 take 1/4 to 1/57 of the time on two
-cores, at every stride and size, batches of 32 and 128.
+columns and channels for each of the kernel's elements; XLA's own sum of such products is slow too.
 """
 
 import contextlib
@@ -23,7 +21,7 @@ from kgraft.keras_private import flat_layers
 
 Pair = tuple[int, int]
 
-MOST_PRODUCTS = 49  # 7x7 is the largest kernel that was measured, 8 times as fast
+MOST_PRODUCTS = 49  # 7x7: larger kernels were not tried
 STEPS = ("train_step", "test_step", "predict_step")
 _placing = threading.RLock()
 

@@ -1,8 +1,8 @@
 """Same process, on an accelerator: the weights of K peers as one tensor there, a row a peer.
 
 What a launch costs does not depend on how much it computes, and what a wait costs is all that the
-device could have done meanwhile: weight by weight, a grafting of eight ResNet20 takes 14,000
-launches and 800 waits. Here all weights are ranged, counted and blended at once, in tiles of equal
+device could have done meanwhile: weight by weight, a grafting takes thousands of launches and
+hundreds of waits. Here all weights are ranged, counted and blended at once, in tiles of equal
 length, none of which holds parts of two weights. Only ranges and counts reach the host.
 """
 

@@ -40,7 +40,12 @@ def tolerance(noise: float, precision: str) -> float:
     Args:
         noise: the distance of two plays of one trace.
         precision: `"float32"`, `"tf32"` or `"bfloat16"`, in which products are computed.
+
+    Returns:
+        A share; below 0, so that nothing passes, where a play has come to no numbers.
     """
+    if not math.isfinite(noise):
+        return -1.0
     return max(_NOISE * noise, _TOLERANCES[precision])
 
 

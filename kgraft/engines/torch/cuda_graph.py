@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kgraft.engines.steps import Logs
-from kgraft.engines.torch.closeness import Tensors, distance, tolerance
+from kgraft.engines.torch.closeness import distance
 from kgraft.engines.torch.trace import Trace
 
 _log = logging.getLogger("kgraft")
@@ -37,22 +37,25 @@ class Graphs:
         trace: Trace,
         tensors: list[torch.Tensor],
         variables: list[torch.Tensor],
-        precision: str,
+        start: list[torch.Tensor],
+        expected: list[torch.Tensor],
+        most: float,
     ) -> "CudaGraph | None":
         """A trace as one graph, None where the device cannot, or comes to other numbers.
 
-        Takes a few more steps and takes them back: whatever happens, variables, random numbers and
-        the current stream are as before.
+        Takes a few steps and takes them back: whatever happens, random numbers and the current
+        stream are as before, and the variables as at the start.
 
         Args:
             trace: of a step.
             tensors: a batch on the device.
             variables: everything that the step changes.
-            precision: in which products are computed, see `tolerance`.
+            start: their values before the step.
+            expected: and after it.
+            most: how far from that the graph's step may end, see `tolerance`.
         """
         if Graphs.failed:
             return None
-        start = [value.clone() for value in variables]
         try:
             with _as_before(variables, start):
                 objection = trace.objection(tensors)
@@ -60,18 +63,11 @@ class Graphs:
                 _log.info("no CUDA graph of the steps: %s", objection)
                 return None
             with _as_before(variables, start):
-                once = _played(trace, tensors, variables)
-            with _as_before(variables, start):
-                twice = _played(trace, tensors, variables)
-            with _as_before(variables, start):
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 graph = CudaGraph(trace, tensors, self._pool)
             with _as_before(variables, start):
-                own = _played(graph, tensors, variables)
-            off, most = (
-                distance(own, once, start),
-                tolerance(distance(twice, once, start), precision),
-            )
+                graph(tensors)
+                off = distance(variables, expected, start)
             if not off <= most:
                 raise ArithmeticError(f"the graph's step is off by {off:.1e} of its way")
         except Exception as error:
@@ -115,22 +111,18 @@ class CudaGraph:
 
 @contextlib.contextmanager
 def _as_before(variables: list[torch.Tensor], values: list[torch.Tensor]) -> Iterator[None]:
-    """Put back variables, random numbers and the current stream, however the block ends.
+    """Begin at some values; put them, random numbers and the current stream back at the end.
 
     `torch.cuda.graph` leaves its own stream the current one when the end of a capture fails.
     """
     stream, random = torch.cuda.current_stream(), torch.cuda.get_rng_state()
+    restore(variables, values)
     try:
         yield
     finally:
         torch.cuda.set_stream(stream)
         torch.cuda.set_rng_state(random)
         restore(variables, values)
-
-
-def _played(play: Any, tensors: list[torch.Tensor], variables: list[torch.Tensor]) -> Tensors:
-    play(tensors)
-    return [value.clone() for value in variables]
 
 
 def restore(variables: list[torch.Tensor], values: list[torch.Tensor]) -> None:

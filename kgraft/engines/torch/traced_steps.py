@@ -130,17 +130,15 @@ class TracedSteps(NativeSteps):
 
         began = [*before, *map(torch.zeros_like, logs)]
         once, on_gpu = played(), _is_on_gpu(tensors[0])
-        right = all(map(torch.equal, once, expected))
-        off = distance(once, expected, began)
+        off, most = distance(once, expected, began), 0.0
         if on_gpu:
-            noise = distance(played(), once, began)
-            right = right or off <= tolerance(noise, _precision(self._model))
-        if not right:
+            most = tolerance(distance(played(), once, began), _precision(self._model))
+        if not (off <= most if on_gpu else all(map(torch.equal, once, expected))):
             raise ArithmeticError(f"a played step is off by {off:.1e} of its way")
-        graph = None
-        if on_gpu:
-            graph = self._graphs.captured(trace, tensors, variables, _precision(self._model))
-        return graph or trace
+        if not on_gpu:
+            return trace
+        end = once[: len(variables)]
+        return self._graphs.captured(trace, tensors, variables, before, end, most) or trace
 
 
 def _is_on_gpu(tensor: torch.Tensor) -> bool:
