@@ -11,6 +11,7 @@ from kgraft.data.augment import Augment, Draw
 from kgraft.data.order import augmentation_rng, check_batch_size, epoch_order
 from kgraft.data.prefetch import prefetched
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.backends.lazy import LazyBatch, lazy_batches
 from kgraft.errors import UserError
 
 
@@ -130,19 +131,40 @@ class BatchStream:
             `(x, y)`: augmented images, float32 `(b, height, width, channels)`, and labels, int32
             `(b,)`, tensors on the device.
         """
+        order, numbers = self._numbers(epoch)
+        pieces = BACKEND.pieces(numbers, self.batch_size)
+        for piece, images in zip(pieces, self._pixels(order), strict=True):
+            yield self._gather(piece, images)
+
+    def lazy_epoch(self, epoch: int) -> Iterator[LazyBatch] | None:
+        """The same batches, each to be gathered when somebody asks.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+
+        Returns:
+            None where the images are on the host.
+        """
+        if isinstance(self._images, np.ndarray):
+            return None
+        numbers = BACKEND.upload(self._numbers(epoch)[1])
+        return lazy_batches(numbers, self.batch_size, self._gather)
+
+    def _numbers(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """An epoch's order, and all numbers that it needs, int32 `(1 or 4, n)`."""
         order = epoch_order(
             self.count, seed=self.seed, peer=self.peer, epoch=epoch, shuffle=self.shuffle
         ).astype(np.int32)
-        numbers = np.concatenate([order[None], *self._drawn(epoch)])  # all that the epoch needs
-        pieces = BACKEND.pieces(numbers, self.batch_size)
-        for (chosen, *drawn), images in zip(pieces, self._pixels(order), strict=True):
-            if images is None:
-                images = ops.take(self._images, chosen, axis=0)
-            draw = Draw(drawn[0], drawn[1], drawn[2] > 0) if drawn else None
-            labels = tree.map_structure(
-                lambda part, chosen=chosen: ops.take(part, chosen, axis=0), self._labels
-            )
-            yield self.augment(images, draw), labels
+        return order, np.concatenate([order[None], *self._drawn(epoch)])
+
+    def _gather(self, numbers: Any, images: Any = None) -> tuple[Any, Any]:
+        """One batch of its numbers, and of its images where they are not all on the device."""
+        chosen, *drawn = numbers
+        if images is None:
+            images = ops.take(self._images, chosen, axis=0)
+        draw = Draw(drawn[0], drawn[1], drawn[2] > 0) if drawn else None
+        labels = tree.map_structure(lambda part: ops.take(part, chosen, axis=0), self._labels)
+        return self.augment(images, draw), labels
 
     def _drawn(self, epoch: int) -> list[np.ndarray]:
         """Rows, columns and flips of an epoch's crops, int32 `(3, n)`; nothing without any."""

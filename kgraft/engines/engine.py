@@ -5,13 +5,14 @@ is trained by the eager one, and the log says why.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import keras
 
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.backends.lazy import LazyBatch, gathered
 from kgraft.engines.inputs import Inputs
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.pace import Pace
@@ -42,7 +43,7 @@ class Engine:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
         >>> Engine([model], "eager").describe()
-        'eager on torch (it was asked for), 1 model'
+        'eager on torch (it was asked for), 1 model in float32'
     """
 
     def __init__(self, models: Sequence[keras.Model], wanted: str = "auto") -> None:
@@ -54,6 +55,7 @@ class Engine:
         self._pool: ThreadPoolExecutor | None = None
         self._pace: Pace | None = None
         self._may: bool | None = None  # be beside each other, as they are compiled
+        self._launches: bool | None = None  # whether all may be one launch, likewise
         self._seen: set[Any] = set()
 
     @property
@@ -75,9 +77,10 @@ class Engine:
         return "; ".join([*reasons, *self._unused()])
 
     def describe(self) -> str:
-        """Engine, backend, reason and number of models, for one log line."""
+        """Engine, backend, reason, number of models and what they compute in, for one log line."""
         count = len(self.steppers)
-        models = f"{count} model{'s' if count > 1 else ''}"
+        policies = dict.fromkeys(own.model.dtype_policy.name for own in self.steppers)
+        models = f"{count} model{'s' if count > 1 else ''} in {', '.join(policies)}"
         return f"{self.name} on {keras.config.backend()} ({self.reason}), {models}"
 
     def choose(self) -> None:
@@ -90,17 +93,28 @@ class Engine:
         for stepper in self.steppers:
             stepper.begin_epoch()
 
-    def step(self, batches: Sequence[tuple[Any, ...]]) -> list[Logs]:
+    @property
+    def takes_lazy_batches(self) -> bool:
+        """Whether batches that are not gathered yet are better than others."""
+        if self._launches is None:
+            self._launches = self.wanted != "eager" and BACKEND.launches()
+        return self._launches
+
+    def step(self, batches: Sequence[tuple[Any, ...] | LazyBatch]) -> list[Logs]:
         """One training step of every model on its batch.
 
         Args:
-            batches: K times `(x, y)` or `(x, y, sample_weight)`.
+            batches: K times `(x, y)` or `(x, y, sample_weight)`, or a batch still to be gathered.
 
         Returns:
             Each model's metrics so far, as tensors on the device.
         """
-        pairs = list(zip(self.steppers, batches, strict=True))
-        shapes = tuple(_shapes(batch) for batch in batches)
+        launched = self._in_one_launch(batches) if self.takes_lazy_batches else None
+        if launched is not None:
+            return launched
+        whole = [gathered(batch) for batch in batches]
+        pairs = list(zip(self.steppers, whole, strict=True))
+        shapes = tuple(_shapes(batch) for batch in whole)
         known = shapes in self._seen
         self._seen.add(shapes)  # the first time something may be traced, which is Keras' code
 
@@ -120,7 +134,16 @@ class Engine:
             return beside()
         self._pace = self._pace or Pace(len(pairs), self._share()[1])
         taken: list[Logs] = self._pace.take(in_turns, beside)
+        if self._pace.chosen is False and self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+            BACKEND.give_memory_back()  # of the steps that were taken at once
         return taken
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the next steps are taken as those after them will be."""
+        return self._may is not None and (self._pace is None or self._pace.chosen is not None)
 
     def logs(self) -> list[dict[str, Any]]:
         """Each model's metrics over the epoch so far."""
@@ -135,6 +158,15 @@ class Engine:
         """Until the device has done everything that was asked of it."""
         for stepper in self.steppers:
             keras.ops.convert_to_numpy(stepper.model.weights[-1].value)
+
+    def _in_one_launch(self, batches: Sequence[tuple[Any, ...] | LazyBatch]) -> list[Logs] | None:
+        steps = [own for stepper in self.steppers if (own := stepper.ready()) is not None]
+        if len(steps) < len(batches):
+            return None
+        taken = BACKEND.as_one(steps, batches, self._shared)
+        for stepper, logs in zip(self.steppers, taken or (), strict=False):
+            stepper.took(logs)
+        return taken
 
     def _in_threads(self, pairs: list[tuple[Stepper, tuple[Any, ...]]]) -> list[Logs]:
         """A step of every peer in a thread of its own, each with its share of the cores."""
@@ -161,8 +193,9 @@ class Engine:
 
         Compiled programs leave cores idle: measured with 2 ResNet20 on 2 cores, threads are 1.3
         times as fast on jax, 1.1 on tensorflow. Torch's single operations share the cores out; what
-        is faster there is measured (`Pace`), where there is more than one core to use and nothing
-        draws random numbers, whose order would be the threads'. An accelerator queues the steps by
+        is faster there is measured (`Pace`), where there is more than one core to use, room for the
+        activations of as many peers, and nothing draws random numbers, whose order would be the
+        threads'. An accelerator queues the steps by
         itself. Models with a variable in common, e.g. Distillers of one teacher, take turns: on jax
         the one would donate what the other reads.
         """
@@ -175,7 +208,11 @@ class Engine:
         )
 
     def _may_be_measured(self) -> bool:
-        return BACKEND.cores() > 1 and all(own.steps().in_any_thread for own in self.steppers)
+        return (
+            BACKEND.cores() > 1
+            and BACKEND.has_room(self._share()[0])
+            and all(own.steps().in_any_thread for own in self.steppers)
+        )
 
     def _nothing_in_common(self) -> bool:
         owned = [id(v) for stepper in self.steppers for v in stepper.model.variables]
@@ -187,7 +224,7 @@ class Engine:
         made = BACKEND.compiled_steps(model, self._shared)
         self._reasons[id(model)] = made if isinstance(made, str) else None
         self._seen.clear()
-        self._pace = self._may = None
+        self._pace = self._may = self._launches = None
         return BACKEND.eager_steps(model) if isinstance(made, str) else made
 
     def _unused(self) -> list[str]:
@@ -228,20 +265,25 @@ def stepper_for(model: keras.Model, wanted: str = "auto") -> Stepper:
     return Engine([model], wanted).steppers[0]
 
 
-def predictions_of(model: keras.Model, wanted: str = "auto") -> Callable[[Any], Any]:
+class Predictions:
     """A function of one batch of inputs: a built model's outputs, in inference mode.
 
     Args:
         model: a built model, compiled or not.
         wanted: see `Engine`.
     """
-    steps, inputs = Engine([], wanted)._steps_of(model), Inputs(model)
 
-    def predict(x: Any) -> Any:
-        with inputs.checked(x):
-            return steps.predict(x)
+    def __init__(self, model: keras.Model, wanted: str = "auto") -> None:
+        self._steps, self._inputs = Engine([], wanted)._steps_of(model), Inputs(model)
 
-    return predict
+    def __call__(self, x: Any) -> Any:
+        """Outputs for a batch."""
+        with self._inputs.checked(x):
+            return self._steps.predict(x)
+
+    def renew(self) -> None:
+        """Take into account what somebody may have changed on the model's layers."""
+        self._steps.training(False)
 
 
 def _whole_step(stepper: Stepper, batch: tuple[Any, ...]) -> Logs:

@@ -28,7 +28,12 @@ class Pace:
         peers: how many take a step.
         threads: that each would have beside the others.
         clock: seconds.
+
+    Attributes:
+        chosen: whether it is threads; None as long as both ways are tried.
     """
+
+    chosen: bool | None = None
 
     def __init__(
         self, peers: int, threads: int, clock: Callable[[], float] = time.perf_counter
@@ -36,7 +41,6 @@ class Pace:
         self._what, self._clock = (peers, threads), clock
         self._turns: list[float] = []
         self._beside: list[float] = []
-        self._chosen: bool | None = None
 
     def take(self, turns: Take, beside: Take) -> Any:
         """One step of all peers.
@@ -48,8 +52,8 @@ class Pace:
         Returns:
             What the one that was called gave.
         """
-        if self._chosen is not None:
-            return (beside if self._chosen else turns)()
+        if self.chosen is not None:
+            return (beside if self.chosen else turns)()
         parallel = len(self._turns) > len(self._beside)
         began = self._clock()
         taken = (beside if parallel else turns)()
@@ -60,13 +64,13 @@ class Pace:
 
     def _choose(self) -> None:
         gain = statistics.median(self._turns[1:]) / statistics.median(self._beside[1:])
-        self._chosen = gain > _GAIN
+        self.chosen = gain > _GAIN
         peers, threads = self._what
         _log.info(
             "%d peers take their steps %s: in threads of %d core%s each they were %.2f times as "
             "fast as in turns",
             peers,
-            "beside each other" if self._chosen else "in turns",
+            "beside each other" if self.chosen else "in turns",
             threads,
             "" if threads == 1 else "s",
             gain,

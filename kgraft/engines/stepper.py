@@ -83,6 +83,19 @@ class Stepper:
             self._last = self.steps().train(data)
         return self._last
 
+    def ready(self) -> Steps | None:
+        """How the model takes its steps; None where it has still to be built from a batch."""
+        self._notice()
+        return self._steps if self._built else None
+
+    def took(self, logs: Logs) -> None:
+        """Somebody else has taken a training step of the model.
+
+        Args:
+            logs: the metrics so far.
+        """
+        self._last = logs
+
     def logs(self) -> dict[str, Any]:
         """What `fit` would log: the metrics over the batches since `begin_epoch`.
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import itertools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import keras
 
+from kgraft.engines.backends.lazy import LazyBatch
 from kgraft.errors import UserError, told
 from kgraft.keras_private import class_weight_to_sample_weights
 from kgraft.settings import argument
@@ -60,6 +61,11 @@ class Limited:
         """See `Feed`."""
         with contextlib.closing(self.feed.epoch(epoch)) as batches:
             yield from itertools.islice(batches, self.limit)
+
+    def lazy_epoch(self, epoch: int) -> Iterator[LazyBatch] | None:
+        """The same batches, to be gathered when somebody asks; None where the feed has none."""
+        batches = _lazy_epoch(self.feed, epoch)
+        return None if batches is None else itertools.islice(batches, self.limit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +187,9 @@ def first_batch(feed: Feed) -> Batch:
     return batch
 
 
-def side_by_side(feeds: Sequence[Feed], epoch: int) -> Generator[list[Batch], None, None]:
+def side_by_side(
+    feeds: Sequence[Feed], epoch: int, *, lazy: bool = False
+) -> Generator[list[Batch | LazyBatch], None, None]:
     """One batch of every peer at a time, until the first of them has no more.
 
     Peers with one feed in common get the very same batch.
@@ -189,14 +197,27 @@ def side_by_side(feeds: Sequence[Feed], epoch: int) -> Generator[list[Batch], No
     Args:
         feeds: one a peer.
         epoch: which one, counted from 0.
+        lazy: whether batches may be such that are not gathered yet.
     """
     with contextlib.ExitStack() as opened:
-        streams = {
-            id(feed): opened.enter_context(contextlib.closing(feed.epoch(epoch))) for feed in feeds
-        }
+        streams: dict[int, Iterator[Batch | LazyBatch]] = {}
+        for feed in {id(feed): feed for feed in feeds}.values():
+            ungathered = _lazy_epoch(feed, epoch) if lazy else None
+            if ungathered is None:
+                batches = opened.enter_context(contextlib.closing(feed.epoch(epoch)))
+                streams[id(feed)] = batches
+            else:
+                streams[id(feed)] = ungathered
         while True:
-            batches = {key: next(stream, None) for key, stream in streams.items()}
-            found = [batch for feed in feeds if (batch := batches[id(feed)]) is not None]
+            drawn = {key: next(stream, None) for key, stream in streams.items()}
+            found = [batch for feed in feeds if (batch := drawn[id(feed)]) is not None]
             if len(found) < len(feeds):
                 return
             yield found
+
+
+def _lazy_epoch(feed: Feed, epoch: int) -> Iterator[LazyBatch] | None:
+    """A feed's batches before they are gathered, None where it has no such."""
+    lazy = getattr(feed, "lazy_epoch", None)
+    batches: Iterator[LazyBatch] | None = None if lazy is None else lazy(epoch)
+    return batches

@@ -1,15 +1,17 @@
 """Where a peer's batches come from: one feed a peer, from anything that `fit` takes."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from kgraft.data import BatchStream
 from kgraft.data.order import epoch_order, order_within_batches, steps_of
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.backends.lazy import LazyBatch, lazy_batches
 from kgraft.errors import UserError, told
 from kgraft.keras_private import can_convert_arrays
 from kgraft.settings import argument
@@ -20,9 +22,7 @@ from kgraft.training.batches import (
     Limited,
     Weighted,
     check_class_weight,
-    first_batch,
     sample_weights,
-    side_by_side,
 )
 from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed, is_indexed
 
@@ -74,14 +74,25 @@ class ArrayFeed:
 
     def epoch(self, epoch: int) -> Generator[Batch, None, None]:
         """The batches of one epoch, the same ones whenever it is asked for."""
-        order = self._order(epoch).astype(np.int32)
+        for index in BACKEND.pieces(self._taken(epoch), self.batch_size):
+            yield self._gather(index)
+
+    def lazy_epoch(self, epoch: int) -> Iterator[LazyBatch]:
+        """The same batches, each to be gathered when somebody asks."""
+        numbers = BACKEND.upload(self._taken(epoch))
+        return lazy_batches(numbers, self.batch_size, self._gather)
+
+    def _gather(self, index: Any) -> Batch:
+        taken: Batch = keras.tree.map_structure(
+            lambda part: None if part is None else keras.ops.take(part, index, 0), self.arrays
+        )
+        return taken
+
+    def _taken(self, epoch: int) -> NDArray[np.int32]:
+        """Which examples an epoch shows, in order."""
         taken = steps_of(epoch, self._steps, self.limit, shuffle=self.shuffle is True).tolist()
         first, last = taken[0] * self.batch_size, (taken[-1] + 1) * self.batch_size
-        for index in BACKEND.pieces(order[first:last], self.batch_size):
-            yield keras.tree.map_structure(
-                lambda part, index=index: None if part is None else keras.ops.take(part, index, 0),
-                self.arrays,
-            )
+        return self._order(epoch)[first:last].astype(np.int32)
 
     def _order(self, epoch: int) -> np.ndarray:
         own = {"seed": self.seed, "peer": self.peer, "epoch": epoch}
@@ -391,11 +402,9 @@ __all__ = [
     "check_listed",
     "feed_of",
     "feeds_of",
-    "first_batch",
     "in_one_order",
     "is_arrays",
     "is_listed",
     "parts_of",
-    "side_by_side",
     "validation_feed",
 ]

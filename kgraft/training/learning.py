@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from kgraft.engines.backends.lazy import LazyBatch
 from kgraft.engines.engine import Engine
 from kgraft.engines.stepper import compilation
 from kgraft.engines.steps import Logs
@@ -44,7 +45,7 @@ class Learning:
         """A feed with what the peers learn from beside its targets, where it can be had now."""
         return feed
 
-    def given(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+    def given(self, batches: Sequence[Batch | LazyBatch]) -> Sequence[Batch | LazyBatch]:
         """What the engine's models are given where the peers are given these batches."""
         return batches
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
+from kgraft.engines.backends.lazy import gathered
 from kgraft.engines.engine import Engine
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs
@@ -54,7 +55,7 @@ class PeerLoop:
                 student.build(untaught(batch))
             steppers = learning.engine().steppers
             for stepper, own in zip(steppers, learning.given([batch] * len(steppers)), strict=True):
-                stepper.build(own)
+                stepper.build(gathered(own))
         engine = learning.engine()
         engine.choose()
         return engine
@@ -127,7 +128,8 @@ class PeerLoop:
         learning, engine = self.learning, self.learning.engine()
         engine.begin_epoch()
         try:
-            with contextlib.closing(side_by_side(self.feeds, number)) as drawn:
+            lazy = engine.takes_lazy_batches
+            with contextlib.closing(side_by_side(self.feeds, number, lazy=lazy)) as drawn:
                 for step, batches in enumerate(drawn):
                     for watcher in self.watchers:
                         watcher.on_train_batch_begin(step)

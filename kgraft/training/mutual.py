@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kgraft.engines.backends.lazy import LazyBatch, gathered
 from kgraft.engines.engine import Engine
 from kgraft.engines.steps import Logs
 from kgraft.equations import widened
@@ -203,9 +204,9 @@ class FromEachOther(Learning):
             check_loss(peer.loss, f"peer {k} ({peer.name!r})")
         return Engine([MutualLearning(self.peers, self._mutual)], self.students.wanted)
 
-    def given(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+    def given(self, batches: Sequence[Batch | LazyBatch]) -> Sequence[Batch]:
         """See `Learning`: the first batch with targets and weights for each of the peers."""
-        x, *rest = batches[0]
+        x, *rest = gathered(batches[0])
         names = names_of(self.peers)
         return [(x, *(None if part is None else dict.fromkeys(names, part) for part in rest))]
 

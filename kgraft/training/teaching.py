@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from kgraft.data import BatchStream
-from kgraft.engines.engine import Engine, predictions_of
+from kgraft.engines.backends.lazy import LazyBatch, gathered
+from kgraft.engines.engine import Engine, Predictions
 from kgraft.equations import mean_probabilities
 from kgraft.training.distiller import Distiller, Taught, distil
 from kgraft.training.feeds import ArrayFeed, Batch, Feed
@@ -37,7 +38,7 @@ class Teaching:
     def __init__(
         self, teachers: Sequence[keras.Model], temperature: float, engine: str = "auto"
     ) -> None:
-        self._predict = predictions_of(_Mean(teachers, temperature), engine)
+        self._predict = Predictions(_Mean(teachers, temperature), engine)
         self._last: tuple[Any, Any] = (None, None)
 
     def of(self, batch: Batch) -> Batch:
@@ -63,6 +64,7 @@ class Teaching:
         Returns:
             None where images are augmented or nobody knows: each batch must be predicted anew.
         """
+        self._predict.renew()  # a teacher may have been changed since the last fit
         if isinstance(feed, ArrayFeed):
             x, y, weights = feed.arrays
             return replace(feed, arrays=(x, Taught(y, self._of_all(feed)), weights))
@@ -122,11 +124,12 @@ class FromTeachers(Learning):
         """See `Learning`: the teachers' predictions, where they can be had once and for all."""
         return (self._teaching and self._teaching.feed(feed)) or feed
 
-    def given(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+    def given(self, batches: Sequence[Batch | LazyBatch]) -> Sequence[Batch | LazyBatch]:
         """See `Learning`."""
         if self._teaching is None:
             return batches
-        return [own if isinstance(own[1], Taught) else self._teaching.of(own) for own in batches]
+        whole = map(gathered, batches)
+        return [own if isinstance(own[1], Taught) else self._teaching.of(own) for own in whole]
 
 
 class Classrooms:

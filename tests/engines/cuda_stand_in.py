@@ -169,7 +169,8 @@ class _Stream:
 
 def install(monkeypatch, fails_at=None):
     """Put it in the place of `torch.cuda` in kgraft, whose tensors then count as a GPU's."""
-    from kgraft.engines.torch import cuda_graph, traced_steps
+    from kgraft.engines.torch.cuda_graph import Graphs
+    from kgraft.engines.torch.one_launch import OneLaunch
 
     cuda = Cuda(fails_at)
     main = _Stream()
@@ -178,6 +179,7 @@ def install(monkeypatch, fails_at=None):
                  "graph_pool_handle", "CUDAGraph", "graph"):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     monkeypatch.setattr(torch.cuda, "stream", cuda.stream_of)
-    monkeypatch.setattr(traced_steps, "_is_on_gpu", lambda tensor: True)
-    monkeypatch.setattr(cuda_graph.Graphs, "failed", "")
+    monkeypatch.setattr(Graphs, "are_for", staticmethod(lambda device: True))
+    monkeypatch.setattr(Graphs, "failed", "")
+    monkeypatch.setattr(OneLaunch, "failed", "")
     return cuda

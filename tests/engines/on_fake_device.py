@@ -10,6 +10,7 @@ from kgraft.data import Augment, BatchStream
 from kgraft.engines.precision import building_in
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.torch.native_steps import NativeSteps
+from kgraft.engines.torch.one_launch import _Gathered
 from kgraft.engines.torch.trace import Trace, tensors_of
 from kgraft.grafting import FilterGraft, FixedGraft, Papa
 from kgraft.grafting import population as populations
@@ -183,6 +184,26 @@ def test_an_epoch_of_augmented_images_is_one_copy():
             assert [tuple(x.shape) for x, _ in batches] == [(n, SIZE, SIZE, 3) for n in (8, 8, 4)]
             assert {part.device for parts in batches for part in parts} == {device.device}
         assert device.downloads == 0
+
+
+@pytest.mark.parametrize("resident", ["images", "arrays"])
+def test_a_batch_that_a_graph_gathers_is_gathered_by_the_device_alone(resident):
+    images, labels = np.zeros((20, SIZE, SIZE, 3), np.uint8), np.zeros(20, np.int64)
+    augment = Augment(pad=2, flip=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.3))
+    with fake_device() as device:
+        if resident == "images":
+            feed = BatchStream(images, labels, batch_size=8, seed=0, peer=0, augment=augment)
+        else:
+            feed = feed_of(images.astype("float32"), labels, batch_size=8)
+        first, second, _ = feed.lazy_epoch(0)
+        reads = _Gathered(first)
+        assert reads._trace.objection([reads._part()]) == ""
+        uploads = device.uploads
+        for batch in (first, second):
+            reads.load(batch)
+            shapes = [(own.device, tuple(own.shape)) for own in reads.tensors()]
+            assert shapes == [(device.device, (8, SIZE, SIZE, 3)), (device.device, (8,))]
+        assert (device.uploads - uploads, device.downloads) == (0, 0)
 
 
 def test_an_epoch_of_arrays_is_one_copy():

@@ -8,6 +8,8 @@ from keras import layers
 import kgraft
 from kgraft.engines.engine import Engine
 from kgraft.training.distiller import distil
+from kgraft.training.feeds import feed_of
+from kgraft.training.teaching import Teaching
 
 if keras.config.backend() != "torch":
     pytest.skip("native networks and traces are torch's", allow_module_level=True)
@@ -203,3 +205,75 @@ def test_a_setting_of_a_distiller_that_changes_in_mid_epoch_counts_as_in_keras(c
     expected, unchanged = weights("eager", change), weights("eager", lambda model: None)
     found = weights("compiled", change)
     assert _distance(found, expected) < 1e-4 < 1e-3 < _distance(unchanged, expected)
+
+
+def test_what_changes_on_a_teacher_between_fits_counts():
+    teacher = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(6), keras.layers.LeakyReLU(0.1),
+         keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    )  # fmt: skip
+    x, y = np.random.default_rng(0).normal(size=(8, 4)).astype("float32"), np.arange(8) % 3
+    teaching, feed = Teaching([teacher], 2.0), feed_of(x, y, batch_size=8)
+
+    def said():
+        taught = teaching.feed(feed)  # at the beginning of every fit
+        return keras.ops.convert_to_numpy(taught.arrays[1].probabilities)
+
+    first = said()
+    for layer in teacher.layers:
+        if isinstance(layer, keras.layers.LeakyReLU):
+            layer.negative_slope = 0.9
+    second = said()
+    assert np.abs(second - first).max() > 1e-3
+    logits = keras.ops.convert_to_numpy(teacher(x, training=False)) / 2.0
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    np.testing.assert_allclose(second, shares / shares.sum(axis=-1, keepdims=True), rtol=1e-4)
+
+
+def _activation(model):
+    model.get_layer("act").activation = keras.activations.tanh
+
+
+def _weights(model):
+    model.set_weights([own * 0.5 for own in model.get_weights()])
+
+
+def _one_weight(model):
+    model.get_layer("head").bias.assign(np.linspace(-2, 2, 5, dtype="float32"))
+
+
+def _metric(model):
+    model.compile(
+        model.optimizer,
+        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2),
+        metrics=[keras.metrics.TopKCategoricalAccuracy(2)],
+    )
+
+
+@pytest.mark.parametrize(
+    "change", [_activation, _weights, _one_weight, _metric], ids=lambda own: own.__name__
+)
+def test_what_changes_between_validations_counts_as_in_keras(change):
+    random = np.random.default_rng(0)
+    steps = [
+        (
+            random.normal(size=(4, 8, 8, 3)).astype("float32"),
+            np.eye(5, dtype="float32")[[0, 1, 2, k]],
+        )
+        for k in (0, 3, 4, 1)
+    ]
+    found = []
+    for name in ("auto", "eager"):
+        model = _changing()
+        stepper = Engine([model], name).steppers[0]
+        stepper.build(steps[0])
+        for changed in (False, True, False):
+            if changed:
+                change(model)
+            found.append((stepper.evaluate(steps), stepper.predict(steps)))
+        if name == "auto":
+            assert len(stepper.steps()._plays) == 2 and all(stepper.steps()._plays.values())
+    for (ours, outputs), (theirs, expected) in zip(found[:3], found[3:], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    assert found[0][0] != found[1][0]

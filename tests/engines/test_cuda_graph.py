@@ -20,6 +20,7 @@ from kgraft.engines.torch import traced_steps
 from kgraft.engines.torch.closeness import distance, tolerance
 from kgraft.engines.torch.cuda_graph import CudaGraph, Graphs
 from kgraft.engines.torch.trace import Trace
+from kgraft.training.teaching import Teaching
 from tests.engines import cuda_stand_in
 from tests.engines.test_traced_steps import network, state
 
@@ -33,18 +34,25 @@ def soon(monkeypatch):
 STEPS = batches((8, 8, 3), 5, count=8, size=8)
 
 
-def taken(models, steps=STEPS):
-    """Each model's steps and answers, after all of the batches."""
+def taken(models, steps=STEPS, *, together=False):
+    """Each model's steps and answers, after all of the batches; each by itself, or all at once."""
     engine = Engine(models)
     for stepper in engine.steppers:
         stepper.build(steps[0])
     engine.begin_epoch()
-    logs = [[float(own["loss"]) for own in engine.step([batch] * len(models))] for batch in steps]
+
+    def step(batch):
+        if together:
+            return engine.step([batch] * len(models))
+        return [stepper.step(batch) for stepper in engine.steppers]
+
+    logs = [[float(own["loss"]) for own in step(batch)] for batch in steps]
     return [stepper.steps() for stepper in engine.steppers], logs
 
 
 def plays(steps):
-    return [play for own in steps for play in own._plays.values()]
+    found = [play for own in steps for play in own._plays.values()]
+    return [play.graph or play.trace for play in found]
 
 
 def test_what_a_graph_addresses_lives_as_long_as_it(monkeypatch):
@@ -78,8 +86,9 @@ def test_the_stand_in_notices_what_was_freed():
 def test_the_stand_in_notices_a_graph_without_its_trace(monkeypatch):
     """What was wrong before: a graph that keeps its inputs and answers, but no constants."""
     cuda_stand_in.install(monkeypatch)
-    steps, _ = taken([network()], STEPS[:3])
+    steps, _ = taken([network()], STEPS[:4])
     (graph,) = plays(steps)
+    steps[0]._plays.clear()
     del graph._trace
     with pytest.raises(cuda_stand_in.Freed):
         graph([torch.as_tensor(part) for part in STEPS[0]])
@@ -175,6 +184,33 @@ def test_what_is_let_pass_follows_from_the_noise_of_the_same_step():
         assert not 0.0 <= tolerance(noise, "bfloat16")
 
 
+def test_validations_and_predictions_are_graphs_too(monkeypatch):
+    model, plain = network(), network()
+    expected = Engine([plain]).steppers[0]
+    expected.build(STEPS[0])
+    numbers, outputs = expected.evaluate(STEPS), expected.predict(STEPS)
+    cuda = cuda_stand_in.install(monkeypatch)
+    stepper = Engine([model]).steppers[0]
+    stepper.build(STEPS[0])
+    for _ in range(2):  # metrics begin anew
+        assert stepper.evaluate(STEPS) == pytest.approx(numbers, rel=1e-6)
+        np.testing.assert_allclose(stepper.predict(STEPS), outputs, rtol=1e-5, atol=1e-6)
+    assert cuda.captures == 2
+    assert all(isinstance(play, CudaGraph) for play in plays([stepper.steps()]))
+
+
+def test_teachers_are_a_graph(monkeypatch):
+    teacher = network()
+    teacher.build((None, 8, 8, 3))
+    teaching, plain = (Teaching([teacher, teacher], 2.0, name) for name in ("auto", "eager"))
+    cuda = cuda_stand_in.install(monkeypatch)
+    for batch in STEPS:
+        batch = tuple(torch.as_tensor(part) for part in batch)
+        ours, theirs = (own.of(batch)[1].probabilities for own in (teaching, plain))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert cuda.captures == 1
+
+
 def test_a_whole_fit_of_graphs_is_that_of_steps(monkeypatch):
     x = np.concatenate([x for x, _ in STEPS])
     y = np.concatenate([y for _, y in STEPS])
@@ -188,4 +224,4 @@ def test_a_whole_fit_of_graphs_is_that_of_steps(monkeypatch):
     cuda = cuda_stand_in.install(monkeypatch)
     for _ in range(2):  # a second run in the same process
         np.testing.assert_allclose(fit(), expected, rtol=1e-4)
-    assert cuda.captures == 4 and not Graphs.failed
+    assert cuda.captures == 2 and not Graphs.failed  # of both peers together

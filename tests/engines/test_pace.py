@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from kgraft.engines.backends import BACKEND
 from kgraft.engines.engine import Engine
 from kgraft.engines.pace import Pace
 from tests.engines.test_compiled import batches
@@ -16,7 +17,7 @@ if keras.config.backend() != "torch":
 
 import torch
 
-from kgraft.engines.torch import traced_steps
+from kgraft.engines.torch import host_memory, traced_steps
 
 
 class Clock:
@@ -135,3 +136,54 @@ def test_an_error_in_a_thread_is_raised(two_cores, monkeypatch):
     monkeypatch.setattr(Pace, "take", lambda self, turns, beside: beside())
     with pytest.raises(ZeroDivisionError):
         engine.step(batches((8, 8, 3), 5, count=1, size=8) * 2)
+
+
+def test_without_room_for_all_at_once_they_take_turns(two_cores, monkeypatch):
+    monkeypatch.setattr(host_memory, "free", lambda: host_memory.most_held())
+    _, _, engine = trained([], monkeypatch, steps=4)
+    assert engine._pool is None and engine._pace is None and engine.is_settled
+
+
+def test_room_is_for_what_a_step_has_taken_times_the_threads(monkeypatch):
+    monkeypatch.setattr(host_memory, "most_held", lambda: 1000)
+    for free, times, expected in ((2000, 2, True), (1999, 2, False), (6000, 4, True), (None, 9, 1)):
+        monkeypatch.setattr(host_memory, "free", lambda free=free: free)
+        assert BACKEND.has_room(times) == expected
+    assert BACKEND.has_room(1)
+
+
+def test_memory_of_the_host_is_told():
+    held, free = host_memory.most_held(), host_memory.free()
+    block = np.ones(1 << 25)  # 256 MiB, touched
+    assert host_memory.most_held() >= max(held, block.nbytes)
+    assert free is None or free > 1 << 20
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_threads_and_their_memory_end_where_turns_are_faster(chosen, two_cores, monkeypatch):
+    given_back = []
+    monkeypatch.setattr(host_memory, "give_back", lambda: given_back.append(1))
+
+    def settle(self, turns, beside):
+        taken = (turns if self.chosen is False else beside)()
+        self.chosen = chosen
+        return taken
+
+    losses, _, engine = trained_with(settle, monkeypatch)
+    assert np.isfinite(losses).all() and engine.is_settled
+    assert (engine._pool is None) is not chosen
+    assert len(given_back) == (0 if chosen else 1)
+
+
+def trained_with(take, monkeypatch):
+    with monkeypatch.context() as patched:
+        models = [network(), network()]
+        patched.setattr(Pace, "take", take)
+        engine = Engine(models)
+        data = batches((8, 8, 3), 5, count=5, size=8)
+        for stepper in engine.steppers:
+            stepper.build(data[0])
+        engine.begin_epoch()
+        losses = [[float(own["loss"]) for own in engine.step([b, b])] for b in data]
+        engine.end_epoch()
+    return losses, None, engine

@@ -11,14 +11,8 @@ from kgraft import data
 from kgraft.data.order import epoch_order
 from kgraft.errors import UserError
 from kgraft.grafting import Independent
-from kgraft.training.feeds import (
-    feed_of,
-    feeds_of,
-    first_batch,
-    in_one_order,
-    side_by_side,
-    validation_feed,
-)
+from kgraft.training.batches import first_batch, side_by_side
+from kgraft.training.feeds import feed_of, feeds_of, in_one_order, validation_feed
 from kgraft.training.fit import GraftingFit
 from tests.training.test_fit import digits, network
 

@@ -68,12 +68,14 @@ def _built(task: Task) -> Contender:
 def warm_up(contender: Contender) -> int:
     """Let compilers and tracers settle: 60 steps, or as many as 5 seconds hold, at least two.
 
+    As many more as a contender needs that tries its ways to take steps.
+
     Returns:
         The number of the next block.
     """
     end = time.perf_counter() + 5
     for number in range(1, 31):
         contender.block(number, 2)
-        if time.perf_counter() > end:
+        if time.perf_counter() > end and getattr(contender, "is_settled", True):
             break
     return number + 1

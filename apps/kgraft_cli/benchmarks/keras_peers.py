@@ -44,6 +44,11 @@ class Kgraft:
         self._engine.wait()
         self._engine.end_epoch()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has found out how steps are taken fastest."""
+        return self._engine.is_settled
+
     def exchange(self) -> None:
         """Graft."""
         self._graft()

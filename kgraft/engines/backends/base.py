@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import keras
 from numpy.typing import NDArray
 
-from kgraft.engines.steps import Steps
+from kgraft.engines.steps import Logs, Steps
 
 Batch = tuple[Any, ...]
 Call = Callable[..., Any]
@@ -73,6 +73,27 @@ class Backend(Protocol):
             shared: whatever the models of one engine have in common, empty at first.
         """
 
+    def launches(self) -> bool:
+        """Whether a step of all models may be one launch, see `as_one`."""
+        return False
+
+    def as_one(
+        self, steps: Sequence[Steps], batches: Sequence[Any], shared: dict[str, Any]
+    ) -> list[Logs] | None:
+        """The next training step of all of an engine's models as one launch.
+
+        Args:
+            steps: one a model.
+            batches: `(x, y)`, `(x, y, sample_weight)` or `LazyBatch`, one a model.
+            shared: see `compiled_steps`.
+
+        Returns:
+            Each model's metrics so far; None where nothing was done, so that the models have to
+            take their steps one by one.
+        """
+        del steps, batches, shared
+        return None
+
     def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:
         """Run one call that a running `fit` makes; the batches it was fed, and what it returned.
 
@@ -122,6 +143,19 @@ class Backend(Protocol):
             count: 1 or more.
         """
         del count
+
+    def has_room(self, times: int) -> bool:
+        """Whether the host may hold so many times what this process has held at most.
+
+        Args:
+            times: 1 or more.
+        """
+        del times
+        return True
+
+    def give_memory_back(self) -> None:
+        """Give what is freed and kept for the next step back to the system."""
+        return
 
     def upload(self, array: NDArray[Any]) -> Any:
         """An array on the device; nobody waits until it is there.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kgraft.engines.backends.base import Backend, Call, Fed
-from kgraft.engines.steps import Steps
+from kgraft.engines.steps import Logs, Steps
 from kgraft.engines.torch import fused_sgd
 from kgraft.engines.torch.alone import alone
 from kgraft.engines.torch.eager_steps import TorchSteps
@@ -79,6 +79,21 @@ class Torch(Backend):
             return traced_steps.TracedSteps(model, graphs)
         return native_steps.why_not(model) or native_steps.NativeSteps(model)
 
+    def launches(self) -> bool:
+        from kgraft.engines.torch.cuda_graph import Graphs
+
+        return Graphs.are_for(device_of_new_tensors())
+
+    def as_one(
+        self, steps: Sequence[Steps], batches: Sequence[Any], shared: dict[str, Any]
+    ) -> list[Logs] | None:
+        from kgraft.engines.torch import cuda_graph, one_launch
+
+        graphs = shared.setdefault("graphs", cuda_graph.Graphs())
+        launch = shared.setdefault("launch", one_launch.OneLaunch(graphs))
+        taken: list[Logs] | None = launch.take(steps, batches)
+        return taken
+
     def fed(self, model: Any, function: Call, *arguments: Any, remembered: dict[str, Any]) -> Fed:
         (data,) = arguments  # all batches of a call, in a list
         return list(data), function(data)
@@ -105,6 +120,17 @@ class Torch(Backend):
 
     def use_cores(self, count: int) -> None:
         torch.set_num_threads(count)
+
+    def has_room(self, times: int) -> bool:
+        from kgraft.engines.torch import host_memory
+
+        held, free = host_memory.most_held(), host_memory.free()
+        return free is None or (times - 1) * held <= free / 2
+
+    def give_memory_back(self) -> None:
+        from kgraft.engines.torch import host_memory
+
+        host_memory.give_back()
 
     def upload(self, array: NDArray[Any]) -> Any:
         device, own = device_of_new_tensors(), torch.from_numpy(np.ascontiguousarray(array))

@@ -7,14 +7,12 @@ train steps and Distillers (students and teachers) run as they are, on faster ne
 """
 
 import contextlib
-import ctypes
-import functools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from kgraft.engines.inputs import fits
 from kgraft.engines.torch.eager_steps import TorchSteps
+from kgraft.engines.torch.host_memory import keep_freed
 from kgraft.engines.torch.network import NativeNetwork
 from kgraft.engines.torch.settings import settings_of
 from kgraft.keras_private import (
@@ -41,7 +39,7 @@ class NativeSteps(TorchSteps):
         self._calls: dict[Any, Callable[..., Any]] | None = None
         self._settings: tuple[Any, ...] = ()
         self._in_doubt = False
-        keep_freed_memory()
+        keep_freed()
 
     def training(self, on: bool) -> None:
         """See `Steps`; what has been changed by the next step is taken into account."""
@@ -125,27 +123,3 @@ def _call_of(model: Any) -> Callable[..., Any]:
         return unpack_singleton(network(flat, training))
 
     return call
-
-
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Tell the C library, once a process, to keep what a step frees for the next step.
-
-    By default glibc gives every large block back to the system when it is freed, and each step then
-    waits for the kernel to hand out zeroed pages again: a fifth to a third of a CPU step. Threads
-    share one pool, so that none keeps a pool of its own.
-
-    Returns:
-        Whether it was done: on Linux with glibc.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    mmap_threshold, trim_threshold, arena_max = -3, -1, -8  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    largest = 2**31 - 1
-    return all(
-        [mallopt(mmap_threshold, largest), mallopt(trim_threshold, largest), mallopt(arena_max, 1)]
-    )

@@ -79,11 +79,11 @@ class Numbers:
     """The plain settings of a model, its losses and its optimizers, to be compared at every step.
 
     Args:
-        model: a compiled model.
+        model: a model, compiled or not.
     """
 
     def __init__(self, model: Any) -> None:
-        roots = [model.optimizer, model._compile_loss, model._compile_metrics]
+        roots = list(_compiled_parts(model))
         self._model, self._roots = model, roots
         self._reads: list[tuple[Any, Any, Any]] = []
         self._rates: list[tuple[Any, Any]] = []
@@ -101,10 +101,8 @@ class Numbers:
 
     def hold(self) -> bool:
         """Whether they are what they were."""
-        model = self._model
-        now = (model.optimizer, model._compile_loss, model._compile_metrics)
         return (
-            all(map(operator.is_, now, self._roots))
+            all(map(operator.is_, _compiled_parts(self._model), self._roots))
             and all(part._learning_rate is rate for part, rate in self._rates)
             and all(read(own) == seen for own, read, seen in self._reads)
         )
@@ -114,17 +112,24 @@ def variables_of(model: Any) -> list[Any]:
     """Everything that a step may change.
 
     Args:
-        model: a built, compiled model.
+        model: a built model, compiled or not.
     """
-    found = [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    optimizer = getattr(model, "optimizer", None)
+    own = [] if optimizer is None else optimizer.variables
+    found = [*model.variables, *own, *model.metrics_variables]
     return list({id(variable): variable for variable in found}.values())
 
 
 def optimizers_of(model: Any) -> list[Any]:
-    """A compiled model's optimizer and those inside of it."""
+    """A model's optimizer and those inside of it; none where it is not compiled."""
     found: dict[int, tuple[Any, dict[str, Any]]] = {}
-    _gather(model.optimizer, found)
+    _gather(getattr(model, "optimizer", None), found)
     return [part for part, _ in found.values() if isinstance(part, _Optimizer)]
+
+
+def _compiled_parts(model: Any) -> tuple[Any, ...]:
+    """What `compile` has given to a model, Nones where it was not called."""
+    return getattr(model, "optimizer", None), model._compile_loss, model._compile_metrics
 
 
 def _parts(model: Any) -> list[tuple[Any, dict[str, Any]]]:

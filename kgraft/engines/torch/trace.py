@@ -1,9 +1,9 @@
-"""A trace: one native training step as the list of what it does to tensors, without Python.
+"""A trace: one native step as the list of what it does to tensors, without Python.
 
-Stands between `traced_steps`, which makes, checks and plays it, and `cuda_graph`, which makes one
-launch of it. `make_fx` writes down every operation of a real step, backward pass and optimizer
-included, and with it the variables that it reads and changes in place. Playing the list back is the
-next step.
+Stands between `traced_steps`, which makes, checks and plays it, and `cuda_graph` and `one_launch`,
+which make one launch of it. `make_fx` writes down every operation of a real step, backward pass and
+optimizer included, and with it the variables that it reads and changes in place. Playing the list
+back is the next step.
 """
 
 import itertools
@@ -17,8 +17,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kgraft.engines.steps import Logs
-
 _ASKED = "what the step does depends on the value of a tensor"
 _FACTORIES = ("aten.scalar_tensor", "aten.full", "aten.zeros", "aten.ones", "aten.arange")
 
@@ -27,15 +25,15 @@ class Trace:
     """A step for batches of one form, as it was when it was traced.
 
     Args:
-        step: takes a batch, answers with metrics; is taken once.
+        step: takes a batch, answers with nested tensors; is taken once.
         batch: nested tensors and Nones.
 
     Raises:
         RuntimeError: the step asks for a tensor's value; it may have been taken in part.
     """
 
-    def __init__(self, step: Callable[[Any], Logs], batch: Any) -> None:
-        answers: list[Logs] = []
+    def __init__(self, step: Callable[[Any], Any], batch: Any) -> None:
+        answers: list[Any] = []
         watch = _Watch()
 
         def flat_step(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -43,7 +41,7 @@ class Trace:
             parts = tree.map_structure(lambda part: None if part is None else next(given), batch)
             with watch, watch.questions:
                 answers.append(step(parts))
-            return list(answers[0].values())
+            return _visited(answers[0])
 
         try:
             # the backward pass in this thread: a GPU's own would write nothing down
@@ -54,16 +52,17 @@ class Trace:
                 raise RuntimeError(_ASKED) from error
             raise
         self._program = without_constants(program)
-        self._names = list(answers[0])
+        self._answers = tree.map_structure(lambda part: part is None, answers[0])
 
-    def __call__(self, tensors: Sequence[torch.Tensor]) -> Logs:
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Take the next step.
 
         Args:
             tensors: what `tensors_of` finds in the batch.
         """
         with torch.no_grad():
-            return dict(zip(self._names, self._program(*tensors), strict=True))
+            found = iter(self._program(*tensors))
+        return tree.map_structure(lambda none: None if none else next(found), self._answers)
 
     def objection(self, tensors: Sequence[torch.Tensor]) -> str:
         """Why the step is not the same operations on the same addresses every time; takes a step.
@@ -147,8 +146,15 @@ class _Questions(TorchFunctionMode):
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
-    """The tensors of a batch, in order."""
+    """The tensors of a batch, or of what a step answers, in order."""
     return [part for part in tree.flatten(batch) if part is not None]
+
+
+def _visited(nest: Any) -> list[torch.Tensor]:
+    """The tensors of a nest in the order of `tree.map_structure`; `tree.flatten` sorts keys."""
+    found: list[torch.Tensor] = []
+    tree.map_structure(lambda part: None if part is None else found.append(part), nest)
+    return found
 
 
 def without_constants(program: fx.GraphModule) -> fx.GraphModule:

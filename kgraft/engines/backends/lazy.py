@@ -1,0 +1,50 @@
+"""A batch that is not gathered yet, so that a device can gather it inside the step itself."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from kgraft.engines.backends.base import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class LazyBatch:
+    """Which examples of an epoch, and what has been drawn for them; `gathered` makes the batch.
+
+    Attributes:
+        numbers: of the whole epoch, on the device, integers `(..., n)`.
+        start: where those of this batch begin.
+        size: how many examples it has.
+        gather: makes a batch of its part of the numbers, `(..., size)`. It is one and the same for
+            all batches of a feed, and does nothing but operations on tensors.
+    """
+
+    numbers: Any
+    start: int
+    size: int
+    gather: Callable[[Any], Batch]
+    _made: list[Batch] = field(default_factory=list, init=False, repr=False)
+
+    def gathered(self) -> Batch:
+        """The batch; made once."""
+        if not self._made:
+            self._made.append(self.gather(self.numbers[..., self.start : self.start + self.size]))
+        return self._made[0]
+
+
+def gathered(batch: "Batch | LazyBatch") -> Batch:
+    """A batch, whether it is one already or not."""
+    return batch.gathered() if isinstance(batch, LazyBatch) else batch
+
+
+def lazy_batches(numbers: Any, size: int, gather: Callable[[Any], Batch]) -> Iterator[LazyBatch]:
+    """The batches of an epoch, each to be gathered when somebody asks.
+
+    Args:
+        numbers: of the whole epoch, on the device, `(..., n)`.
+        size: examples a batch; the last may have fewer.
+        gather: see `LazyBatch`.
+    """
+    count = int(numbers.shape[-1])
+    for start in range(0, count, size):
+        yield LazyBatch(numbers, start, min(size, count - start), gather)
