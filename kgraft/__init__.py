@@ -23,7 +23,7 @@ from kgraft.training.callback import GraftCallback  # noqa: E402
 from kgraft.training.checkpoints import Checkpoints  # noqa: E402
 from kgraft.training.distiller import Distiller  # noqa: E402
 from kgraft.training.fit import GraftingFit  # noqa: E402
-from kgraft.training.mutual import Mutual  # noqa: E402
+from kgraft.training.mutual import Mutual, Online  # noqa: E402
 from kgraft.training.optimizers import SGD  # noqa: E402
 from kgraft.training.schedules import (  # noqa: E402
     cosine,
@@ -38,6 +38,7 @@ __all__ = [
     "GraftCallback",
     "Distiller",
     "Mutual",
+    "Online",
     "Checkpoints",
     "Graft",
     "GraftPlan",

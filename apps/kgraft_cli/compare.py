@@ -18,9 +18,22 @@ if TYPE_CHECKING:
 )
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--seeds", metavar="N,N", help="Other seeds than the file's.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs at a time, each in a process with its share of the cores.",
+)
 @click.option("--only-read", is_flag=True, help="Train nothing; compare what is finished.")
 def command(
-    comparison: str, out: str | None, data_dir: str | None, seeds: str | None, only_read: bool
+    comparison: str,
+    out: str | None,
+    data_dir: str | None,
+    seeds: str | None,
+    jobs: int,
+    only_read: bool,
 ) -> None:
     """Train what COMPARISON, a TOML file, asks for, and compare it with its baseline.
 
@@ -40,11 +53,11 @@ def command(
     from kgraft.errors import UserError
     from kgraft.files import write_text
     from kgraft.runs.comparisons.file import in_directory, read_comparison
-    from kgraft.runs.comparisons.runs import read_results, train_missing
+    from kgraft.runs.comparisons.runs import read_results, train_missing, train_missing_beside
     from kgraft.runs.stopping import Stopping
     from kgraft_cli.messages import messages_on, say
     from kgraft_cli.output import going_on
-    from kgraft_cli.progress import progress_on
+    from kgraft_cli.progress import jobs_on, progress_on
 
     wanted = read_comparison(Path(comparison))
     if seeds is not None:
@@ -65,9 +78,13 @@ def command(
             Stopping(lambda: "the same command") as stopping,
             messages_on(console, logging.WARNING),
             going_on(stopping),
-            progress_on(console) as progress,
         ):
-            train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
+            if jobs > 1:
+                with jobs_on(console) as watcher:
+                    train_missing_beside(wanted, path, jobs, watcher, stopping)
+            else:
+                with progress_on(console) as progress:
+                    train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
     rows = read_results(wanted, path)
     found = lines(rows, wanted.baseline)
     selected_on = wanted.entry(wanted.baseline).config.run.select

@@ -14,7 +14,8 @@ def command() -> None:
 
     width = shutil.get_terminal_size().columns
     for number, (name, method) in enumerate(sorted(METHODS.items())):
-        teachers = "at least 1" if method.taught else "none"
+        usual = f"{method.teachers}, " if method.teachers > 1 else ""
+        teachers = f"{usual}at least 1" if method.taught else "none"
         click.echo("\n" * bool(number) + click.style(name, bold=True))
         does = " ".join((inspect.getdoc(method) or "").partition("\n\n")[0].split())
         needs = f"Peers: {method.peers}, at least {method.least}. Teachers: {teachers}."

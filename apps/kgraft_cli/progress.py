@@ -1,6 +1,7 @@
 """How a run shows itself: a live table on a terminal, a line an epoch elsewhere."""
 
 import contextlib
+import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -9,13 +10,17 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from kgraft_cli.figures import Figures
 from kgraft_cli.messages import say, stderr_on
 
 _FOR_A_BAR = 60  # columns; narrower, its numbers would be cut
 
+_A_LINE = 60.0  # seconds between two lines of a log
+
 Rows = Sequence[dict[str, Any]]
+Jobs = Sequence[tuple[str, float]]
 
 
 class PlainProgress:
@@ -135,6 +140,70 @@ def progress_on(console: Console) -> PlainProgress | LiveProgress:
     """The display that suits where the output goes: a dumb terminal cannot redraw."""
     redraws = console.is_terminal and not console.is_dumb_terminal
     return LiveProgress(console) if redraws else PlainProgress(console)
+
+
+class PlainJobs:
+    """A line whenever a run is over, and every minute."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._told = console, time.monotonic()
+
+    def __enter__(self) -> "PlainJobs":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+    def progress(self, running: Jobs, done: float, left: float) -> None:
+        """See `Watcher`."""
+        if time.monotonic() - self._told >= _A_LINE:
+            self._told = time.monotonic()
+            say(self._console, " | ".join([_of_all(done, left), *map(_of_one, running)]))
+
+    def ended(self, name: str, seconds: float) -> None:
+        """See `Watcher`."""
+        say(self._console, f"{name}: trained in {seconds:.0f} s")
+
+
+class LiveJobs(PlainJobs):
+    """One line, redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._live = Live(console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> "LiveJobs":
+        self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the line away."""
+        self._live.stop()
+
+    def progress(self, running: Jobs, done: float, left: float) -> None:
+        """See `Watcher`."""
+        lines = [_of_all(done, left), *map(_of_one, running)]
+        self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
+
+
+def jobs_on(console: Console) -> PlainJobs:
+    """The display of several runs at once that suits where the output goes."""
+    redraws = console.is_terminal and not console.is_dumb_terminal
+    return LiveJobs(console) if redraws else PlainJobs(console)
+
+
+def _of_all(done: float, left: float) -> str:
+    known = "" if math.isnan(left) else f", {_time(left)} left"
+    return f"{done:.1%} done{known}"
+
+
+def _of_one(run: tuple[str, float]) -> str:
+    return f"{run[0]} {run[1]:.0%}"
+
+
+def _time(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _line(row: dict[str, Any], *, numbered: bool) -> str:

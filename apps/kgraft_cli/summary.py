@@ -23,6 +23,9 @@ def summary_table(summary: dict[str, Any]) -> Figures:
     )
     for row in summary["teachers"]:
         table.add_row(f"teacher {row['teacher']}", "", *_accuracies(row))
+    if "committee" in summary:
+        together = _share(summary["committee"]["test_accuracy"])
+        table.add_row(f"{len(summary['teachers'])} teachers together", "", together, "")
     return table
 
 

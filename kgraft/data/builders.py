@@ -92,7 +92,11 @@ class Cifar100Binary(CifarBinary):
     SPEC = cifar.CIFAR100.archive
 
 
-BUILDERS: dict[str, type[CifarBinary]] = {"cifar10": Cifar10Binary, "cifar100": Cifar100Binary}
+BUILDERS: dict[str, type[CifarBinary]] = {
+    "cifar10": Cifar10Binary,
+    "cifar100": Cifar100Binary,
+    "cifar100-coarse": Cifar100Binary,  # one set, two columns of labels
+}
 
 
 def prepare_cifar(name: str, *, archive: Path | None, data_dir: Path) -> Path:
@@ -102,7 +106,7 @@ def prepare_cifar(name: str, *, archive: Path | None, data_dir: Path) -> Path:
     whole, so that a failure or an interruption leaves nothing behind.
 
     Args:
-        name: `"cifar10"` or `"cifar100"`.
+        name: One of `BUILDERS`.
         archive: The binary archive, checked in either case; None downloads it where it is needed.
         data_dir: TFDS data directory, made if it is missing.
 

@@ -5,7 +5,7 @@ cs.toronto.edu/~kriz/cifar.html. The SHA-256 checksums are those that TensorFlow
 for the same files; means and deviations are the published ones, over the 50,000 training images.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kgraft.data.archive import ArchiveSpec, LabelColumn, Member
 
@@ -25,12 +25,19 @@ class Cifar:
         prepared_as: Name of the set that is prepared from it, in the data directory.
         mean: Mean of every channel over train, pixels scaled to 0..1.
         std: Standard deviation of every channel over train, pixels scaled to 0..1.
+        label: Which of the archive's label columns are the classes.
     """
 
     archive: ArchiveSpec
     prepared_as: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    label: str = "label"
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return next(own.classes for own in self.archive.labels if own.feature == self.label)
 
 
 CIFAR10 = Cifar(
@@ -75,4 +82,8 @@ CIFAR100 = Cifar(
     std=(0.2673, 0.2564, 0.2762),
 )
 
-SETS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+SETS = {
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "cifar100-coarse": replace(CIFAR100, label="coarse_label"),
+}

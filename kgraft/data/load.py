@@ -62,6 +62,7 @@ def load(
     data_dir: str | Path | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
+    size: int | None = None,
     validation: float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -75,14 +76,16 @@ def load(
             one for digits and the CIFAR sets, that of the file for the others. A set with fewer
             gives them all.
         limit_test: Use only the first N test images.
+        size: Side of the images, in pixels: they are resized on the way in, antialiased (Pillow's
+            bilinear filter); None leaves them as they are.
         validation: What is taken from the (limited) training images for validation, the same share
             of every class: a share below 1, or a whole number of images; 0 for none.
         seed: Which images those are.
 
     Returns:
-        The set. Its mean and standard deviation are the published ones for the CIFAR sets;
-        elsewhere they are those of the (limited) training images before validation is taken from
-        them, so that they do not depend on the seed.
+        The set. Its mean and standard deviation are the published ones for the CIFAR sets that are
+        not resized; elsewhere they are those of the (limited) training images before validation is
+        taken from them, so that they do not depend on the seed.
 
     Raises:
         UserError: the set is unknown, not prepared or not usable, or a number is out of range.
@@ -96,6 +99,7 @@ def load(
         raise UserError(f"name is {told(name)}: expected a data set's name or an .npz file.")
     argument("validation", validation, float)
     argument("seed", seed, int, low=0)
+    argument("size", size, int | None, low=1)
     for option, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
         argument(option, limit, int | None)
         if limit is not None and limit < 1:
@@ -107,12 +111,15 @@ def load(
         whole = digits.read_digits()
     else:
         whole = _load_prepared(str(name), data_directory(data_dir), limit_train, limit_test)
-    train = whole.train.first(limit_train)
+    train, test = whole.train.first(limit_train), whole.test.first(limit_test)
     mean, std = whole.mean, whole.std
+    if size is not None and train.images.shape[1:3] != (size, size):
+        from kgraft.data.resize import resized
+
+        train, test, mean = resized(train, size), resized(test, size), ()
     if not mean:
         mean, std = channel_statistics(train.images)
     rest, held_out = split_validation(train, validation, classes=whole.classes, seed=seed)
-    test = whole.test.first(limit_test)
     return replace(whole, train=rest, validation=held_out, test=test, mean=mean, std=std)
 
 
@@ -179,7 +186,7 @@ def describe(data_dir: str | Path | None = None) -> tuple[Entry, ...]:
                 spec.count("train"),
                 spec.count("test"),
                 spec.shape,
-                next(column.classes for column in spec.labels if column.feature == "label"),
+                known.classes,
                 ready[-1].parent if ready else None,
                 cifar.SOURCE,
                 cifar.LICENCE,
@@ -217,7 +224,10 @@ def _load_prepared(
             f"data set {name!r} is not known, and not prepared in {folder}.{hint} "
             f"{_how_tfds_prepares(name, folder)}"
         )
-    whole = read_prepared(builder, name=name, limit_train=limit_train, limit_test=limit_test)
+    label = known.label if known else None
+    whole = read_prepared(
+        builder, name=name, label=label, limit_train=limit_train, limit_test=limit_test
+    )
     if known is None:
         return whole
     return replace(

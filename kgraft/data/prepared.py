@@ -81,13 +81,20 @@ def describe_prepared(name: str, data_dir: Path) -> dict[str, Any] | None:
 
 
 def read_prepared(
-    builder: Any, *, name: str, limit_train: int | None = None, limit_test: int | None = None
+    builder: Any,
+    *,
+    name: str,
+    label: str | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
 ) -> Dataset:
     """Read a prepared classification set.
 
     Args:
         builder: What `find_prepared` gave.
         name: Name for messages and for the set.
+        label: Which of the set's features are the classes; the one that there is, or that the set
+            says, by default.
         limit_train: Read the first N training images only, in the order they are stored in.
         limit_test: Read the first N test images only.
 
@@ -100,7 +107,8 @@ def read_prepared(
             images of different sizes, or a format that cannot be read here.
     """
     _check_format(builder, name)
-    image, label = _features(builder, name)
+    image, only = _features(builder, name)
+    label = label or only
     held_out = _held_out(builder, name)
     classes = builder.info.features[label].num_classes
     train = _read(builder, name, "train", (image, label), classes, limit_train)

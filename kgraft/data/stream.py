@@ -71,6 +71,7 @@ class BatchStream:
         self.batch_size = batch_size
         self.seed = seed
         self.peer = peer
+        self.crops_of = peer
         self.shuffle = shuffle
         self.augment = augment or Augment(pad=0, flip=False)
         self._images = ops.convert_to_tensor(images) if resident else images
@@ -87,8 +88,14 @@ class BatchStream:
     def for_peer(self, peer: int) -> "BatchStream":
         """The stream of another peer, over the same images on the device."""
         sibling = copy.copy(self)
-        sibling.peer = peer
+        sibling.peer = sibling.crops_of = peer
         return sibling
+
+    def view(self, peer: int) -> "BatchStream":
+        """The stream with another peer's crops and flips of the same images in the same order."""
+        other = copy.copy(self)
+        other.crops_of = peer
+        return other
 
     @property
     def images(self) -> Any:
@@ -168,7 +175,7 @@ class BatchStream:
 
     def _drawn(self, epoch: int) -> list[np.ndarray]:
         """Rows, columns and flips of an epoch's crops, int32 `(3, n)`; nothing without any."""
-        rng = augmentation_rng(seed=self.seed, peer=self.peer, epoch=epoch)
+        rng = augmentation_rng(seed=self.seed, peer=self.crops_of, epoch=epoch)
         starts = range(0, self.count, self.batch_size)
         counts = [min(self.batch_size, self.count - start) for start in starts]
         draws = [draw for count in counts if (draw := self.augment.draw(rng, count)) is not None]

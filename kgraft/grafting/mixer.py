@@ -93,6 +93,7 @@ class Mixer:
         peers: how many networks a run has where nobody says.
         least: how many a run has at least; in Python a single peer is trained alone.
         taught: whether its peers learn from teachers; they have none otherwise.
+        teachers: how many teachers it then has where nobody says.
         answer: what answers a question after training, `"peer"` or `"ensemble"`.
         between_steps: whether it acts after steps too.
         evaluate: whether the validation comes `"after"` or `"before"` an epoch's mixing.
@@ -103,6 +104,7 @@ class Mixer:
     peers: ClassVar[int] = 1
     least: ClassVar[int] = 1
     taught: ClassVar[bool] = False
+    teachers: ClassVar[int] = 1
     answer: ClassVar[Literal["peer", "ensemble"]] = "peer"
     between_steps: ClassVar[bool] = False
     evaluate: Literal["after", "before"] = "after"

@@ -16,7 +16,7 @@ from kgraft.files import is_directory
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file
 from kgraft.runs.keras_file import read_classifier
-from kgraft.runs.methods import Ema, mixer_of, settled
+from kgraft.runs.methods import Ema, mixer_of, settled, taught_epochs
 from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
 
@@ -81,6 +81,7 @@ def assemble(config: Config) -> Assembly:
             _built(config, teachers.model, 0.0, dataset, _TEACHERS + m),
             config.optimizer.lr,
             train,
+            epochs=taught_epochs(config),
         )
         for m in range(teachers.count - len(loaded))
     ]
@@ -91,10 +92,14 @@ def assemble(config: Config) -> Assembly:
             _built(config, wanted_model.name, wanted_model.dropout, dataset, k),
             peer_rate(config, k),
             train,
+            epochs=config.run.epochs,
+            labels=teachers.labels if teachers.count else 1.0,
             ema=mixer.decay if isinstance(mixer, Ema) else None,
         )
         for k in range(config.peers.count)
     ]
+    if teachers.start != "fresh":
+        _check_start(peers[0], [*loaded, *untrained], teachers.start)
     return Assembly(
         config=config,
         dataset=dataset,
@@ -126,6 +131,7 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         data_dir=data_dir or wanted.directory,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
+        size=wanted.size,
         validation=wanted.validation,
         seed=config.run.seed,
     )
@@ -254,13 +260,31 @@ def _built(config: Config, name: str, dropout: float, dataset: Dataset, number: 
         )
 
 
+def _check_start(peer: keras.Model, teachers: list[keras.Model], start: str) -> None:
+    """Refuse to begin with the weights of teachers that are other networks."""
+    own = [tuple(weight.shape) for weight in peer.weights]
+    for m, teacher in enumerate(teachers[:1] if start == "teacher" else teachers, 1):
+        if [tuple(weight.shape) for weight in teacher.weights] != own:
+            raise UserError(
+                f"teachers.start is {start!r}, and teacher {m} ({teacher.name!r}) is another "
+                "network than the peers: expected teachers of their architecture, or 'fresh'."
+            )
+
+
 def _compiled(
-    config: Config, model: keras.Model, lr: float, stream: BatchStream, *, ema: float | None = None
+    config: Config,
+    model: keras.Model,
+    lr: float,
+    stream: BatchStream,
+    *,
+    epochs: int,
+    labels: float = 1.0,
+    ema: float | None = None,
 ) -> keras.Model:
     wanted = config.optimizer
     model.compile(
         optimizer=SGD(
-            _rate(config, lr, stream.steps),
+            _rate(config, lr, epochs, stream.steps),
             momentum=wanted.momentum,
             l2=wanted.l2,
             nesterov=wanted.nesterov,
@@ -268,13 +292,14 @@ def _compiled(
             ema_momentum=0.99 if ema is None else ema,  # Keras' own where it has no part
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss_weights=None if labels == 1 else labels,
         metrics=["accuracy"],
     )
     return model
 
 
-def _rate(config: Config, lr: float, steps: int) -> Any:
-    schedule, epochs = config.schedule, config.run.epochs
+def _rate(config: Config, lr: float, epochs: int, steps: int) -> Any:
+    schedule = config.schedule
     rate: Any = lr
     if schedule.name == "cosine":
         rate = cosine(lr, epochs=epochs, steps_per_epoch=steps)

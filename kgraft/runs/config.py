@@ -41,7 +41,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """Which images, how many, and how they are augmented; None is what suits the set.
+    """Which images, how many, how large, and how they are augmented; None is what suits the set.
 
     `shared` gives all peers the same batches.
     """
@@ -50,6 +50,7 @@ class Data:
     directory: str | None = None
     limit_train: int | None = setting(None, low=1)
     limit_test: int | None = setting(None, low=1)
+    size: int | None = setting(None, low=1, high=4096)
     validation: float = setting(0.1, low=0.0, high=0.9)
     pad: int | None = setting(None, low=0)
     flip: bool | None = None
@@ -79,13 +80,20 @@ class Teachers:
     """Teachers of grafting+ and distillation: loaded first, the rest trained by the run.
 
     A file is a `.keras` model, or the directory of a finished run, whose best peer teaches.
+    Teachers that the run trains have `epochs` (the run's by default), alone or `grafted`, as a
+    ring. A student's loss is `labels` times that of the labels, and `weight` times that of the
+    teachers. It starts from fresh weights, from the first teacher's or from the teachers' soup.
     """
 
     count: int = setting(1, low=0, high=_MOST_NETWORKS)
     model: str = "resnet20"
     files: tuple[str, ...] = ()
+    epochs: int | None = setting(None, low=1)
+    grafted: bool = False
     temperature: float = setting(2.0, above=0)
     weight: float = setting(1.0, low=0.0)
+    labels: float = setting(1.0, low=0.0)
+    start: str = setting("fresh", choices=("fresh", "teacher", "soup"))
 
 
 @dataclass(frozen=True)

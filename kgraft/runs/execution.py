@@ -8,16 +8,18 @@ import keras
 
 from kgraft.data import BatchStream
 from kgraft.files import only_writer
+from kgraft.grafting import Graft, Independent
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
-from kgraft.runs.methods import Ema, method_of, mixer_of
+from kgraft.runs.methods import Ema, method_of, mixer_of, taught_epochs
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.runs.scoring import accuracy, ensemble, predict
 from kgraft.runs.stopping import Stopping
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.fit import GraftingFit
+from kgraft.training.soup import mean_weights
 
 _log = logging.getLogger("kgraft")
 
@@ -63,19 +65,18 @@ def _summary(
     training: GraftingFit,
     recorder: Recorder,
     teacher_rows: list[dict[str, Any]],
+    teachers: list[keras.Model],
 ) -> dict[str, Any]:
     seconds = recorder.seconds
-    test, validation = assembly.test, assembly.validation
-    rows, logits = [], []
+    rows = []
     for k, peer in enumerate(training.peers):
         directory.save_model(peer, None, f"peers/peer-{k + 1}")
         directory.save_model(peer, recorder.best_weights[k], f"peers/peer-{k + 1}-best")
-        logits.append(predict(peer, test))
         rows.append(
             {
                 "peer": k + 1,
                 "lr": peer_rate(assembly.config, k),
-                "test_accuracy": accuracy(logits[-1], assembly.dataset.test.labels),
+                "test_accuracy": _scores([peer], assembly)["test_accuracy"],
                 "validation_accuracy": recorder.last[k].get("val_accuracy"),
                 "last_epoch": recorder.last[k].get("epoch"),
                 **_best(peer, recorder, k, assembly),
@@ -85,15 +86,8 @@ def _summary(
         "method": assembly.config.run.method,
         "peers": rows,
         "teachers": teacher_rows,
-        "ensemble": {
-            "test_accuracy": accuracy(ensemble(logits), assembly.dataset.test.labels),
-            "validation_accuracy": None
-            if validation is None or assembly.dataset.validation is None
-            else accuracy(
-                ensemble([predict(peer, validation) for peer in training.peers]),
-                assembly.dataset.validation.labels,
-            ),
-        },
+        "ensemble": _scores(training.peers, assembly),
+        **({"committee": _scores(teachers, assembly)} if len(teachers) > 1 else {}),
         "selected_on": assembly.config.run.select,
         "seconds": round(seconds, 3),
         "images_per_second": _trained_images(assembly) / seconds,
@@ -131,8 +125,9 @@ class _Execution:
 
     def run(self) -> dict[str, Any]:
         teachers, rows = self._teach()
+        self._start(teachers)
         training, recorder = self._graft(teachers)
-        summary = _summary(self._assembly, self._directory, training, recorder, rows)
+        summary = _summary(self._assembly, self._directory, training, recorder, rows, teachers)
         self._directory.finish(summary)
         return summary
 
@@ -140,27 +135,55 @@ class _Execution:
         assembly, directory = self._assembly, self._directory
         rows: list[dict[str, Any]] = []
         for file, teacher in zip(assembly.config.teachers.files, assembly.loaded, strict=True):
-            rows.append({"teacher": len(rows) + 1, "file": file, **_scores(teacher, assembly)})
-        for m, teacher in enumerate(assembly.untrained):
-            number = len(rows) + 1
-            if (ended := directory.ended_teacher(number, teacher)) is not None:
-                rows.append(ended)
-                continue
-            phase, engine = f"teacher {number}", assembly.config.run.engine
-            keras.utils.set_random_seed(teacher_seed(assembly.config, m))
-            training = GraftingFit([teacher], engine=engine)  # type: ignore[arg-type]
-            recorder = self._train(phase, training, assembly.teacher_stream(m))
+            rows.append({"teacher": len(rows) + 1, "file": file, **_scores([teacher], assembly)})
+        together = assembly.config.teachers.grafted and len(assembly.untrained) > 1
+        groups = [assembly.untrained] if together else [[own] for own in assembly.untrained]
+        for group in groups:
+            first = len(rows) + 1
+            numbers = range(first, first + len(group))
+            ended = list(map(directory.ended_teacher, numbers, group))
+            known = [row for row in ended if row is not None]
+            whole = len(known) == len(group)
+            rows += known if whole else self._trained_teachers(group, numbers)
+        return [*assembly.loaded, *assembly.untrained], rows
+
+    def _trained_teachers(self, group: list[keras.Model], numbers: range) -> list[dict[str, Any]]:
+        """Train one teacher, or several as a ring; the rows of them."""
+        assembly, directory = self._assembly, self._directory
+        config, m = assembly.config, numbers[0] - 1 - len(assembly.loaded)
+        several = len(group) > 1
+        keras.utils.set_random_seed(teacher_seed(config, m))
+        training = GraftingFit(
+            group,
+            mixer=Graft() if several else Independent(),
+            seed=config.run.seed,
+            engine=config.run.engine,  # type: ignore[arg-type]
+        )
+        phase = "teachers" if several else f"teacher {numbers[0]}"
+        recorder = self._train(phase, training, assembly.teacher_stream(m))
+        rows = []
+        for k, (number, teacher) in enumerate(zip(numbers, group, strict=True)):
             directory.save_model(teacher, None, f"teachers/teacher-{number}")
             rows.append(
                 {
                     "teacher": number,
-                    **_scores(teacher, assembly),
-                    "last_epoch": recorder.last[0].get("epoch"),
-                    **_best(teacher, recorder, 0, assembly),
+                    **_scores([teacher], assembly),
+                    "last_epoch": recorder.last[k].get("epoch"),
+                    **_best(teacher, recorder, k, assembly),
                 }
             )
             directory.end_teacher(number, rows[-1])
-        return [*assembly.loaded, *assembly.untrained], rows
+        return rows
+
+    def _start(self, teachers: list[keras.Model]) -> None:
+        """Give the peers their first weights, where these are teachers'."""
+        start, peers = self._assembly.config.teachers.start, self._assembly.peers
+        if start == "teacher":
+            for k, peer in enumerate(peers):
+                peer.set_weights(teachers[k % len(teachers)].get_weights())
+        elif start == "soup":
+            for peer in peers:
+                peer.set_weights(mean_weights([own.get_weights() for own in teachers]))
 
     def _graft(self, teachers: list[keras.Model]) -> tuple[GraftingFit, Recorder]:
         assembly = self._assembly
@@ -200,7 +223,7 @@ class _Execution:
                 phase,
                 saved.directory,
             )
-        epochs = config.run.epochs
+        epochs = config.run.epochs if phase == "peers" else taught_epochs(config)
         self._observer.begin(phase, len(training.peers), epochs, stream.steps)
         with self._stopping.held():
             training.fit(
@@ -215,13 +238,18 @@ class _Execution:
         return recorder
 
 
-def _scores(model: keras.Model, assembly: Assembly) -> dict[str, float | None]:
+def _scores(models: list[keras.Model], assembly: Assembly) -> dict[str, float | None]:
+    """What one network answers, or several together, on the test and the validation images."""
     dataset, validation = assembly.dataset, assembly.validation
+
+    def on(stream: BatchStream, labels: Any) -> float:
+        return accuracy(ensemble([predict(model, stream) for model in models]), labels)
+
     return {
-        "test_accuracy": accuracy(predict(model, assembly.test), dataset.test.labels),
+        "test_accuracy": on(assembly.test, dataset.test.labels),
         "validation_accuracy": None
         if validation is None or dataset.validation is None
-        else accuracy(predict(model, validation), dataset.validation.labels),
+        else on(validation, dataset.validation.labels),
     }
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from kgraft import settings
 from kgraft.errors import UserError
@@ -55,6 +55,25 @@ class Distill(Independent):
 
     name = "distill"
     taught = True
+    of_one_kind: ClassVar[bool] = False  # teachers are of the peers' architecture by default
+
+
+@dataclass(frozen=True)
+class Committee(Distill):
+    """K networks of the same architecture first, then one student that learns from all of them.
+
+    The networks (`teachers.count`, four by default) are trained as the baseline is, alone or with
+    `teachers.grafted` as a ring, for `teachers.epochs`; the student's loss is eq. 8-12 with M = K.
+    The cost is K trainings and the student's, whose every step asks the K networks besides.
+
+    Source: Bucila et al. 2006 and Hinton et al. 2015 (an ensemble put into one network); arXiv
+    2004.12311, eq. 8-12; in Python two fits, `GraftingFit(committee, mixer=Independent())` and
+    `GraftingFit([student], committee, mixer=Independent())`.
+    """
+
+    name = "committee"
+    teachers = 4
+    of_one_kind = True
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,15 @@ def method_of(config: "Config") -> type[Mixer]:
     return METHODS["graft" if several else "baseline"]
 
 
+def taught_epochs(config: "Config") -> int:
+    """How many epochs the teachers have that a run trains.
+
+    Args:
+        config: the settings.
+    """
+    return config.teachers.epochs or config.run.epochs
+
+
 def mixer_of(config: "Config") -> Mixer:
     """The method with the run's settings.
 
@@ -195,7 +223,8 @@ def settled(config: "Config") -> "Config":
     if config.run.method is not None:
         peers = peers if "peers.count" in config.given else method.peers
         if "teachers.count" not in config.given:
-            teachers = max(len(config.teachers.files), 1) if method.taught else 0
+            usual = max(len(config.teachers.files), method.teachers)
+            teachers = usual if method.taught else 0
     if peers < method.least:
         raise UserError(
             f"method {method.name} with peers.count = {peers}: expected {method.least} or more."
@@ -207,6 +236,9 @@ def settled(config: "Config") -> "Config":
             f"method {method.name} has no teachers, and teachers.count is {teachers}: expected 0, "
             "or the method graft+ or distill."
         )
+    if getattr(method, "of_one_kind", False) and "teachers.model" not in config.given:
+        own = replace(config.teachers, model=config.model.name)
+        config = replace(config, teachers=own, given=config.given | {"teachers.model"})
     _check_read(config, method)
     mixer_of(config).check_epochs(config.run.epochs)
     named = replace(

@@ -216,6 +216,24 @@ def side_by_side(
             yield found
 
 
+def view_of(feed: Feed, peer: int) -> Feed | None:
+    """A feed with another peer's crops of the same examples in the same order.
+
+    Args:
+        feed: any feed.
+        peer: whose crops.
+
+    Returns:
+        None where nothing is drawn for the examples.
+    """
+    if isinstance(feed, Limited | Weighted):
+        inner = view_of(feed.feed, peer)
+        return None if inner is None else replace(feed, feed=inner)
+    view = getattr(feed, "view", None)
+    seen: Feed | None = None if view is None else view(peer)
+    return seen
+
+
 def _lazy_epoch(feed: Feed, epoch: int) -> Iterator[LazyBatch] | None:
     """A feed's batches before they are gathered, None where it has no such."""
     lazy = getattr(feed, "lazy_epoch", None)

@@ -220,8 +220,7 @@ class GraftingFit:
             y: targets, with arrays.
             batch_size: examples a step, with arrays; 32 by default.
             epochs: train up to this epoch.
-            verbose: 0 is silent; the progress bar shows the first peer's metrics and, at an
-                epoch's end, everybody's.
+            verbose: 0 is silent; the bar has the first peer's metrics, at epochs' ends all peers'.
             callbacks: one Keras callback or a list of them watches the first peer: they get its
                 metrics and, as `peer2_loss` ..., those of the others, and `alpha`, the mean
                 coefficient of the epoch's grafting, 1 where nothing was grafted. A function
@@ -242,8 +241,7 @@ class GraftingFit:
             validation_freq: validate every n-th epoch, or at the end of these, counted from 1.
             shared_batches: whether all peers see the first peer's batches; teachers then run once
                 for all. Peers of their own order are more diverse and gain more from grafting.
-            checkpoint: directory of this training alone, where it is saved and goes on from, see
-                `Checkpoints`; None saves nothing.
+            checkpoint: directory of this training alone, see `Checkpoints`; None saves nothing.
 
         Returns:
             One `History` per peer.
@@ -284,6 +282,8 @@ class GraftingFit:
             shuffle=shuffle,
             steps=steps_per_epoch,
         )
+        if self._learning.shared:
+            feeds = self._learning.views(feeds[0])
         validation = None
         if validation_data is not None:
             check_targets(self.peers, *parts_of(validation_data), name="validation_data")

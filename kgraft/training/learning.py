@@ -45,6 +45,10 @@ class Learning:
         """A feed with what the peers learn from beside its targets, where it can be had now."""
         return feed
 
+    def views(self, feed: Feed) -> list[Feed]:
+        """The peers' feeds, where they share one: the same for all, unless each sees its own."""
+        return [feed] * len(self.peers)
+
     def given(self, batches: Sequence[Batch | LazyBatch]) -> Sequence[Batch | LazyBatch]:
         """What the engine's models are given where the peers are given these batches."""
         return batches

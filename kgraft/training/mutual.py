@@ -1,8 +1,12 @@
-"""Deep mutual learning: K networks on one batch, each pulled towards the others' predictions."""
+"""Peers that teach each other: K networks on one batch, pulled towards what the others say.
 
-from collections.abc import Sequence
+Deep mutual learning (`Mutual`: towards each other's predictions) and online distillation (`Online`:
+towards the mean of all).
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -10,11 +14,11 @@ from keras import ops
 from kgraft.engines.backends.lazy import LazyBatch, gathered
 from kgraft.engines.engine import Engine
 from kgraft.engines.steps import Logs
-from kgraft.equations import widened
+from kgraft.equations import distillation_loss, mean_probabilities, widened
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Independent
 from kgraft.settings import setting
-from kgraft.training.batches import Batch
+from kgraft.training.batches import Batch, Feed, view_of
 from kgraft.training.learning import Learning
 from kgraft.training.peer_optimizers import PeerOptimizers, Step
 from kgraft.training.students import check_logits, check_loss, check_steps, own_loss, single
@@ -43,6 +47,63 @@ class Mutual(Independent):
     weight: float = setting(1.0, low=0.0)
     temperature: float = setting(1.0, above=0)
 
+    def opinions(self, logits: Mapping[str, Any]) -> dict[str, Any]:
+        """What each network loses by not saying what it should, per image.
+
+        Args:
+            logits: every network's, `(batch, classes)`, by name.
+
+        Returns:
+            Nats, `(batch,)`, by name.
+        """
+        return {
+            name: mutual_loss(
+                own, [z for other, z in logits.items() if other != name], self.temperature
+            )
+            for name, own in logits.items()
+        }
+
+
+@dataclass(frozen=True)
+class Online(Mutual):
+    """Online distillation: K networks learn from labels and from what all K say together.
+
+    Every network is pulled towards the mean prediction of all (its own included, no gradient goes
+    to it), as a `Distiller`'s student is towards its teachers (eq. 8-12 with M = K). Each sees the
+    same images in the same order, by default with crops and flips of its own, so that the mean is
+    over views too.
+
+    When: to train K networks at once of which one is kept, without teachers. Cost: K trainings, no
+    more; the activations of all K are held at once.
+
+    Args:
+        weight: w of the mean prediction beside a network's own loss.
+        temperature: tau of all predictions.
+        views: whether every network sees augmented images of its own.
+
+    Raises:
+        UserError: `weight` is negative, `temperature` is not positive.
+
+    Source: the mean of all as teacher as in Guo et al., "Online Knowledge Distillation via
+    Collaborative Learning" (KDCL), CVPR 2020, there with views of each network's own too; networks
+    that teach each other while they train as in Anil et al., "Large scale distributed neural
+    network training through online distillation", ICLR 2018.
+    """
+
+    name = "online"
+    peers = 4
+    weight: float = setting(1.0, low=0.0)
+    temperature: float = setting(2.0, above=0)
+    views: bool = setting(True)
+
+    def opinions(self, logits: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Mutual`."""
+        said = [ops.stop_gradient(own) for own in logits.values()]
+        together = mean_probabilities(said, self.temperature)
+        return {
+            name: distillation_loss(own, together, self.temperature) for name, own in logits.items()
+        }
+
 
 def mutual_loss(own_logits: Any, other_logits: Sequence[Any], temperature: float = 1.0) -> Any:
     """What a network loses by not saying what the others say, per image.
@@ -68,6 +129,16 @@ def mutual_loss(own_logits: Any, other_logits: Sequence[Any], temperature: float
     return temperature**2 * total / len(other_logits)
 
 
+class Views(NamedTuple):
+    """The inputs of a batch as each peer sees them.
+
+    Attributes:
+        of_peers: one a peer, of the same examples in the same order.
+    """
+
+    of_peers: tuple[Any, ...]
+
+
 class MutualLearning(keras.Model):
     """K compiled peers as one model whose step is one step of each: CE + the others' opinion.
 
@@ -77,7 +148,7 @@ class MutualLearning(keras.Model):
 
     Args:
         peers: K >= 2 compiled, built models whose outputs are logits.
-        mutual: weight and temperature.
+        mutual: whose opinion, and how much it weighs.
 
     Raises:
         UserError: a metric cannot be made anew.
@@ -109,10 +180,11 @@ class MutualLearning(keras.Model):
         self.loss = {name: peer.loss for name, peer in self._peers()}
 
     def call(self, inputs: Any, training: bool | None = None) -> dict[str, Any]:
-        """Every peer's logits, by name."""
+        """Every peer's logits, by name; `inputs` are all peers', or `Views`."""
         logits = {}
-        for name, peer in self._peers():
-            logits[name] = peer(inputs, training=training)
+        for k, (name, peer) in enumerate(self._peers()):
+            own = inputs.of_peers[k] if isinstance(inputs, Views) else inputs
+            logits[name] = peer(own, training=training)
             self._step.added[name] = list(peer.losses)
         return logits
 
@@ -126,20 +198,20 @@ class MutualLearning(keras.Model):
     ) -> Any:
         """Sum over the peers of their own loss and of the others' opinion."""
         self._step.losses = []
+        opinions = self.mutual.opinions({name: y_pred[name] for name in self.names})
         for k, (name, peer) in enumerate(self._peers()):
             weights = None if sample_weight is None else sample_weight[name]
             loss = own_loss(
                 peer,
                 peer._compile_loss,
                 self._step.added[name],
-                x=x,
+                x=x.of_peers[k] if isinstance(x, Views) else x,
                 y=y[name],
                 y_pred=y_pred[name],
                 sample_weight=weights,
                 training=training,
             )
-            others = [y_pred[other] for other in self.names if other != name]
-            opinion = mutual_loss(y_pred[name], others, self.mutual.temperature)
+            opinion = opinions[name]
             if weights is not None:
                 opinion = opinion * ops.cast(weights, opinion.dtype)
             opinion = ops.mean(opinion)
@@ -204,9 +276,18 @@ class FromEachOther(Learning):
             check_loss(peer.loss, f"peer {k} ({peer.name!r})")
         return Engine([MutualLearning(self.peers, self._mutual)], self.students.wanted)
 
+    def views(self, feed: Feed) -> list[Feed]:
+        """See `Learning`: each peer's own crops of the same images, where that is wanted."""
+        wanted = isinstance(self._mutual, Online) and self._mutual.views
+        seen = [view_of(feed, k) if wanted else None for k in range(len(self.peers))]
+        return [feed if own is None else own for own in seen]
+
     def given(self, batches: Sequence[Batch | LazyBatch]) -> Sequence[Batch]:
         """See `Learning`: the first batch with targets and weights for each of the peers."""
-        x, *rest = gathered(batches[0])
+        whole = [gathered(batch) for batch in batches]
+        x, *rest = whole[0]
+        if any(batch is not whole[0] for batch in whole):  # one order, and crops of their own
+            x = Views(tuple(batch[0] for batch in whole))
         names = names_of(self.peers)
         return [(x, *(None if part is None else dict.fromkeys(names, part) for part in rest))]
 

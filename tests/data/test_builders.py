@@ -152,3 +152,23 @@ def test_the_real_archive(real_archive, tmp_path):
     first = data.load("cifar100", data_dir=tmp_path, validation=0, limit_train=5, limit_test=3)
     np.testing.assert_array_equal(first.train.images, whole.train.images[:5])
     np.testing.assert_array_equal(first.test.images, whole.test.images[:3])
+
+
+def test_the_coarse_classes_are_another_reading_of_the_same_set(
+    tmp_path, tiny_cifar100, tiny_archive
+):
+    folder = tmp_path / "data"
+    assert data.prepare("cifar100-coarse", archive=tiny_archive, data_dir=folder).is_dir()
+    assert left_in(folder) == ["cifar100_binary"]
+    fine = data.load("cifar100", data_dir=folder, validation=0)
+    coarse = data.load("cifar100-coarse", data_dir=folder, validation=0)
+    contents = read_archive(tiny_archive, tiny_cifar100)
+    np.testing.assert_array_equal(coarse.train.images, fine.train.images)
+    np.testing.assert_array_equal(coarse.train.labels, contents.labels["train"][:, 0])
+    np.testing.assert_array_equal(fine.train.labels, contents.labels["train"][:, 1])
+    assert (coarse.classes, fine.classes) == (20, 100)
+    assert coarse.class_names == contents.class_names["coarse_label"]
+    assert coarse.mean == fine.mean
+    entries = {entry.name: entry for entry in data.describe(folder)}
+    assert entries["cifar100-coarse"].classes == 20
+    assert entries["cifar100-coarse"].prepared == entries["cifar100"].prepared

@@ -118,7 +118,7 @@ def test_what_is_listed_of_the_digits_is_what_is_loaded():
 
 def test_sets_that_are_not_prepared_are_listed_as_such(tmp_path):
     entries = data.describe(tmp_path)
-    assert [entry.name for entry in entries] == ["digits", "cifar10", "cifar100"]
+    assert [entry.name for entry in entries] == ["digits", "cifar10", "cifar100", "cifar100-coarse"]
     assert [entry.prepared is None for entry in entries] == [False, True, True]
     assert [entry.classes for entry in entries] == [10, 10, 100]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kgraft.runs.comparisons.file import Comparison, Entry
+from kgraft.runs.methods import taught_epochs
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ def trained_for(comparison: Comparison, entry: Entry) -> list[Trained]:
         entry: one of its entries.
     """
     found = []
-    for config in (run.config for run in _runs_for(comparison, entry)):
-        found += [Trained(config.model.name, config.run.epochs)] * config.peers.count
+    for number, config in enumerate(run.config for run in _runs_for(comparison, entry)):
+        if number or entry.result != "committee":  # which answers without its student
+            found += [Trained(config.model.name, config.run.epochs)] * config.peers.count
         untrained = config.teachers.count - len(config.teachers.files)
-        found += [Trained(config.teachers.model, config.run.epochs)] * untrained
+        found += [Trained(config.teachers.model, taught_epochs(config))] * untrained
     return found
 
 

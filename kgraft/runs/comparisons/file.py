@@ -16,10 +16,11 @@
 
     [entries.soup]              # another answer out of the same runs
     runs_of = "4 peers"
-    result = "soup"             # or "peer" (the default), "ensemble"
+    result = "soup"             # or "peer" (the default), "ensemble", "committee" (its teachers)
 
 Besides a run file's tables an entry may have `budget = n`, a training n times as long, and
-`teachers.files = ["@NAME"]`, the best peer of an entry's run of the same seed.
+`teachers.files = ["@NAME"]`, the best peer of an entry's run of the same seed, or
+`["@NAME/peers"]`, all of its peers.
 """
 
 import dataclasses
@@ -35,7 +36,8 @@ from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import modern
 from kgraft.settings import to_toml
 
-RESULTS = ("peer", "soup", "ensemble")
+RESULTS = ("peer", "soup", "ensemble", "committee")
+_PEER = "/peers/peer-"
 _MOST_SEED = 2**63  # as in a run's JSON
 _SAME = (
     "run.batch_size",
@@ -55,8 +57,8 @@ class Entry:
     Attributes:
         name: its name, also that of its directory.
         config: its settings, with the first seed.
-        result: what of the run counts: `"peer"` (the best by validation), `"soup"` (uniform) or
-            `"ensemble"`.
+        result: what of the run counts: `"peer"` (the best by validation), `"soup"` (uniform),
+            `"ensemble"`, or `"committee"`: what its teachers answer together.
         runs_of: the entry whose runs it reads, itself unless the file says otherwise.
         budget: how many times longer its networks train than everybody's.
     """
@@ -69,7 +71,8 @@ class Entry:
 
     def named_teachers(self) -> list[str]:
         """The entries whose runs teach it."""
-        return [file[1:] for file in self.config.teachers.files if file.startswith("@")]
+        files = [file for file in self.config.teachers.files if file.startswith("@")]
+        return [taught_by(file)[0] for file in files]
 
     def directory(self) -> str:
         """The name of the directory that its runs are in, one below the comparison's."""
@@ -93,6 +96,19 @@ class Comparison:
     def entry(self, name: str) -> Entry:
         """The entry of a name."""
         return next(entry for entry in self.entries if entry.name == name)
+
+
+def taught_by(file: str) -> tuple[str, str]:
+    """Which entry a teacher comes from, and which of its run's files it is.
+
+    Args:
+        file: of `teachers.files`, beginning with `@`.
+
+    Returns:
+        The entry's name and a path in its run, `""` for its best peer.
+    """
+    name, slash, number = file[1:].rpartition(_PEER)
+    return (name, f"{slash}{number}"[1:]) if slash else (number, "")
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -133,10 +149,10 @@ def read_comparison(path: Path) -> Comparison:
             "numbers, e.g. [0, 1, 2]."
         )
     common = for_everybody(_with(Config(), tables.get("common", {}), f"{path}: [common]"))
-    entries = tuple(
-        _entry(name, table, common, seeds[0], str(path))
-        for name, table in tables.get("entries", {}).items()
-    )
+    found: list[Entry] = []
+    for name, table in tables.get("entries", {}).items():
+        found.append(_entry(name, table, common, seeds[0], str(path), found))
+    entries = tuple(found)
     if not entries:
         raise UserError(f"{path} has no entries: expected a table [entries.NAME] for each method.")
     names = [entry.name for entry in entries]
@@ -274,7 +290,9 @@ def _stretched(config: Config, budget: int) -> Config:
     return dataclasses.replace(config, schedule=longer)
 
 
-def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Entry:
+def _entry(
+    name: str, table: Any, common: Config, seed: int, source: str, before: list[Entry]
+) -> Entry:
     where = f"{source}: [entries.{name!r}]"
     if not isinstance(table, Mapping):
         raise UserError(f"{where} is a value; expected a table.")
@@ -291,6 +309,7 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
             f"({', '.join(own)}): expected only result."
         )
     config = _with(common, own, where, tuple(words)).changed("run.seed", seed, where)
+    config = _with_all_peers(config, before)
     if budget > 1:
         epochs = config.run.epochs * budget
         config = _stretched(config.changed("run.epochs", epochs, where), budget)
@@ -299,6 +318,19 @@ def _entry(name: str, table: Any, common: Config, seed: int, source: str) -> Ent
     if result not in RESULTS:
         raise UserError(f"{where} result = {result!r}." + suggest(str(result), RESULTS))
     return Entry(name, config, result, runs_of, budget)
+
+
+def _with_all_peers(config: Config, entries: list[Entry]) -> Config:
+    """Settings with the peers of an entry's run one by one, where all of them are to teach."""
+    every = {f"@{entry.name}/peers": entry for entry in entries}
+    files: list[str] = []
+    for file in config.teachers.files:
+        entry = every.get(file)
+        count = 0 if entry is None else entry.config.peers.count
+        whole = [f"{file.removesuffix('/peers')}{_PEER}{k}.keras" for k in range(1, count + 1)]
+        files += whole or [file]
+    teachers = dataclasses.replace(config.teachers, files=tuple(files))
+    return dataclasses.replace(config, teachers=teachers)
 
 
 def _with(

@@ -13,17 +13,19 @@ from kgraft.errors import UserError
 from kgraft.files import only_writer, sweep
 from kgraft.runs.assembly import assemble
 from kgraft.runs.comparisons.cost import cost, given_teachers
-from kgraft.runs.comparisons.file import Comparison, Entry, differences
+from kgraft.runs.comparisons.file import Comparison, Entry, differences, taught_by
+from kgraft.runs.comparisons.jobs import Job, Watcher, side_by_side
 from kgraft.runs.config import Config, read
 from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.execution import execute
 from kgraft.runs.keras_file import read_model
-from kgraft.runs.methods import settled, without_unread
+from kgraft.runs.methods import settled, taught_epochs, without_unread
 from kgraft.runs.recorder import Observer
 from kgraft.runs.selection import selected
 from kgraft.runs.stopping import Stopping
 from kgraft.runs.unfinished import read_unfinished
 
+_ASKED = 0.3  # of a training step, what it takes to ask a teacher of the same size
 _NO_MATTER = ("data.directory", "checkpoint.every", "checkpoint.keep")
 
 
@@ -54,6 +56,59 @@ def train_missing(
             for entry in comparison.entries:
                 if entry.runs_of == entry.name:
                     _ensure(comparison, entry, seed, out, observer, tell, stopping)
+
+
+def train_missing_beside(
+    comparison: Comparison, out: Path, count: int, watcher: Watcher, stopping: Stopping
+) -> None:
+    """Do the runs that are missing, so many at a time, each in a process of its own.
+
+    Args:
+        comparison: see `train_missing`.
+        out: see `train_missing`.
+        count: how many at a time.
+        watcher: who is told how far they are.
+        stopping: who may ask for an end.
+
+    Raises:
+        UserError: see `train_missing`.
+        Stopped: by `stopping`, when every run that was on has saved its last whole epoch.
+    """
+    with only_writer(out):
+        sweep(out)
+        jobs = []
+        for seed in comparison.seeds:
+            for entry in comparison.entries:
+                path, config = _path(out, entry, seed), _seeded(comparison, entry, seed, out)
+                if entry.runs_of != entry.name:
+                    continue
+                if (path / "run.toml").is_file():
+                    _check_settings(path, config)
+                if (path / "summary.json").is_file():
+                    continue
+                networks = config.teachers.count - len(config.teachers.files)
+                epochs = networks * taught_epochs(config) + config.peers.count * config.run.epochs
+                jobs.append(
+                    Job(
+                        name=f"{entry.name}, seed {seed}",
+                        work=epochs * (1 + _ASKED * config.teachers.count),
+                        epochs=epochs,
+                        needs=frozenset(f"{own}, seed {seed}" for own in entry.named_teachers()),
+                        train=functools.partial(_train, comparison, entry, seed, out),
+                    )
+                )
+        side_by_side(jobs, count, watcher, stopping)
+
+
+def _train(
+    comparison: Comparison,
+    entry: Entry,
+    seed: int,
+    out: Path,
+    observer: Observer,
+    stopping: Stopping,
+) -> None:
+    _ensure(comparison, entry, seed, out, observer, lambda text: None, stopping)
 
 
 def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
@@ -104,7 +159,12 @@ def result_row(entry: Entry, seed: int, path: Path) -> dict[str, Any]:
     config, summary = read_run(path)
     found = selected(path)
     names = {"peer": "best peer", "soup": "uniform soup", "ensemble": "ensemble"}
-    own = found[names[entry.result]]
+    if entry.result in names:
+        own = found[names[entry.result]]
+    elif "committee" in summary:
+        own = {**summary["committee"], "networks": len(summary["teachers"])}
+    else:
+        raise UserError(f"{entry.name}: {path} has no committee: expected 2 teachers or more.")
     peers = summary["peers"]
     best = None
     if entry.result == "peer":
@@ -164,7 +224,8 @@ def _same_runs(own: tuple[str, ...], other: tuple[str, ...]) -> bool:
     """Whether teachers are runs of the same entries and seeds, wherever the comparison lies."""
 
     def ends(files: tuple[str, ...]) -> list[tuple[str, ...]]:
-        return [Path(file).parts[-2:] for file in files]
+        depth = {".keras": 4}  # ENTRY/seed-S/peers/peer-K.keras
+        return [Path(file).parts[-depth.get(Path(file).suffix, 2) :] for file in files]
 
     return ends(own) == ends(other)
 
@@ -182,10 +243,14 @@ def _filled(config: Config, known: Config) -> Config:
 
 def _seeded(comparison: Comparison, entry: Entry, seed: int, out: Path) -> Config:
     config = dataclasses.replace(entry.config, run=dataclasses.replace(entry.config.run, seed=seed))
-    files = tuple(
-        str(_path(out, comparison.entry(file[1:]), seed)) if file.startswith("@") else file
-        for file in config.teachers.files
-    )
+
+    def found(file: str) -> str:
+        if not file.startswith("@"):
+            return file
+        name, within = taught_by(file)
+        return str(_path(out, comparison.entry(name), seed) / within)
+
+    files = tuple(map(found, config.teachers.files))
     return dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, files=files))
 
 
