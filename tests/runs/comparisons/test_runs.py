@@ -55,6 +55,15 @@ def test_entries_share_everything_but_their_method(written):
     assert plain.config.run.epochs == two.config.run.epochs == 1
 
 
+def test_rates_that_are_spread_over_the_peers_belong_to_the_method(written):
+    two = '[entries."{name}"]\nrun.method = "graft"\npeers.count = 2\nschedule.spread = {spread}\n'
+    entries = two.format(name="slr", spread="false") + two.format(name="dlr", spread="true")
+    _, slr, dlr = read_comparison(written(PLAIN + entries)).entries
+    assert (slr.config.schedule.spread, dlr.config.schedule.spread) == (False, True)
+    with pytest.raises(UserError, match="schedule.name is"):
+        read_comparison(written(PLAIN + entries + 'schedule.name = "step"\n'))
+
+
 def test_a_budget_trains_longer_with_a_schedule_as_much_longer(written):
     entry = '[entries.long]\nrun.method = "baseline"\nbudget = 4\n'
     found = read_comparison(written(PLAIN + entry))
