@@ -60,7 +60,7 @@ def test_rates_that_are_spread_over_the_peers_belong_to_the_method(written):
     entries = two.format(name="slr", spread="false") + two.format(name="dlr", spread="true")
     _, slr, dlr = read_comparison(written(PLAIN + entries)).entries
     assert (slr.config.schedule.spread, dlr.config.schedule.spread) == (False, True)
-    with pytest.raises(UserError, match="schedule.name is"):
+    with pytest.raises(UserError, match=r"schedule\.name is"):
         read_comparison(written(PLAIN + entries + 'schedule.name = "step"\n'))
 
 
