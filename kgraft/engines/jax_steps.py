@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from kgraft.engines.interrupts import InterruptHeld
-from kgraft.engines.steps import Logs, on_device
+from kgraft.engines.steps import Logs, as_handed, on_device
 
 _State = tuple[list[Any], ...]
 Tracing = Callable[[Any], AbstractContextManager[None]]
@@ -47,14 +47,14 @@ class JaxSteps:
     def training(self, on: bool) -> None:
         """Nothing to switch: the steps say themselves whether they train."""
 
-    def train(self, data: tuple[Any, ...]) -> Logs:
+    def train(self, data: Any) -> Logs:
         return _run(self._train, _trained(self._model), data)
 
-    def test(self, data: tuple[Any, ...]) -> Logs:
+    def test(self, data: Any) -> Logs:
         return _run(self._test, [*_read(self._model), self._model.metrics_variables], data)
 
     def predict(self, x: Any) -> Any:
-        return self._predict(_values(_read(self._model)), (x,))[0]
+        return self._predict(_values(_read(self._model)), as_handed((x,)))[0]
 
 
 class Programs:
@@ -108,7 +108,7 @@ class DonatedSteps(JaxSteps):
         self._own: dict[Any, Any] = {}
         self._kept: list[Any] = []
 
-    def train(self, data: tuple[Any, ...]) -> Logs:
+    def train(self, data: Any) -> Logs:
         import jax
 
         data = on_device(data)
@@ -129,7 +129,7 @@ class DonatedSteps(JaxSteps):
                     variable._value = value
         return logs
 
-    def _step(self, state: _State, rate: Any, data: tuple[Any, ...]) -> Any:
+    def _step(self, state: _State, rate: Any, data: Any) -> Any:
         """Keras' step; a schedule's rate is an argument, so that peers share the program."""
         with self._tracing(self._model):
             if rate is None:
@@ -177,7 +177,7 @@ def _values(parts: list[list[Any]]) -> _State:
     return tuple([variable.value for variable in variables] for variables in parts)
 
 
-def _run(step: Callable[..., Any], parts: list[list[Any]], data: tuple[Any, ...]) -> Logs:
+def _run(step: Callable[..., Any], parts: list[list[Any]], data: Any) -> Logs:
     logs, state = step(_values(parts), data)
     for variables, values in zip(parts, state, strict=True):
         for variable, value in zip(variables, values, strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 
 from kgraft.engines.backends import BACKEND
 from kgraft.engines.inputs import Inputs
-from kgraft.engines.steps import Logs, Steps
+from kgraft.engines.steps import Logs, Steps, as_handed
 
 
 class Stepper:
@@ -78,9 +78,8 @@ class Stepper:
             The metrics so far, as tensors on the device.
         """
         self.build(data)
-        data = _triple(data)
-        with self._inputs.checked(data[0]):
-            self._last = self.steps().train(data)
+        with self._inputs.checked(_triple(data)[0]):
+            self._last = self.steps().train(as_handed(data))
         return self._last
 
     def ready(self) -> Steps | None:
@@ -134,9 +133,8 @@ class Stepper:
             if before_batch is not None:
                 before_batch(step)
             self.build(data)
-            data = _triple(data)
-            with self._inputs.checked(data[0]):
-                self._last = self.steps().test(data)
+            with self._inputs.checked(_triple(data)[0]):
+                self._last = self.steps().test(as_handed(data))
             if after_batch is not None:
                 after_batch(step, self._last)
         return self.logs()

@@ -28,17 +28,29 @@ class Steps(Protocol):
     def training(self, on: bool) -> None:
         """Turn to training or to inference mode, where the steps do not say it themselves."""
 
-    def train(self, data: tuple[Any, ...]) -> Logs:
-        """One training step on `(x, y, sample_weight)`; the metrics so far."""
+    def train(self, data: Any) -> Logs:
+        """One training step on a batch, see `as_handed`; the metrics so far."""
 
-    def test(self, data: tuple[Any, ...]) -> Logs:
-        """Take `(x, y, sample_weight)` into the metrics; the metrics so far."""
+    def test(self, data: Any) -> Logs:
+        """Take a batch, see `as_handed`, into the metrics; the metrics so far."""
 
     def predict(self, x: Any) -> Any:
         """Outputs for a batch."""
 
 
-def on_device(data: tuple[Any, ...]) -> tuple[Any, ...]:
+def as_handed(data: Any) -> Any:
+    """A batch as `keras.Model.fit` and `predict` hand it to a model's own steps.
+
+    Args:
+        data: `(x,)`, `(x, y)` or `(x, y, sample_weight)`, Nones for what there is not.
+
+    Returns:
+        `(x, y, sample_weight)`, `(x, y)` or x; `(x,)` for an x that is a tuple or a list.
+    """
+    return keras.utils.pack_x_y_sample_weight(*keras.utils.unpack_x_y_sample_weight(data))
+
+
+def on_device(data: Any) -> Any:
     """A batch with tensors of the backend in place of arrays."""
     return keras.tree.map_structure(
         lambda part: None if part is None else keras.ops.convert_to_tensor(part), data

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kgraft.engines.backends.base import Backend, Call, Fed, pull
-from kgraft.engines.steps import Logs, Steps
+from kgraft.engines.steps import Logs, Steps, as_handed
 
 
 class _Graphs:
@@ -118,7 +118,7 @@ class _Steps:
 
     def predict(self, x: Any) -> Any:
         self._model.make_predict_function()
-        return self._model.predict_function([(x,)])
+        return self._model.predict_function([as_handed((x,))])
 
 
 class _Transfer:

@@ -46,7 +46,7 @@ class NativeSteps(TorchSteps):
         super().training(on)
         self._in_doubt = True
 
-    def _take(self, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
+    def _take(self, step: Callable[[Any], Any], data: Any) -> Any:
         with self._native():
             return super()._take(step, data)
 

@@ -11,11 +11,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import torch
 
 from kgraft.engines.backends.lazy import LazyBatch, gathered
-from kgraft.engines.steps import Logs, Steps, on_device
+from kgraft.engines.steps import Logs, Steps, as_handed, on_device
 from kgraft.engines.torch.cuda_graph import (
     Graphs,
     as_before,
@@ -241,9 +240,8 @@ def _input(batch: Any) -> _Copied | _Gathered:
     return _Gathered(batch) if isinstance(batch, LazyBatch) else _Copied(batch)
 
 
-def _whole(batch: Any) -> tuple[Any, ...]:
-    data: tuple[Any, ...] = on_device(keras.utils.unpack_x_y_sample_weight(gathered(batch)))
-    return data
+def _whole(batch: Any) -> Any:
+    return on_device(as_handed(gathered(batch)))
 
 
 def _numbers_of(batch: Any) -> tuple[int, ...] | None:

@@ -81,11 +81,11 @@ class TracedSteps(NativeSteps):
         self._counts: dict[Form, int] = {}
         self._numbers: Numbers | None = None
 
-    def train(self, data: tuple[Any, ...]) -> Logs:
+    def train(self, data: Any) -> Logs:
         logs: Logs = self._taken("train", super().train, on_device(data))
         return logs
 
-    def test(self, data: tuple[Any, ...]) -> Logs:
+    def test(self, data: Any) -> Logs:
         logs: Logs = self._taken("test", super().test, on_device(data))
         return logs
 
@@ -120,7 +120,7 @@ class TracedSteps(NativeSteps):
         """
         return form in self._plays and self._plays[form] is None
 
-    def _taken(self, kind: str, step: Callable[[Any], Any], data: tuple[Any, ...]) -> Any:
+    def _taken(self, kind: str, step: Callable[[Any], Any], data: Any) -> Any:
         form, tensors = form_of(kind, data), tensors_of(data)
         play = self.play_of(form)
         if play is not None:
