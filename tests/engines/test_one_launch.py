@@ -221,7 +221,7 @@ def test_where_it_fails_each_peer_is_tried_and_nothing_is_lost(place, monkeypatc
     cuda = cuda_stand_in.install(monkeypatch, fails_at=place)
     random = cuda.random.clone()
     losses, _ = trained(peers(2), stream())
-    assert losses == expected
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)  # there, peers may be in threads
     assert cuda.stream is cuda.main and torch.equal(cuda.random, random)
     assert caplog.text.count(f"no CUDA graph of 2 peers together: CUDA error at {place}\n") == 1
     assert caplog.text.count(f"no CUDA graph of the steps: CUDA error at {place}\n") == 1
