@@ -4,6 +4,7 @@ from kgraft.grafting.averaging import FixedGraft, Rotation, Wash
 from kgraft.grafting.criteria import Criterion, Entropy, FilterEntropy, L1Norm
 from kgraft.grafting.filter_level import FilterGraft
 from kgraft.grafting.graft import Graft
+from kgraft.grafting.lawa import Lawa
 from kgraft.grafting.mixer import EpochMixer, Independent, Mixer, State, StepMixer
 from kgraft.grafting.papa import Average, Papa
 from kgraft.grafting.peers import Moment, Peers
@@ -28,6 +29,7 @@ __all__ = [
     "Independent",
     "Internal",
     "L1Norm",
+    "Lawa",
     "Mixer",
     "Moment",
     "Noise",

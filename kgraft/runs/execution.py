@@ -9,6 +9,7 @@ import keras
 from kgraft.data import BatchStream
 from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
+from kgraft.grafting.lawa import mean_weights
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
@@ -19,7 +20,6 @@ from kgraft.runs.stopping import Stopping
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.fit import GraftingFit
-from kgraft.training.soup import mean_weights
 
 _log = logging.getLogger("kgraft")
 

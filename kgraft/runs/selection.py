@@ -10,6 +10,7 @@ import numpy as np
 from kgraft.data import BatchStream
 from kgraft.errors import UserError
 from kgraft.files import check_plain, write_text
+from kgraft.grafting.lawa import mean_weights
 from kgraft.runs.assembly import images_of, in_order, in_training
 from kgraft.runs.directory import (
     best_peer,
@@ -20,7 +21,7 @@ from kgraft.runs.directory import (
 )
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.scoring import accuracy, ensemble, predict
-from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
+from kgraft.training.soup import greedy_soup, reestimate_statistics
 
 _MEASURED = {"networks": int, "test_accuracy": float}
 _BATCHES = 100  # of the training images, for a soup's batch statistics

@@ -8,31 +8,8 @@ import numpy as np
 
 from kgraft.errors import UserError
 from kgraft.grafting.chains import layers_of
+from kgraft.grafting.lawa import mean_weights
 from kgraft.training.feeds import Batch
-
-
-def mean_weights(weights: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Mean of several networks' weights; of those that are not floating-point the first's.
-
-    Args:
-        weights: of each network, as from `get_weights`.
-
-    Returns:
-        As for `set_weights`.
-
-    Raises:
-        UserError: no network.
-
-    Source: Wortsman et al., "Model soups", ICML 2022 (uniform soup).
-    """
-    if not weights:
-        raise UserError("a soup needs at least one network.")
-    return [
-        np.mean([np.asarray(own, np.float64) for own in parts], axis=0).astype(parts[0].dtype)
-        if np.issubdtype(parts[0].dtype, np.floating)
-        else parts[0]
-        for parts in zip(*weights, strict=True)
-    ]
 
 
 def greedy_soup(

@@ -9,11 +9,11 @@ import pytest
 import kgraft
 from kgraft.errors import UserError
 from kgraft.grafting import Graft, Independent
+from kgraft.grafting.lawa import mean_weights
 from kgraft.runs import config as configs
 from kgraft.runs.assembly import assemble, seed_of, teacher_seed
 from kgraft.runs.execution import execute
 from kgraft.runs.methods import settled
-from kgraft.training.soup import mean_weights
 
 
 def committee(tiny, **changes):

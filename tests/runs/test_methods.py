@@ -219,7 +219,7 @@ OTHERS = {  # than the defaults
     **{"every": 3, "epochs": 4, "evaluate": "before", "threshold": 0.2, "decay": 0.5, "rate": 0.9},
     **{"every_steps": 7, "lr_scaling": "none", "share": 0.2, "by_depth": False, "weight": 2.0},
     **{"full_epochs": 2, "pruned_epochs": 3, "cycles": 4, "temperature": 3.0, "alpha": 0.3},
-    "views": False,
+    **{"views": False, "last": 3},
 }
 
 

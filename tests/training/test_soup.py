@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import kgraft
-from kgraft.training.soup import greedy_soup, mean_weights, reestimate_statistics
+from kgraft.grafting.lawa import mean_weights
+from kgraft.training.soup import greedy_soup, reestimate_statistics
 
 pytestmark = pytest.mark.core
 
