@@ -119,8 +119,8 @@ def test_what_is_listed_of_the_digits_is_what_is_loaded():
 def test_sets_that_are_not_prepared_are_listed_as_such(tmp_path):
     entries = data.describe(tmp_path)
     assert [entry.name for entry in entries] == ["digits", "cifar10", "cifar100", "cifar100-coarse"]
-    assert [entry.prepared is None for entry in entries] == [False, True, True]
-    assert [entry.classes for entry in entries] == [10, 10, 100]
+    assert [entry.prepared is None for entry in entries] == [False, True, True, True]
+    assert [entry.classes for entry in entries] == [10, 10, 100, 20]
 
 
 def test_a_prepared_set_is_listed_with_its_place(

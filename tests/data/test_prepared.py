@@ -134,7 +134,7 @@ def test_a_set_that_only_tensorflow_reads_says_so(prepared, monkeypatch):
 def test_a_set_that_is_not_prepared_says_how_to_prepare_it(tmp_path):
     message = refusal(tmp_path, "mnist")
     assert f"not prepared in {tmp_path}" in message
-    assert "Known: cifar10, cifar100, digits." in message
+    assert "Known: cifar10, cifar100, cifar100-coarse, digits." in message
     assert "tfds.builder('mnist'" in message
     assert "download_and_prepare(file_format='array_record')" in message
 
@@ -150,7 +150,7 @@ def test_a_name_that_is_no_sets_is_refused(prepared, name):
 
 def test_prepared_sets_are_listed(prepared):
     listed = {entry.name: entry for entry in data.describe(prepared())}
-    assert list(listed) == ["digits", "cifar10", "cifar100", "tiles"]
+    assert list(listed) == ["digits", "cifar10", "cifar100", "cifar100-coarse", "tiles"]
     tiles = listed["tiles"]
     assert (tiles.train, tiles.test, tiles.classes) == (12, 4, 2)
     assert tiles.shape == (None, None, 1)
