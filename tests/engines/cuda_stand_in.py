@@ -67,7 +67,7 @@ class Graph:
     @torch.no_grad()
     def replay(self):
         self._replays += 1
-        if self._replays <= 3:  # what nobody holds is gone by then; it takes longer than the steps
+        if self._replays <= 2:  # what nobody holds is gone by then; it takes longer than the steps
             gc.collect()
         for operation, given, result in self.steps:
             args, kwargs = torch.utils._pytree.tree_map_only(Address, Address.tensor, given)

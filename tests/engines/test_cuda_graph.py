@@ -22,7 +22,7 @@ from kgraft.engines.torch.cuda_graph import CudaGraph, Graphs
 from kgraft.engines.torch.trace import Trace
 from kgraft.training.teaching import Teaching
 from tests.engines import cuda_stand_in
-from tests.engines.test_traced_steps import network, state
+from tests.engines.test_traced_steps import compiled, network, state
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +32,16 @@ def soon(monkeypatch):
 
 
 STEPS = batches((8, 8, 3), 5, count=8, size=8)
+
+
+def small(seed=0, rate=0.05):
+    """Small: the stand-in does for every operation what a device would not have to."""
+    keras.utils.set_random_seed(seed)
+    inputs = x = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, use_bias=False)(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    outputs = keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x))
+    return compiled(keras.Model(inputs, outputs, name="small"), rate=rate)
 
 
 def taken(models, steps=STEPS, *, together=False):
@@ -99,7 +109,7 @@ def test_a_graph_that_fails_costs_nothing_and_is_not_tried_again(place, monkeypa
     caplog.set_level("INFO", "kgraft")
     cuda = cuda_stand_in.install(monkeypatch, fails_at=place)
     random = cuda.random.clone()
-    models = [network(), network()]
+    models = [small(), small()]
     steps, logs = taken(models)
     assert all(isinstance(play, Trace) for play in plays(steps)) and len(plays(steps)) == 2
     assert cuda.stream is cuda.main
@@ -107,14 +117,14 @@ def test_a_graph_that_fails_costs_nothing_and_is_not_tried_again(place, monkeypa
     assert cuda.captures <= 1
     assert caplog.text.count(f"no CUDA graph of the steps: CUDA error at {place}\n") == 1
     monkeypatch.undo()
-    _, expected = taken([network(), network()])
+    _, expected = taken([small(), small()])
     assert logs == expected
 
 
 def test_peers_share_memory_and_engines_do_not(monkeypatch):
     cuda = cuda_stand_in.install(monkeypatch)
     for _ in range(2):
-        steps, _ = taken([network(), network()], STEPS[:4])
+        steps, _ = taken([small(), small()], STEPS[:4])
         assert all(isinstance(play, CudaGraph) for play in plays(steps))
         del steps
         gc.collect()
@@ -136,7 +146,7 @@ def test_a_graph_that_comes_to_other_numbers_is_not_used(added, off, monkeypatch
                     moved.add_(added)
 
     monkeypatch.setattr(cuda_stand_in.Graph, "replay", wrong)
-    model = network()
+    model = small()
     steps, logs = taken([model])
     assert all(isinstance(play, Trace) for play in plays(steps))
     assert re.search(f"the graph's step is off by {off}", Graphs.failed)
@@ -185,7 +195,7 @@ def test_what_is_let_pass_follows_from_the_noise_of_the_same_step():
 
 
 def test_validations_and_predictions_are_graphs_too(monkeypatch):
-    model, plain = network(), network()
+    model, plain = small(), small()
     expected = Engine([plain]).steppers[0]
     expected.build(STEPS[0])
     numbers, outputs = expected.evaluate(STEPS), expected.predict(STEPS)
@@ -200,7 +210,7 @@ def test_validations_and_predictions_are_graphs_too(monkeypatch):
 
 
 def test_teachers_are_a_graph(monkeypatch):
-    teacher = network()
+    teacher = small()
     teacher.build((None, 8, 8, 3))
     teaching, plain = (Teaching([teacher, teacher], 2.0, name) for name in ("auto", "eager"))
     cuda = cuda_stand_in.install(monkeypatch)
@@ -216,7 +226,7 @@ def test_a_whole_fit_of_graphs_is_that_of_steps(monkeypatch):
     y = np.concatenate([y for _, y in STEPS])
 
     def fit():
-        run = kgraft.GraftingFit([network(), network()])
+        run = kgraft.GraftingFit([small(), small()])
         histories = run.fit(x, y, batch_size=16, epochs=2, verbose=0)  # the last batch is whole
         return [own.history["loss"] for own in histories]
 

@@ -23,7 +23,8 @@ from kgraft.engines.torch import traced_steps
 from kgraft.engines.torch.cuda_graph import Graphs
 from kgraft.engines.torch.one_launch import OneLaunch
 from tests.engines import cuda_stand_in
-from tests.engines.test_traced_steps import compiled, state
+from tests.engines.test_cuda_graph import small as network
+from tests.engines.test_traced_steps import state
 
 SIDE, CLASSES, SIZE, COUNT = 8, 5, 8, 60  # 7 whole batches, and 4 images
 STEPS = batches((SIDE, SIDE, 3), CLASSES, count=8, size=SIZE)
@@ -33,16 +34,6 @@ STEPS = batches((SIDE, SIDE, 3), CLASSES, count=8, size=SIZE)
 def soon(monkeypatch):
     monkeypatch.setattr(traced_steps, "_AFTER", 2)
     monkeypatch.setattr(traced_steps, "_SHORT", 60.0)
-
-
-def network(seed=0, rate=0.05):
-    """Small: the stand-in does for every operation what a device would not have to."""
-    keras.utils.set_random_seed(seed)
-    inputs = x = keras.Input((SIDE, SIDE, 3))
-    x = keras.layers.Conv2D(4, 3, use_bias=False)(x)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
-    outputs = keras.layers.Dense(CLASSES)(keras.layers.GlobalAveragePooling2D()(x))
-    return compiled(keras.Model(inputs, outputs, name="small"), rate=rate)
 
 
 def peers(count, **options):
@@ -217,10 +208,10 @@ def test_a_rate_that_a_callback_sets_holds_in_the_graph(monkeypatch):
 @pytest.mark.parametrize("place", cuda_stand_in.Cuda.PLACES)
 def test_where_it_fails_each_peer_is_tried_and_nothing_is_lost(place, monkeypatch, caplog):
     caplog.set_level("INFO", "kgraft")
-    expected, _ = trained(peers(2), stream(), lazy=False)
+    expected, _ = trained(peers(2), stream(), epochs=1, lazy=False)
     cuda = cuda_stand_in.install(monkeypatch, fails_at=place)
     random = cuda.random.clone()
-    losses, _ = trained(peers(2), stream())
+    losses, _ = trained(peers(2), stream(), epochs=1)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)  # there, peers may be in threads
     assert cuda.stream is cuda.main and torch.equal(cuda.random, random)
     assert caplog.text.count(f"no CUDA graph of 2 peers together: CUDA error at {place}\n") == 1
@@ -230,7 +221,7 @@ def test_where_it_fails_each_peer_is_tried_and_nothing_is_lost(place, monkeypatc
 
 def test_a_graph_a_peer_is_the_next_best(monkeypatch, caplog):
     caplog.set_level("INFO", "kgraft")
-    expected, _ = trained(peers(2), stream(), lazy=False)
+    expected, _ = trained(peers(2), stream(), epochs=1, lazy=False)
     cuda_stand_in.install(monkeypatch)
     made = []
 
@@ -241,7 +232,7 @@ def test_a_graph_a_peer_is_the_next_best(monkeypatch, caplog):
         return cuda_stand_in._Stream()
 
     monkeypatch.setattr(torch.cuda, "Stream", stream_of_one)
-    losses, engine = trained(peers(2), stream())
+    losses, engine = trained(peers(2), stream(), epochs=1)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert "no CUDA graph of 2 peers together: CUDA out of memory" in caplog.text
     assert not Graphs.failed and OneLaunch.failed
