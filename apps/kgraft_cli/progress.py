@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -51,30 +51,17 @@ class PlainProgress:
         say(self._console, f"{phase} {epoch}/{self._epochs} | {figures} | {left:.0f} s left")
 
 
-class LiveProgress:
-    """A table with a row a model, a bar and the time left, redrawn in place."""
+class _Redrawn:
+    """A part of the terminal that is redrawn in place, and what is printed meanwhile above it."""
 
     def __init__(self, console: Console) -> None:
-        wide = console.width >= _FOR_A_BAR
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            *([BarColumn(bar_width=None)] if wide else []),
-            MofNCompleteColumn(),
-            *([TextColumn("steps, left")] if wide else []),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-        )
+        self._console = console
         self._live = Live(
             console=console, refresh_per_second=8, transient=True, redirect_stderr=False
         )
         self._beside = contextlib.ExitStack()
-        self._console = console
-        self._rows: Rows = ()
-        self._title = ""
-        self._epochs = self._steps = 0
 
-    def __enter__(self) -> "LiveProgress":
+    def __enter__(self) -> Self:
         self._beside.enter_context(stderr_on(self._console))
         self._live.start()
         return self
@@ -92,6 +79,25 @@ class LiveProgress:
                 raise
         finally:
             self._beside.close()
+
+
+class LiveProgress(_Redrawn):
+    """A table with a row a model, a bar and the time left, redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        wide = console.width >= _FOR_A_BAR
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            *([BarColumn(bar_width=None)] if wide else []),
+            MofNCompleteColumn(),
+            *([TextColumn("steps, left")] if wide else []),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+        self._rows: Rows = ()
+        self._epochs = self._steps = 0
 
     def begin(self, phase: str, models: int, epochs: int, steps: int) -> None:
         """Start the phase's bar and an empty table."""
@@ -162,34 +168,30 @@ class PlainJobs:
 
     def ended(self, name: str, seconds: float) -> None:
         """See `Watcher`."""
-        say(self._console, f"{name}: trained in {seconds:.0f} s")
+        _say_ended(self._console, name, seconds)
 
 
-class LiveJobs(PlainJobs):
-    """One line, redrawn in place."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
-        self._live = Live(console=console, refresh_per_second=2, transient=True)
-
-    def __enter__(self) -> "LiveJobs":
-        self._live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Take the line away."""
-        self._live.stop()
+class LiveJobs(_Redrawn):
+    """A line for all runs and one for each that is on, redrawn in place."""
 
     def progress(self, running: Jobs, done: float, left: float) -> None:
         """See `Watcher`."""
         lines = [_of_all(done, left), *map(_of_one, running)]
         self._live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"))
 
+    def ended(self, name: str, seconds: float) -> None:
+        """See `Watcher`."""
+        _say_ended(self._console, name, seconds)
 
-def jobs_on(console: Console) -> PlainJobs:
+
+def jobs_on(console: Console) -> PlainJobs | LiveJobs:
     """The display of several runs at once that suits where the output goes."""
     redraws = console.is_terminal and not console.is_dumb_terminal
     return LiveJobs(console) if redraws else PlainJobs(console)
+
+
+def _say_ended(console: Console, name: str, seconds: float) -> None:
+    say(console, f"{name}: trained in {seconds:.0f} s")
 
 
 def _of_all(done: float, left: float) -> str:

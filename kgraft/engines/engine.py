@@ -143,7 +143,8 @@ class Engine:
     @property
     def is_settled(self) -> bool:
         """Whether the next steps are taken as those after them will be."""
-        return self._may is not None and (self._pace is None or self._pace.chosen is not None)
+        tried = self._pace is not None and self._pace.chosen is None
+        return self.takes_lazy_batches or (self._may is not None and not tried)
 
     def logs(self) -> list[dict[str, Any]]:
         """Each model's metrics over the epoch so far."""

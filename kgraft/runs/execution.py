@@ -68,15 +68,16 @@ def _summary(
     teachers: list[keras.Model],
 ) -> dict[str, Any]:
     seconds = recorder.seconds
-    rows = []
+    rows, logits = [], []
     for k, peer in enumerate(training.peers):
         directory.save_model(peer, None, f"peers/peer-{k + 1}")
         directory.save_model(peer, recorder.best_weights[k], f"peers/peer-{k + 1}-best")
+        logits.append(_logits(peer, assembly))
         rows.append(
             {
                 "peer": k + 1,
                 "lr": peer_rate(assembly.config, k),
-                "test_accuracy": _scores([peer], assembly)["test_accuracy"],
+                "test_accuracy": _together(logits[-1:], assembly)["test_accuracy"],
                 "validation_accuracy": recorder.last[k].get("val_accuracy"),
                 "last_epoch": recorder.last[k].get("epoch"),
                 **_best(peer, recorder, k, assembly),
@@ -86,7 +87,7 @@ def _summary(
         "method": assembly.config.run.method,
         "peers": rows,
         "teachers": teacher_rows,
-        "ensemble": _scores(training.peers, assembly),
+        "ensemble": _together(logits, assembly),
         **({"committee": _scores(teachers, assembly)} if len(teachers) > 1 else {}),
         "selected_on": assembly.config.run.select,
         "seconds": round(seconds, 3),
@@ -240,16 +241,22 @@ class _Execution:
 
 def _scores(models: list[keras.Model], assembly: Assembly) -> dict[str, float | None]:
     """What one network answers, or several together, on the test and the validation images."""
-    dataset, validation = assembly.dataset, assembly.validation
+    return _together([_logits(model, assembly) for model in models], assembly)
 
-    def on(stream: BatchStream, labels: Any) -> float:
-        return accuracy(ensemble([predict(model, stream) for model in models]), labels)
 
+def _logits(model: keras.Model, assembly: Assembly) -> tuple[Any, Any]:
+    """A network's outputs for the test and the validation images; None without these."""
+    held_out = assembly.validation if assembly.dataset.validation is not None else None
+    return predict(model, assembly.test), held_out and predict(model, held_out)
+
+
+def _together(logits: list[tuple[Any, Any]], assembly: Assembly) -> dict[str, float | None]:
+    dataset, (test, validation) = assembly.dataset, zip(*logits, strict=True)
     return {
-        "test_accuracy": on(assembly.test, dataset.test.labels),
+        "test_accuracy": accuracy(ensemble(list(test)), dataset.test.labels),
         "validation_accuracy": None
-        if validation is None or dataset.validation is None
-        else on(validation, dataset.validation.labels),
+        if dataset.validation is None or validation[0] is None
+        else accuracy(ensemble(list(validation)), dataset.validation.labels),
     }
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from kgraft import settings
 from kgraft.errors import UserError
@@ -55,7 +55,6 @@ class Distill(Independent):
 
     name = "distill"
     taught = True
-    of_one_kind: ClassVar[bool] = False  # teachers are of the peers' architecture by default
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,6 @@ class Committee(Distill):
 
     name = "committee"
     teachers = 4
-    of_one_kind = True
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ def settled(config: "Config") -> "Config":
             f"method {method.name} has no teachers, and teachers.count is {teachers}: expected 0, "
             "or the method graft+ or distill."
         )
-    if getattr(method, "of_one_kind", False) and "teachers.model" not in config.given:
+    if issubclass(method, Committee) and "teachers.model" not in config.given:
         own = replace(config.teachers, model=config.model.name)
         config = replace(config, teachers=own, given=config.given | {"teachers.model"})
     _check_read(config, method)

@@ -57,6 +57,17 @@ def test_a_comparison_trains_what_is_missing_and_leaves_its_table(kgraft, tmp_pa
     assert code == 0 and "training" not in out.replace("trainings", "")
 
 
+@pytest.mark.multiprocess
+def test_runs_are_trained_side_by_side(kgraft, tmp_path):
+    (tmp_path / "mine.toml").write_text(COMPARISON)
+    code, out, err = kgraft("compare", "mine.toml", "--seeds", "0", "--jobs", "2")
+    assert code == 0, err
+    assert "plain, seed 0: trained in" in out and "2 peers, seed 0: trained in" in out
+    assert (tmp_path / "runs/mine/comparison.md").is_file()
+    code, _, err = kgraft("compare", "mine.toml", "--jobs", "0")
+    assert code == 2 and "--jobs" in err
+
+
 def test_a_run_is_selected_from(kgraft, tmp_path):
     small = ("--limit-train", "96", "--limit-test", "40", "--batch-size", "32", "--epochs", "1")
     code, _, err = kgraft("fit", "--method", "papa", "--peers", 2, *small, "--out", "here")

@@ -14,7 +14,13 @@ import termios
 import pytest
 from kgraft_cli.figures import Figures
 from kgraft_cli.messages import messages_on
-from kgraft_cli.progress import LiveProgress, PlainProgress, progress_on
+from kgraft_cli.progress import (
+    LiveProgress,
+    PlainJobs,
+    PlainProgress,
+    jobs_on,
+    progress_on,
+)
 from rich.console import Console
 
 RUN = """
@@ -45,14 +51,34 @@ print("the end")
 """
 
 
-def on_a_terminal(width, *arguments, term="xterm", stderr=None):
+JOBS = """
+import os, sys, time
+from rich.console import Console
+from kgraft_cli.messages import messages_on
+from kgraft_cli.progress import jobs_on
+
+console = Console()
+with messages_on(console), jobs_on(console) as watcher:
+    watcher.progress([("plain, seed 0", 0.0)], 0.0, float("nan"))
+    time.sleep(0.3)
+    os.write(2, b"one of C++\\n")
+    watcher.ended("plain, seed 0", 71.4)
+    watcher.progress([("a name that is long, seed 1", 0.25), ("b, seed 1", 0.5)], 0.375, 7260.0)
+    time.sleep(0.6)
+    if "stay" in sys.argv:
+        os._exit(0)
+print("the end")
+"""
+
+
+def on_a_terminal(width, *arguments, program=RUN, term="xterm", stderr=None):
     """Everything that a program sends to a terminal of 50 lines."""
     here, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
     environment = {**os.environ, "TERM": term}
     environment = {k: v for k, v in environment.items() if k not in ("COLUMNS", "LINES")}
     with subprocess.Popen(
-        [sys.executable, "-c", RUN, *arguments],
+        [sys.executable, "-c", program, *arguments],
         stdin=there,
         stdout=there,
         stderr=there if stderr is None else stderr,
@@ -191,3 +217,32 @@ def test_warnings_go_to_stderr_and_information_to_the_console(capsys):
     with messages_on(console, logging.WARNING):
         log.info("not told")
     assert (console.file.getvalue(), capsys.readouterr().err) == ("told\n", "kgraft: warned\n")
+
+
+@pytest.mark.parametrize("width", [150, 30])
+def test_runs_at_once_are_a_line_each(width):
+    lines = screen(on_a_terminal(width, "stay", program=JOBS), width)
+    shown = [line for line in lines if line]
+    said = {"one of C++", "plain, seed 0: trained in 71 s"}  # the former by a thread
+    assert set(shown[:2]) == said
+    assert shown[2] == "37.5% done, 2 h 01 min left"
+    if width == 150:
+        assert shown[3:] == ["a name that is long, seed 1 25%", "b, seed 1 50%"]
+    else:
+        assert shown[3].startswith("a name that is long, seed 1") and shown[3].endswith("…")
+    ended = [line for line in screen(on_a_terminal(width, program=JOBS), width) if line]
+    assert set(ended[:2]) == said and ended[2:] == ["the end"]
+
+
+def test_a_log_of_runs_at_once_has_a_line_a_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    watcher = jobs_on(Console(file=out, width=200))
+    assert isinstance(watcher, PlainJobs)
+    for now[0] in (1.0, 59.0, 61.0, 90.0, 125.0):
+        watcher.progress([("plain, seed 0", now[0] / 200)], now[0] / 400, 400 - now[0])
+    assert out.getvalue().splitlines() == [
+        "15.2% done, 6 min left | plain, seed 0 30%",
+        "31.2% done, 5 min left | plain, seed 0 62%",
+    ]

@@ -86,6 +86,7 @@ class Cuda:
         stream: the current one.
         modes: capture modes that were asked for.
         pools: those that were captured into.
+        order: in which streams wait for others and get work, since the last capture began.
     """
 
     PLACES = (
@@ -96,6 +97,10 @@ class Cuda:
     def __init__(self, fails_at=None):
         self.fails_at, self.stream, self.random = fails_at, "main", torch.arange(4)
         self.capturing, self.captures, self.modes, self.pools = False, 0, [], []
+        self.order = []
+
+    def _note(self, what, *streams):
+        self.order.append((what, *(own.number for own in streams)))
 
     def _at(self, place):
         if place == self.fails_at:
@@ -110,14 +115,12 @@ class Cuda:
 
     def Stream(self):
         self._at("Stream")
-        return _Stream()
-
-    def wait_stream(self, other):
-        pass
+        return _Stream(self)
 
     @contextlib.contextmanager
     def stream_of(self, stream):
         before, self.stream = self.stream, stream
+        self._note("work", stream)
         self._at("warm-up")
         yield
         self.stream = before  # not in a `finally`: an error leaves it, as a driver's may
@@ -151,6 +154,7 @@ class Cuda:
         self.modes.append(capture_error_mode)
         self.pools.append(pool)
         before, self.stream, self.capturing = self.stream, stream, True
+        self.order = []
         self.random += 1
         try:
             with Recorder(graph.steps):
@@ -163,8 +167,12 @@ class Cuda:
 
 
 class _Stream:
+    def __init__(self, cuda):
+        cuda.streams = getattr(cuda, "streams", 0) + 1
+        self._cuda, self.number = cuda, cuda.streams
+
     def wait_stream(self, other):
-        pass
+        self._cuda._note("wait", self, other)
 
 
 def install(monkeypatch, fails_at=None):
@@ -173,7 +181,7 @@ def install(monkeypatch, fails_at=None):
     from kgraft.engines.torch.one_launch import OneLaunch
 
     cuda = Cuda(fails_at)
-    main = _Stream()
+    main = _Stream(cuda)
     cuda.stream = cuda.main = main
     for name in ("current_stream", "set_stream", "Stream", "get_rng_state", "set_rng_state",
                  "graph_pool_handle", "CUDAGraph", "graph"):  # fmt: skip

@@ -213,7 +213,7 @@ def test_what_changes_on_a_teacher_between_fits_counts():
          keras.layers.BatchNormalization(), keras.layers.Dense(3)]
     )  # fmt: skip
     x, y = np.random.default_rng(0).normal(size=(8, 4)).astype("float32"), np.arange(8) % 3
-    teaching, feed = Teaching([teacher], 2.0), feed_of(x, y, batch_size=8)
+    teaching, feed = Teaching([teacher], 2.0), feed_of(x, y, batch_size=2)  # played soon
 
     def said():
         taught = teaching.feed(feed)  # at the beginning of every fit

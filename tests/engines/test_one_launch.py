@@ -141,6 +141,18 @@ def launch_feeds(engine):
     return [gather.__self__ for gather in engine._shared["launch"]._feeds]
 
 
+def test_the_peers_streams_begin_together_and_are_waited_for(monkeypatch):
+    cuda = cuda_stand_in.install(monkeypatch)
+    trained_on_tensors(peers(3))
+    fork, work, join = cuda.order[:2], cuda.order[2:4], cuda.order[4:6]
+    captured = fork[0][2]
+    sides = [own[1] for own in work]
+    assert len({captured, *sides}) == 3
+    assert fork == [("wait", side, captured) for side in sides]
+    assert work == [("work", side) for side in sides]
+    assert join == [("wait", captured, side) for side in sides]
+
+
 @pytest.mark.parametrize("lost", ["a step's trace", "a gathering's trace"])
 def test_what_it_addresses_lives_as_long_as_it(lost, monkeypatch):
     cuda_stand_in.install(monkeypatch)
@@ -183,7 +195,7 @@ def trained_on_tensors(models):
     for stepper in engine.steppers:
         stepper.build(STEPS[0])
     engine.begin_epoch()
-    return [[float(own["loss"]) for own in engine.step([b, b])] for b in STEPS]
+    return [[float(own["loss"]) for own in engine.step([b] * len(models))] for b in STEPS]
 
 
 def test_a_rate_that_a_callback_sets_holds_in_the_graph(monkeypatch):
@@ -222,14 +234,14 @@ def test_where_it_fails_each_peer_is_tried_and_nothing_is_lost(place, monkeypatc
 def test_a_graph_a_peer_is_the_next_best(monkeypatch, caplog):
     caplog.set_level("INFO", "kgraft")
     expected, _ = trained(peers(2), stream(), epochs=1, lazy=False)
-    cuda_stand_in.install(monkeypatch)
+    cuda = cuda_stand_in.install(monkeypatch)
     made = []
 
     def stream_of_one():
         made.append(1)
         if len(made) == 1:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return cuda_stand_in._Stream()
+        return cuda_stand_in._Stream(cuda)
 
     monkeypatch.setattr(torch.cuda, "Stream", stream_of_one)
     losses, engine = trained(peers(2), stream(), epochs=1)

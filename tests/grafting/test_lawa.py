@@ -96,3 +96,17 @@ def test_it_goes_on_where_it_was_broken_off(tmp_path):
 def test_a_number_of_epochs_that_is_none_is_refused(last):
     with pytest.raises(kgraft.UserError, match="last"):
         Lawa(last)
+
+
+@pytest.mark.core
+def test_beside_a_fit_model_and_peer_end_as_means():
+    class Ends(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            ends.append([own.get_weights() for own in (self.model, peer)])
+
+    ends, model, peer = [], network(0), network(1)
+    grafting = kgraft.GraftCallback([peer], mixer=Lawa(2))
+    model.fit(X, Y, batch_size=8, epochs=3, verbose=0, callbacks=[grafting, Ends()])
+    for k, own in enumerate((model, peer)):
+        for found, *values in zip(own.get_weights(), *(e[k] for e in ends[-2:]), strict=True):
+            np.testing.assert_allclose(found, np.mean(values, axis=0), rtol=1e-5, atol=1e-6)

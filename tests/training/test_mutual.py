@@ -46,6 +46,18 @@ def softmax(z):
     return shifted / shifted.sum(1, keepdims=True)
 
 
+def forward(torch, weights, x):
+    """PyTorch's logits of `network`, and the parameters that they depend on."""
+    kernel, bias, gamma, beta, _, _, dense, dense_bias = weights
+    trained = (kernel, bias, gamma, beta, dense, dense_bias)
+    own = [torch.tensor(value, requires_grad=True) for value in trained]
+    maps = torch.nn.functional.conv2d(
+        torch.tensor(x).permute(0, 3, 1, 2), own[0].permute(3, 2, 0, 1), own[1]
+    )
+    maps = torch.nn.functional.batch_norm(maps, None, None, *own[2:4], training=True, eps=1e-3)
+    return torch.relu(maps).permute(0, 2, 3, 1).flatten(1) @ own[4] + own[5], own
+
+
 def test_the_loss_is_the_mean_divergence_from_the_others():
     random = np.random.default_rng(0)
     logits = [random.normal(size=(5, 4)).astype("float32") for _ in range(3)]
@@ -81,19 +93,8 @@ def test_one_step_is_that_of_k_separate_losses(engine):
     run = kgraft.GraftingFit(peers, mixer=Independent(), mutual=Mutual(weight=0.7), engine=engine)
     histories = run.fit(x, y, batch_size=len(x), shuffle=False, epochs=1, verbose=0)
 
-    logits, parameters = [], []
-    for kernel, bias, gamma, beta, _, _, dense, dense_bias in start:
-        own = [torch.tensor(v, requires_grad=True) for v in (kernel, bias, gamma, beta)]
-        own += [torch.tensor(v, requires_grad=True) for v in (dense, dense_bias)]
-        maps = torch.nn.functional.conv2d(
-            torch.tensor(x).permute(0, 3, 1, 2), own[0].permute(3, 2, 0, 1), own[1]
-        )
-        maps = torch.nn.functional.batch_norm(
-            maps, None, None, own[2], own[3], training=True, eps=1e-3
-        )
-        flat = torch.relu(maps).permute(0, 2, 3, 1).flatten(1)
-        logits.append(flat @ own[4] + own[5])
-        parameters.append(own)
+    made = [forward(torch, own, x) for own in start]
+    logits, parameters = [z for z, _ in made], [own for _, own in made]
     targets = torch.tensor(y)
     for k, (own, lr) in enumerate(zip(parameters, (0.1, 0.05), strict=True)):
         ce = torch.nn.functional.cross_entropy(logits[k], targets)

@@ -8,7 +8,7 @@ import kgraft
 from kgraft.data import Augment, BatchStream
 from kgraft.grafting import Independent
 from kgraft.training.mutual import Online
-from tests.training.test_mutual import images, network
+from tests.training.test_mutual import forward, images, network
 
 RATES = (0.1, 0.05, 0.02)
 
@@ -26,19 +26,6 @@ def stream(count=24, batch_size=24):
 
 def arrays(batch):
     return [keras.ops.convert_to_numpy(part) for part in batch]
-
-
-def forward(torch, weights, x):
-    """Logits and the parameters that they depend on."""
-    kernel, bias, gamma, beta, _, _, dense, dense_bias = weights
-    own = [
-        torch.tensor(v, requires_grad=True) for v in (kernel, bias, gamma, beta, dense, dense_bias)
-    ]
-    maps = torch.nn.functional.conv2d(
-        torch.tensor(x).permute(0, 3, 1, 2), own[0].permute(3, 2, 0, 1), own[1]
-    )
-    maps = torch.nn.functional.batch_norm(maps, None, None, *own[2:4], training=True, eps=1e-3)
-    return torch.relu(maps).permute(0, 2, 3, 1).flatten(1) @ own[4] + own[5], own
 
 
 @pytest.mark.core

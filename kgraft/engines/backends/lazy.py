@@ -1,7 +1,8 @@
 """A batch that is not gathered yet, so that a device can gather it inside the step itself."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from kgraft.engines.backends.base import Batch
@@ -9,7 +10,7 @@ from kgraft.engines.backends.base import Batch
 
 @dataclass(frozen=True, eq=False)
 class LazyBatch:
-    """Which examples of an epoch, and what has been drawn for them; `gathered` makes the batch.
+    """Which examples of an epoch, and what has been drawn for them.
 
     Attributes:
         numbers: of the whole epoch, on the device, integers `(..., n)`.
@@ -23,18 +24,16 @@ class LazyBatch:
     start: int
     size: int
     gather: Callable[[Any], Batch]
-    _made: list[Batch] = field(default_factory=list, init=False, repr=False)
 
-    def gathered(self) -> Batch:
-        """The batch; made once."""
-        if not self._made:
-            self._made.append(self.gather(self.numbers[..., self.start : self.start + self.size]))
-        return self._made[0]
+    @cached_property
+    def batch(self) -> Batch:
+        """The batch."""
+        return self.gather(self.numbers[..., self.start : self.start + self.size])
 
 
 def gathered(batch: "Batch | LazyBatch") -> Batch:
     """A batch, whether it is one already or not."""
-    return batch.gathered() if isinstance(batch, LazyBatch) else batch
+    return batch.batch if isinstance(batch, LazyBatch) else batch
 
 
 def lazy_batches(numbers: Any, size: int, gather: Callable[[Any], Batch]) -> Iterator[LazyBatch]:

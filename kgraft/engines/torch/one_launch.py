@@ -23,7 +23,6 @@ from kgraft.engines.torch.cuda_graph import (
     line_of,
     restore,
 )
-from kgraft.engines.torch.settings import variables_of
 from kgraft.engines.torch.trace import Trace, tensors_of
 from kgraft.engines.torch.traced_steps import Form, Play, TracedSteps, form_of
 
@@ -49,14 +48,13 @@ class OneLaunch:
         self._feeds: list[Any] = []  # what the lazy batches are gathered by
         self._made: dict[Any, _Launch] = {}
         self._forms: dict[Any, Form] = {}  # of what lazy batches become
+        self._refused = False  # of these models alone, whoever else may have one
 
     def take(self, steps: Sequence[Steps], batches: Batches) -> list[Logs] | None:
         """See `Backend.as_one`."""
-        if OneLaunch.failed or Graphs.failed:
-            self._graphs.each = True
-            return None
         own = [step for step in steps if isinstance(step, TracedSteps)]
-        self._graphs.each = len(own) < len(steps)
+        failed = OneLaunch.failed or Graphs.failed or self._refused
+        self._graphs.each = bool(failed) or len(own) < len(steps)
         if self._graphs.each or not all(step.has_plays for step in own):
             return None
         self._notice_feeds(batches)
@@ -94,7 +92,7 @@ class OneLaunch:
     ) -> list[Logs]:
         """The next step, taken by the traces; and one graph of all, where it comes to the same."""
         given = [tensors_of(_whole(batch)) for batch in batches]
-        variables = [own.value.data for step in steps for own in variables_of(step.model)]
+        variables = [own for step in steps for own in step.variables()]
         before = [value.clone() for value in variables]
         logs = [play.trace(own) for play, own in zip(plays, given, strict=True)]
         after = [value.clone() for value in variables]
@@ -102,12 +100,15 @@ class OneLaunch:
         most = max(play.most or 0.0 for play in plays)
         count = f"{len(plays)} peers" if len(plays) > 1 else "the peer"
         try:
-            _check_apart(variables, before, after)
             with as_before(variables, before):
-                for play, own in zip(plays, given, strict=True):
-                    objection = play.trace.objection(own)
-                    if objection:
-                        raise ValueError(objection)
+                objections = [
+                    play.trace.objection(own) for play, own in zip(plays, given, strict=True)
+                ]
+            objection = _shared(variables, before, after) or "".join(objections)
+            if objection:
+                self._refused = True
+                _log.info("no CUDA graph of %s together: %s", count, objection)
+                return logs
             with as_before(variables, before):
                 launch = _Launch(plays, batches, self._graphs.pool())
             check(lambda: launch(batches), variables, before, expected, most)
@@ -165,19 +166,10 @@ class _Launch:
                 answers.append(play.trace(own.tensors()))
         for side in self._sides:
             stream.wait_stream(side)
-        single = [[_is_number(value) for value in logs.values()] for logs in answers]
-        numbers = [
-            value
-            for logs, chosen in zip(answers, single, strict=True)
-            for value, is_number in zip(logs.values(), chosen, strict=True)
-            if is_number
-        ]
+        numbers = [value for logs in answers for value in logs.values() if _is_number(value)]
         others = [
-            {
-                name: None if is_number else value
-                for (name, value), is_number in zip(logs.items(), chosen, strict=True)
-            }
-            for logs, chosen in zip(answers, single, strict=True)
+            {name: None if _is_number(value) else value for name, value in logs.items()}
+            for logs in answers
         ]
         return torch.stack(numbers) if numbers else torch.zeros(0), others
 
@@ -253,12 +245,13 @@ def _is_number(value: Any) -> bool:
     return value.dim() == 0 and value.dtype == torch.float32
 
 
-def _check_apart(
+def _shared(
     variables: list[torch.Tensor], before: list[torch.Tensor], after: list[torch.Tensor]
-) -> None:
-    """Refuse models that change a variable that they share: their steps would meet in it."""
+) -> str:
+    """Why models' steps would meet in a variable that they share and change, empty if not."""
     seen: set[int] = set()
     for variable, began, ended in zip(variables, before, after, strict=True):
         if variable.numel() and variable.data_ptr() in seen and not torch.equal(began, ended):
-            raise ValueError("the models share a variable that a step changes")
+            return "the models share a variable that a step changes"
         seen.add(variable.data_ptr())
+    return ""

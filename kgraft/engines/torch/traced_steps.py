@@ -64,9 +64,6 @@ class TracedSteps(NativeSteps):
     Args:
         model: a built model that `why_not` has no objection to.
         graphs: of the models that take their steps one after the other with it.
-
-    Attributes:
-        model: that.
     """
 
     in_any_thread = (
@@ -75,7 +72,6 @@ class TracedSteps(NativeSteps):
 
     def __init__(self, model: Any, graphs: Graphs | None = None) -> None:
         super().__init__(model)
-        self.model = model
         self._graphs = graphs or Graphs()
         self._plays: dict[Form, Play | None] = {}
         self._counts: dict[Form, int] = {}
@@ -92,6 +88,10 @@ class TracedSteps(NativeSteps):
     def predict(self, x: Any) -> Any:
         step = super().predict
         return self._taken("predict", lambda data: step(data[0]), on_device((x,)))
+
+    def variables(self) -> list[torch.Tensor]:
+        """Everything that a step may change."""
+        return [variable.value.data for variable in variables_of(self._model)]
 
     @property
     def has_plays(self) -> bool:
@@ -140,7 +140,7 @@ class TracedSteps(NativeSteps):
         if play.most is None or play.tried or not (self._graphs.each or kind != "train"):
             return play.trace(tensors)
         play.tried = True
-        variables = [variable.value.data for variable in variables_of(self.model)]
+        variables = self.variables()
         before = [value.clone() for value in variables]
         answer = play.trace(tensors)
         after = [value.clone() for value in variables]
@@ -161,20 +161,20 @@ class TracedSteps(NativeSteps):
         self, form: Form, step: Callable[[Any], Any], data: Any, tensors: list[torch.Tensor]
     ) -> Any:
         """One native step, which a trace of it is held against before it is played."""
-        if settings_of(self.model) != self._settings:
+        if settings_of(self._model) != self._settings:
             self._forget()  # what was traced in this epoch saw other settings
-        variables = [variable.value.data for variable in variables_of(self.model)]
+        variables = self.variables()
         before = [value.clone() for value in variables]
         answer = step(data)
         after = [value.clone() for value in variables]
         self._plays[form] = None
-        self._numbers = Numbers(self.model)
+        self._numbers = Numbers(self._model)
         try:
             self._plays[form] = self._checked(
                 step, data, tensors, variables, before, tensors_of(answer)
             )
         except Exception as error:
-            _log.info("a step of %s is not traced: %s", self.model.name, line_of(error))
+            _log.info("a step of %s is not traced: %s", self._model.name, line_of(error))
         finally:
             restore(variables, after)
         return answer
@@ -192,7 +192,7 @@ class TracedSteps(NativeSteps):
 
         A number that it holds for constant, and that changes from step to step, shows that way.
         """
-        objection = why_not(self.model)  # settings may have changed since the model was sent here
+        objection = why_not(self._model)  # settings may have changed since the model was sent here
         if objection:
             raise ValueError(objection)
         expected = [value.clone() for value in [*variables, *answers]]
@@ -207,7 +207,7 @@ class TracedSteps(NativeSteps):
         once, most = played(), None
         off = distance(once, expected, began)
         if Graphs.are_for(tensors[0].device):
-            most = tolerance(distance(played(), once, began), _precision(self.model))
+            most = tolerance(distance(played(), once, began), _precision(self._model))
         if not (all(map(torch.equal, once, expected)) if most is None else off <= most):
             raise ArithmeticError(f"a played step is off by {off:.1e} of its way")
         return Play(trace, most)

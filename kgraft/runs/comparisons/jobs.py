@@ -8,7 +8,7 @@ one run and writes its directory as if it were alone.
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
@@ -73,6 +73,7 @@ class _Running:
                 else:
                     self.share = said / self.job.epochs
         except EOFError:
+            self.ears.close()
             self._process.join()
             self.is_over = True
             if self._process.exitcode and self.error is None:
@@ -80,6 +81,11 @@ class _Running:
                     f"{self.job.name}: its process ended with code {self._process.exitcode}; call "
                     "the command again, the run goes on with its last whole epoch."
                 )
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
 
     def stop(self) -> None:
         """Ask it to save its last whole epoch and to end; once, a second time ends it at once."""
@@ -104,44 +110,43 @@ def side_by_side(jobs: Sequence[Job], count: int, watcher: Watcher, stopping: St
     waiting, running, over = list(jobs), list[_Running](), set[str]()
     whole, finished, spent = sum(job.work for job in jobs), 0.0, 0.0
     cores = max(1, BACKEND.cores() // count)
+    missing = {job.name for job in jobs}
     error: BaseException | None = None
-    known = {job.name for job in jobs}
     with stopping.held():
-        while running or (waiting and error is None):
-            for job in _ready(waiting, over, known) if error is None else ():
-                if len(running) < count:
+        try:
+            while running or (waiting and error is None):
+                ready = [job for job in waiting if not job.needs & (missing - over)]
+                for job in ready[: count - len(running)] if error is None else ():
                     waiting.remove(job)
                     running.append(_Running(job, cores))
-            wait([own.ears for own in running], _EVERY)
-            for own in running:
-                own.listen()
-            for own in [own for own in running if own.is_over]:
-                running.remove(own)
-                error = error or own.error
-                if own.error is None:
-                    over.add(own.job.name)
-                    finished += own.job.work
-                    spent += time.monotonic() - own.began
-                    watcher.ended(own.job.name, time.monotonic() - own.began)
-            try:
-                stopping.check()
-            except Stopped as stopped:
-                error = error or stopped
-            if error is not None:
+                wait([own.ears for own in running], _EVERY)
                 for own in running:
-                    own.stop()
-            shares = [(own.job.name, own.share) for own in running]
-            begun = sum(own.share * own.job.work for own in running)
-            busy = spent + sum(time.monotonic() - own.began for own in running)
-            done = finished + begun
-            rest = (whole - done) * busy / done / count if done else float("nan")
-            watcher.progress(shares, done / whole if whole else 1.0, rest)
+                    own.listen()
+                for own in [own for own in running if own.is_over]:
+                    running.remove(own)
+                    error = error or own.error
+                    if own.error is None:
+                        over.add(own.job.name)
+                        finished += own.job.work
+                        spent += own.seconds
+                        watcher.ended(own.job.name, own.seconds)
+                try:
+                    stopping.check()
+                except Stopped as stopped:
+                    error = error or stopped
+                if error is not None:
+                    for own in running:
+                        own.stop()
+                done = finished + sum(own.share * own.job.work for own in running)
+                busy = spent + sum(own.seconds for own in running)
+                rest = (whole - done) * busy / done / count if done else float("nan")
+                shares = [(own.job.name, own.share) for own in running]
+                watcher.progress(shares, done / whole if whole else 1.0, rest)
+        finally:
+            for own in running:  # of an error of the watcher's: nobody would wait for them
+                own.stop()
     if error is not None:
         raise error
-
-
-def _ready(waiting: Sequence[Job], over: set[str], known: set[str]) -> Iterator[Job]:
-    yield from [job for job in waiting if not (job.needs & known) - over]
 
 
 class _Telling(Silent):

@@ -25,7 +25,7 @@ from kgraft.runs.selection import selected
 from kgraft.runs.stopping import Stopping
 from kgraft.runs.unfinished import read_unfinished
 
-_ASKED = 0.3  # of a training step, what it takes to ask a teacher of the same size
+_ASKED = 1 / 3  # of a training step: a teacher's forward pass, for the time that is left
 _NO_MATTER = ("data.directory", "checkpoint.every", "checkpoint.keep")
 
 

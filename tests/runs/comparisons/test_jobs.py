@@ -2,6 +2,7 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -101,6 +102,21 @@ def test_an_end_that_somebody_asks_for_is_handed_on(tmp_path):
     asking.join()
     assert time.monotonic() - began < 40
     assert not list(tmp_path.glob("*.over"))
+
+
+def test_an_error_of_whoever_watches_leaves_nobody_behind(tmp_path):
+    class Breaks(Seen):
+        def progress(self, running, done, left):
+            if list(tmp_path.glob("*.begun")):
+                raise OSError("output is gone")
+
+    began = time.monotonic()
+    with pytest.raises(OSError, match="output is gone"):
+        side_by_side([job(tmp_path, "a", seconds=30)], 1, Breaks(), Stopping())
+    for process in multiprocessing.active_children():
+        process.join()
+    assert time.monotonic() - began < 20
+    assert not (tmp_path / "a.over").exists()
 
 
 def written(tmp_path):
