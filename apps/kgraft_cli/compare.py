@@ -86,14 +86,15 @@ def command(
                 with progress_on(console) as progress:
                     train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
     rows = read_results(wanted, path)
-    found = lines(rows, wanted.baseline)
+    references = (wanted.baseline, *wanted.against)
+    found = lines(rows, references)
     selected_on = wanted.entry(wanted.baseline).config.run.select
-    columns = header(wanted.baseline, selected_on)
+    columns = header(references, selected_on)
     console.print(_table("accuracy on the test images, %", columns, [found]))
     console.print(_table("by compute", columns, by_compute(found)))
-    for note in notes(found, wanted.baseline):
+    for note in notes(found, references):
         say(console, note)
-    write_text(path / "comparison.md", markdown(found, wanted.baseline, selected_on))
+    write_text(path / "comparison.md", markdown(found, references, selected_on))
     content = {"runs": rows, "entries": [line.to_json() for line in found]}
     write_text(path / "comparison.json", json.dumps(content, indent=2) + "\n")
     console.print(f"comparison.md and comparison.json are in {path}", highlight=False)

@@ -7,18 +7,6 @@ from typing import Any
 
 from kgraft.analysis.statistics import Difference, Spread, paired_difference
 
-HEADER = (
-    "method",
-    "networks",
-    "trainings",
-    "seeds",
-    "last epoch",
-    "against {baseline} (95 % CI)",
-    "best epoch on {selected_on}",
-    "mean of the peers",
-    "uniform soup",
-    "ensemble",
-)
 _NEXT = ("mean_peer", "uniform_soup", "ensemble")
 
 
@@ -35,7 +23,7 @@ class Line:
         last: accuracy after the last epoch.
         best: accuracy of the best epoch on the images that select; None for soups and ensembles.
         others: mean of the peers, uniform soup and ensemble, whatever the entry's own result is.
-        against: difference to the baseline, seed by seed; None for the baseline itself.
+        against: by entry, the baseline first: the difference to it, seed by seed; None for itself.
     """
 
     name: str
@@ -45,17 +33,17 @@ class Line:
     last: Spread
     best: Spread | None
     others: tuple[Spread, Spread, Spread]
-    against: Difference | None
+    against: dict[str, Difference | None]
 
     def cells(self) -> list[str]:
-        """The line as text, in the order of `HEADER`."""
+        """The line as text, in the order of `header`."""
         return [
             self.name,
             str(self.networks),
             self._cost(),
             str(self.last.count),
             _percent(self.last),
-            "" if self.against is None else _points(self.against),
+            *("" if own is None else _points(own) for own in self.against.values()),
             "" if self.best is None else _percent(self.best),
             *map(_percent, self.others),
         ]
@@ -78,25 +66,28 @@ class Line:
             "last": spread(self.last),
             "best": spread(self.best),
             **{name: spread(own) for name, own in zip(_NEXT, self.others, strict=True)},
-            "against_baseline": None
-            if self.against is None
-            else {"mean": self.against.mean, "ci95": [self.against.low, self.against.high]},
+            "against": {
+                name: None if own is None else {"mean": own.mean, "ci95": [own.low, own.high]}
+                for name, own in self.against.items()
+            },
         }
 
 
-def lines(rows: Sequence[dict[str, Any]], baseline: str) -> list[Line]:
+def lines(rows: Sequence[dict[str, Any]], references: Sequence[str]) -> list[Line]:
     """One line an entry, in the order of the rows.
 
     Args:
         rows: one an entry and seed, with `entry`, `seed`, `networks`, `trainings`,
             `given_teachers`, `last`, `best`, `mean_peer`, `uniform_soup`, `ensemble`.
-        baseline: the entry that the others are compared with, on the seeds that both have.
+        references: the entries that the others are compared with, each on the seeds that both
+            have; the baseline first.
     """
-    reference = {row["seed"]: row["last"] for row in rows if row["entry"] == baseline}
+    accuracies: dict[str, dict[int, float]] = {}
+    for row in rows:
+        accuracies.setdefault(row["entry"], {})[row["seed"]] = row["last"]
     found = []
-    for name in dict.fromkeys(row["entry"] for row in rows):
+    for name, mine in accuracies.items():
         own = [row for row in rows if row["entry"] == name]
-        pairs = [(row["last"], reference[row["seed"]]) for row in own if row["seed"] in reference]
         bests = [row["best"] for row in own if row["best"] is not None]
         mean_peer, soup, ensemble = (Spread.of([row[key] for row in own]) for key in _NEXT)
         found.append(
@@ -105,12 +96,13 @@ def lines(rows: Sequence[dict[str, Any]], baseline: str) -> list[Line]:
                 networks=own[0]["networks"],
                 trainings=own[0]["trainings"],
                 given_teachers=own[0]["given_teachers"],
-                last=Spread.of([row["last"] for row in own]),
+                last=Spread.of(list(mine.values())),
                 best=Spread.of(bests) if bests else None,
                 others=(mean_peer, soup, ensemble),
-                against=None
-                if name == baseline or not pairs
-                else paired_difference([mine for mine, _ in pairs], [plain for _, plain in pairs]),
+                against={
+                    other: None if other == name else _against(mine, accuracies.get(other, {}))
+                    for other in references
+                },
             )
         )
     return found
@@ -129,51 +121,64 @@ def by_compute(found: Sequence[Line]) -> list[list[Line]]:
     return [list(equals) for _, equals in itertools.groupby(ordered, cost)]
 
 
-def header(baseline: str, selected_on: str) -> list[str]:
+def header(references: Sequence[str], selected_on: str) -> list[str]:
     """The columns' names.
 
     Args:
-        baseline: the baseline's name.
+        references: see `lines`.
         selected_on: `"validation"` or `"test"`.
     """
-    return [name.format(baseline=baseline, selected_on=selected_on) for name in HEADER]
+    return [
+        *("method", "networks", "trainings", "seeds", "last epoch"),
+        *(f"against {name} (95 % CI)" for name in references),
+        *(f"best epoch on {selected_on}", "mean of the peers", "uniform soup", "ensemble"),
+    ]
 
 
-def notes(found: Sequence[Line], baseline: str) -> list[str]:
+def notes(found: Sequence[Line], references: Sequence[str]) -> list[str]:
     """What has to be said once beside the lines: what a cost is, and how many intervals there are.
 
     Args:
         found: what `lines` gave.
-        baseline: the baseline's name.
+        references: see `lines`.
     """
+    baseline = references[0]
     said = [
         f"trainings: FLOPs x images of all networks that were trained for a line, teachers "
         f"included, over those of one network of {baseline}"
     ]
     if any(line.given_teachers for line in found):
         said[0] += "; a given teacher's training, a file's, is not known"
-    intervals = [line.against for line in found if line.against and line.against.low is not None]
-    count = len(intervals)
+    intervals = [own for line in found for own in line.against.values() if own]
+    count = sum(own.low is not None for own in intervals)
     if count > 1:
         said.append(
-            f"{count} comparisons with {baseline} stand beside each other, and their intervals are "
-            "not corrected for that: by chance alone one in twenty leaves out zero"
+            f"{count} comparisons with {', '.join(references)} stand beside each other, and their "
+            "intervals are not corrected for that: by chance alone one in twenty leaves out zero"
         )
     return [f"{text}." for text in said]
 
 
-def markdown(found: Sequence[Line], baseline: str, selected_on: str) -> str:
+def markdown(found: Sequence[Line], references: Sequence[str], selected_on: str) -> str:
     """The lines as a Markdown table, with the notes below it.
 
     Args:
         found: what `lines` gave.
-        baseline: the baseline's name.
+        references: see `lines`.
         selected_on: `"validation"` or `"test"`.
     """
-    names = header(baseline, selected_on)
+    names = header(references, selected_on)
     rows = [names, ["---"] * len(names), *(line.cells() for line in found)]
     table = "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows)
-    return table + "".join(f"\n{note}\n" for note in notes(found, baseline))
+    return table + "".join(f"\n{note}\n" for note in notes(found, references))
+
+
+def _against(mine: dict[int, float], theirs: dict[int, float]) -> Difference | None:
+    """The difference over the seeds that both have."""
+    both = [seed for seed in mine if seed in theirs]
+    if not both:
+        return None
+    return paired_difference([mine[seed] for seed in both], [theirs[seed] for seed in both])
 
 
 def _cell(text: str) -> str:

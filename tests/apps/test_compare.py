@@ -47,7 +47,7 @@ def test_a_comparison_trains_what_is_missing_and_leaves_its_table(kgraft, tmp_pa
     assert "plain, seed 0: found" in out and "plain, seed 1: training" in out
     found = json.loads((tmp_path / "runs/mine/comparison.json").read_text())
     assert [entry["entry"] for entry in found["entries"]] == ["plain", "2 peers"]
-    assert found["entries"][1]["against_baseline"]["ci95"][0] is not None
+    assert found["entries"][1]["against"]["plain"]["ci95"][0] is not None
     table = (tmp_path / "runs/mine/comparison.md").read_text().splitlines()
     assert table[0].startswith(
         "| method | networks | trainings | seeds | last epoch | against plain"

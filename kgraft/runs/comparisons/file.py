@@ -3,6 +3,7 @@
     [comparison]
     seeds = [0, 1, 2]
     baseline = "baseline"
+    against = ["soup"]          # what else every entry is compared with
 
     [common.run]                # tables of a run file, the same for everybody
     epochs = 15
@@ -36,6 +37,7 @@ from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import modern
 from kgraft.settings import to_toml
 
+_KEYS = ("seeds", "baseline", "against")
 RESULTS = ("peer", "soup", "ensemble", "committee")
 _SPREAD = "schedule.spread"  # of rates over the peers, the papers' dlr: part of a method
 _PEER = "/peers/peer-"
@@ -88,11 +90,13 @@ class Comparison:
         seeds: seeds of the runs of every entry.
         baseline: name of the entry that the others are compared with.
         entries: all of them, in the file's order.
+        against: names of further entries that all are compared with.
     """
 
     seeds: tuple[int, ...]
     baseline: str
     entries: tuple[Entry, ...]
+    against: tuple[str, ...] = ()
 
     def entry(self, name: str) -> Entry:
         """The entry of a name."""
@@ -134,10 +138,8 @@ def read_comparison(path: Path) -> Comparison:
             raise UserError(f"{path}: {name} is a value; expected a table [{name}].")
     settings = tables.get("comparison", {})
     for name in settings:
-        if name not in ("seeds", "baseline"):
-            raise UserError(
-                f"{path}: [comparison] unknown key {name!r}." + suggest(name, ("seeds", "baseline"))
-            )
+        if name not in _KEYS:
+            raise UserError(f"{path}: [comparison] unknown key {name!r}." + suggest(name, _KEYS))
     seeds = settings.get("seeds", [0, 1, 2])
     if (
         not isinstance(seeds, list)
@@ -157,10 +159,15 @@ def read_comparison(path: Path) -> Comparison:
     if not entries:
         raise UserError(f"{path} has no entries: expected a table [entries.NAME] for each method.")
     names = [entry.name for entry in entries]
-    baseline = settings.get("baseline", names[0])
-    if baseline not in names:
-        near = suggest(str(baseline), names)
-        raise UserError(f"{path}: baseline {baseline!r} is no entry.{near}")
+    baseline, against = settings.get("baseline", names[0]), settings.get("against", [])
+    if not isinstance(against, list):
+        raise UserError(
+            f"{path}: [comparison] against = {to_toml(against)}: expected a list of entries."
+        )
+    for word, name in [("baseline", baseline), *(("against", other) for other in against)]:
+        if name not in names:
+            near = suggest(str(name), names)
+            raise UserError(f"{path}: {word} {name!r} is no entry.{near}")
     by_name = {entry.name: entry for entry in entries}
     _check_order(by_name, str(path))
     _check_directories(entries, str(path))
@@ -172,7 +179,8 @@ def read_comparison(path: Path) -> Comparison:
         )
         for entry in entries
     )
-    comparison = Comparison(tuple(seeds), baseline, entries)
+    others = tuple(name for name in dict.fromkeys(against) if name != baseline)
+    comparison = Comparison(tuple(seeds), baseline, entries, others)
     check_alike([(entry.name, entry.config, entry.budget) for entry in entries])
     return comparison
 

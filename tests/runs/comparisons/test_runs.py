@@ -189,6 +189,8 @@ def test_precisions_of_one_method_may_be_compared(written):
         (PLAIN + "run2.epochs = 3\n", "unknown key 'run2'. Did you mean 'run'?"),
         ("[common]\nrun = 3\n" + PLAIN, "run is a value; expected a table"),
         ("[comparison]\nbaseline = 'x'\n" + PLAIN, "baseline 'x' is no entry"),
+        ("[comparison]\nagainst = ['x']\n" + PLAIN, "against 'x' is no entry"),
+        ("[comparison]\nagainst = 'x'\n" + PLAIN, 'against = "x": expected a list of entries'),
     ],
 )
 def test_a_wrong_file_is_told_in_one_line(written, text, message):
