@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 MAY_IMPORT = {
     "errors": set(),
-    "settings": {"errors"},
+    "kinds": {"errors"},
+    "settings": {"errors", "kinds"},
     "files": {"errors"},
     "structure": set(),
     "backend": set(),
@@ -56,6 +57,7 @@ MAY_IMPORT = {
         "training",
         "models",
         "data",
+        "kinds",
         "settings",
         "files",
         "structure",

@@ -10,6 +10,7 @@ def command() -> None:
     import shutil
 
     from kgraft import settings
+    from kgraft.kinds import to_toml
     from kgraft.runs.methods import METHODS
 
     width = shutil.get_terminal_size().columns
@@ -26,6 +27,4 @@ def command() -> None:
             click.echo(f"    [{method.table}]")
         for key in keys:
             default = settings.default_of(method, key)
-            click.echo(
-                f"    {key}" + ("" if default is None else f" = {settings.to_toml(default)}")
-            )
+            click.echo(f"    {key}" + ("" if default is None else f" = {to_toml(default)}"))

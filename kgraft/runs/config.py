@@ -13,10 +13,11 @@ from typing import Any
 
 from kgraft.errors import UserError, suggest
 from kgraft.files import read_text
+from kgraft.kinds import to_toml
 from kgraft.runs.methods import METHODS, method_of, reads
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import MOVED, modern
-from kgraft.settings import checked, default_of, setting, to_toml
+from kgraft.settings import checked, default_of, setting
 
 _MOST_NETWORKS = 1024  # all of them are in memory at once
 

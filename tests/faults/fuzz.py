@@ -25,7 +25,7 @@ import click
 import hypothesis
 from hypothesis import strategies as st
 
-from kgraft import settings
+from kgraft import kinds, settings
 from kgraft.errors import UserError
 from kgraft.runs import config as configs
 from kgraft.runs import methods
@@ -66,9 +66,7 @@ def valid(table, key):
     ends = [rule[end] for end in ("low", "high", "above", "below") if end in rule]
     near = [end + step for end in ends for step in (-1, 0, 1, 1e-3)]
     known = [own.default, *(rule.get("choices") or ()), *near]
-    shown = [
-        settings.to_toml(value) for value in known if isinstance(value, bool | int | float | str)
-    ]
+    shown = [kinds.to_toml(value) for value in known if isinstance(value, bool | int | float | str)]
     return st.sampled_from(shown or ["1"])
 
 

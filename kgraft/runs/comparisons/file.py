@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from kgraft.errors import UserError, suggest, told
+from kgraft.kinds import to_toml
 from kgraft.runs.config import TABLES, Config, text_of, toml
 from kgraft.runs.methods import for_everybody, method_of, settled
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import modern
-from kgraft.settings import to_toml
 
 _KEYS = ("seeds", "baseline", "against")
 RESULTS = ("peer", "soup", "ensemble", "committee")
