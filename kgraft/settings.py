@@ -7,6 +7,7 @@ for `Graft(sharpness=0)` in Python and for `sharpness = 0` in a run file.
 import dataclasses
 import inspect
 import math
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -17,6 +18,7 @@ from kgraft.errors import UserError, suggest, told
 from kgraft.kinds import NAMES, read_as, to_toml
 
 _MOST = 3.4028234663852886e38  # what float32 holds: more is infinite as soon as it is used
+_NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 def setting(
@@ -146,7 +148,9 @@ def _shown(value: Any) -> str:
     return str(value) if isinstance(value, list | tuple) else told(value)
 
 
-def checked(table: type, key: str, value: Any, where: str) -> Any:
+def checked(
+    table: type, key: str, value: Any, where: str, values: Mapping[str, Any] = _NOTHING
+) -> Any:
     """A value that a run file or a flag gives to a setting.
 
     Args:
@@ -154,6 +158,7 @@ def checked(table: type, key: str, value: Any, where: str) -> Any:
         key: the setting.
         value: what was given.
         where: where it comes from, for errors.
+        values: see `keys_of`.
 
     Returns:
         The value, of the setting's own type.
@@ -161,7 +166,7 @@ def checked(table: type, key: str, value: Any, where: str) -> Any:
     Raises:
         UserError: an unknown key, a wrong type, or an impossible value.
     """
-    owners = keys_of(table)
+    owners = keys_of(table, values)
     if key not in owners:
         raise UserError(f"{where} unknown key {key!r}." + suggest(key, owners))
     value, wrong = _read(owners[key], key, value)
@@ -170,11 +175,16 @@ def checked(table: type, key: str, value: Any, where: str) -> Any:
     return value
 
 
-def keys_of(table: type) -> dict[str, type]:
+def keys_of(table: type, values: Mapping[str, Any] = _NOTHING) -> dict[str, type]:
     """The keys of a class's table in a run file, and of each the class that has it.
 
     Args:
         table: a class with settings.
+        values: what is set; a word of it may choose a part that is not among the listed ones, and
+            has keys of its own.
+
+    Raises:
+        UserError: such a part has a key that the table has already.
     """
     found: dict[str, type] = {}
     for own in _fields(table).values():
@@ -182,12 +192,23 @@ def keys_of(table: type) -> dict[str, type]:
             found[own.name] = table
         for part in _rule(own).get("parts", {}).values():
             found = {**found, **{key: part for key in _fields(part) if key not in found}}
+    for name in list(_fields(table)):
+        part = _part(table, name, values)
+        if part is None or part in _rule(_fields(table)[name])["parts"].values():
+            continue
+        for key in _fields(part):
+            if found.get(key) is table:
+                raise UserError(
+                    f"{part.__name__} has a setting {key!r}, as {table.__name__} has, beside "
+                    "whose settings it stands: give it another name."
+                )
+        found |= dict.fromkeys(_fields(part), part)
     return found
 
 
-def default_of(table: type, key: str) -> Any:
+def default_of(table: type, key: str, values: Mapping[str, Any] = _NOTHING) -> Any:
     """What a key of a class's table is where nobody sets it; None where it must be set."""
-    default = _fields(keys_of(table)[key])[key].default
+    default = _fields(keys_of(table, values)[key])[key].default
     return None if default is dataclasses.MISSING else default
 
 
@@ -198,12 +219,13 @@ def read_of(table: type, values: Mapping[str, Any]) -> list[str]:
         table: a class with settings.
         values: what is set; the rest is default.
     """
-    own = [key for key, owner in keys_of(table).items() if owner is table]
+    keys = keys_of(table, values)
+    own = [key for key, owner in keys.items() if owner is table]
     for name in list(own):
         part = _part(table, name, values)
         if part is not None:
             own += [key for key in _fields(part) if key not in own]
-    return [key for key in keys_of(table) if key in own]
+    return [key for key in keys if key in own]
 
 
 def words_of(table: type, values: Mapping[str, Any]) -> dict[str, str]:
@@ -229,13 +251,12 @@ def made(table: type, values: Mapping[str, Any], **more: Any) -> Any:
         more: arguments that are no settings.
     """
     arguments = dict(more)
-    for key, owner in keys_of(table).items():
+    for key, owner in keys_of(table, values).items():
         if owner is not table:
             continue
         part = _part(table, key, values)
         if part is not None:
-            own = {name: values[name] for name in _fields(part) if name in values}
-            arguments[key] = part(**own)
+            arguments[key] = made(part, values)
         elif key in values:
             arguments[key] = values[key]
         elif _fields(table)[key].default is dataclasses.MISSING:

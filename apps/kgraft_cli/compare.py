@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import HERE, PLACE
 
 if TYPE_CHECKING:
     from kgraft.analysis.comparison_table import Line
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     help="Runs at a time, each in a process with its share of the cores.",
 )
 @click.option("--only-read", is_flag=True, help="Train nothing; compare what is finished.")
+@HERE
 def command(
     comparison: str,
     out: str | None,
@@ -34,6 +35,7 @@ def command(
     seeds: str | None,
     jobs: int,
     only_read: bool,
+    here: bool,
 ) -> None:
     """Train what COMPARISON, a TOML file, asks for, and compare it with its baseline.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import HERE, PLACE, TRUST
 
 if TYPE_CHECKING:
     from kgraft.runs.config import Config
@@ -16,9 +16,11 @@ _FLAGS = {
     "peers": "peers.count",
     "teachers": "teachers.count",
     "model": "model.name",
+    "weights": "model.weights",
     "teacher_model": "teachers.model",
     "dataset": "data.name",
     "data_dir": "data.directory",
+    "optimizer": "optimizer.name",
     "epochs": "run.epochs",
     "batch_size": "run.batch_size",
     "lr": "optimizer.lr",
@@ -40,9 +42,11 @@ _FLAGS = {
 @click.option("--peers", type=int, metavar="K", help="Number of peers.")
 @click.option("--teachers", type=int, metavar="M", help="Number of teachers; 0 for plain grafting.")
 @click.option("--model", metavar="NAME", help="Architecture of the peers, see kgraft models.")
+@click.option("--weights", type=PLACE, metavar="FILE", help="What all peers start from.")
 @click.option("--teacher-model", metavar="NAME", help="Architecture of trained teachers.")
 @click.option("--dataset", metavar="NAME", help="Data set or .npz file, see kgraft data list.")
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@click.option("--optimizer", metavar="NAME", help="sgd, or one of keras.optimizers.")
 @click.option("--epochs", type=int, metavar="N", help="Epochs of teachers and peers.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a step.")
 @click.option("--lr", type=float, metavar="RATE", help="Learning rate of the last peer.")
@@ -59,8 +63,16 @@ _FLAGS = {
     help="Directory of the run; a new one below runs/ by default.",
 )
 @click.option("--resume", type=PLACE, metavar="RUN", help="Go on with a run that was broken off.")
+@HERE
+@TRUST
 def command(
-    runfile: str | None, changes: tuple[str, ...], out: str | None, resume: str | None, **flags: Any
+    runfile: str | None,
+    changes: tuple[str, ...],
+    out: str | None,
+    resume: str | None,
+    here: bool,
+    trust: bool,
+    **flags: Any,
 ) -> None:
     """Train K peers, graft them after every epoch, and keep what they learnt.
 
@@ -68,13 +80,19 @@ def command(
     a teacher on the handwritten digits that come with kgraft. Flags win over --set, --set over the
     file. Ctrl-C, SIGTERM or a terminal that is closed ends the step and saves the last whole epoch;
     --resume goes on from there, also after a kill, to what the run would have come to.
+
+    Parts of your own are named module:function or module:Class, in --model, --dataset, --method,
+    --optimizer and graft.criterion. --trust lets --resume call those that the run's directory
+    names, --here does so too.
     """
     from rich.console import Console
 
     from kgraft.engines.backends import BACKEND
+    from kgraft.errors import UserError
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import make_new
     from kgraft.runs.execution import execute
+    from kgraft.runs.own import calls_functions
     from kgraft.runs.stopping import Stopping
     from kgraft.runs.unfinished import read_unfinished
     from kgraft_cli.messages import messages_on
@@ -85,12 +103,16 @@ def command(
     console = Console(markup=False, emoji=False)
     with Stopping() as stopping, messages_on(console), going_on(stopping):
         if resume is None:
+            if trust:
+                raise UserError("--trust is for --resume: what you name yourself is called.")
             config, path = _wanted(runfile, changes, out, flags)
         else:
             given = [name for name, value in flags.items() if value is not None]
             _check_alone(runfile, changes, out, given)
-            config, path = read_unfinished(Path(resume)), Path(resume)
-        stopping.go_on = lambda: _go_on(path)
+            path = Path(resume)
+            config = read_unfinished(path, trusted=here or trust)
+        more = " --here" if here else " --trust" if trust or calls_functions(config) else ""
+        stopping.go_on = lambda: _go_on(path, more)
         BACKEND.keep_compiled()
         assembly = assemble(config)
         if resume is None and out is None:
@@ -106,10 +128,10 @@ def command(
     )
 
 
-def _go_on(path: Path) -> str:
+def _go_on(path: Path, more: str) -> str:
     """The command that goes on with what a directory holds, empty where there is none."""
     if (path / "run.toml").is_file() and not (path / "summary.json").is_file():
-        return f"kgraft fit --resume {shlex.quote(str(path))}"
+        return f"kgraft fit --resume {shlex.quote(str(path))}{more}"
     return ""
 
 
@@ -122,14 +144,12 @@ def _wanted(
     from kgraft.runs.methods import settled
 
     config = configs.read(runfile) if runfile else configs.Config()
-    if flags["method"] is not None:  # first, it may bring a table of its own
-        config = config.changed("run.method", flags["method"], "--method")
-    for change in changes:
-        key, value = configs.parse_assignment(change)
-        config = config.changed(key, value, f"--set {key}")
-    for name, value in flags.items():
-        if value is not None:
-            config = config.changed(_FLAGS[name], value, f"--{name.replace('_', '-')}")
+    given = [(*configs.parse_assignment(change), "") for change in changes]
+    given += [(_FLAGS[name], own, name) for name, own in flags.items() if own is not None]
+    # first what names a part, which may bring a table, or keys of its own
+    for key, value, flag in sorted(given, key=lambda own: not configs.names_part(own[0])):
+        source = f"--{flag.replace('_', '-')}" if flag else f"--set {key}"
+        config = config.changed(key, value, source)
     config = settled(config)
     path = default_path(config) if out is None else Path(out)
     (check_no_file if out is None else check_free)(path)

@@ -2,19 +2,31 @@
 
 import click
 
+from kgraft_cli.parameters import HERE
+
 
 @click.command("methods")
-def command() -> None:
-    """List the methods: what each does, how many peers and teachers it has, its settings."""
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@HERE
+def command(names: tuple[str, ...], here: bool) -> None:
+    """List the methods: what each does, how many peers and teachers it has, its settings.
+
+    NAME is one of them, or module:Class of your own; without one all are listed.
+    """
     import inspect
     import shutil
 
     from kgraft import settings
+    from kgraft.errors import UserError, suggest
     from kgraft.kinds import to_toml
     from kgraft.runs.methods import METHODS
 
     width = shutil.get_terminal_size().columns
-    for number, (name, method) in enumerate(sorted(METHODS.items())):
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise UserError(f"method {unknown[0]!r} is unknown." + suggest(unknown[0], METHODS))
+    for number, name in enumerate(names or sorted(METHODS)):
+        method = METHODS[name]
         usual = f"{method.teachers}, " if method.teachers > 1 else ""
         teachers = f"{usual}at least 1" if method.taught else "none"
         click.echo("\n" * bool(number) + click.style(name, bold=True))

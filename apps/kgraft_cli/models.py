@@ -2,12 +2,20 @@
 
 import click
 
+from kgraft_cli.parameters import HERE
+
 
 @click.command("models")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--input-shape", default="32,32,3", metavar="H,W,C", show_default=True)
 @click.option("--classes", default=10, metavar="N", show_default=True)
-def command(input_shape: str, classes: int) -> None:
-    """List the architectures: parameters, multiply-adds (papers call them FLOPs), filters."""
+@HERE
+def command(names: tuple[str, ...], input_shape: str, classes: int, here: bool) -> None:
+    """List the architectures: parameters, multiply-adds (papers call them FLOPs), filters.
+
+    NAME is one of them, one of keras.applications, or module:function of your own; without one
+    kgraft's are listed.
+    """
     from rich.console import Console
 
     from kgraft import models
@@ -19,10 +27,11 @@ def command(input_shape: str, classes: int) -> None:
         raise UserError(f"--input-shape {input_shape}: expected height,width,channels: 32,32,3.")
     height, width, channels = map(int, parts)
     table = Figures(
-        f"{height}x{width}x{channels}, {classes} classes; also wrn-D-K, resnetN-leaky",
+        f"{height}x{width}x{channels}, {classes} classes; also wrn-D-K, resnetN-leaky, "
+        "keras.applications",
         ("model", "parameters", "multiply-adds", "FLOPs", "filters"),
     )
-    for row in models.describe((height, width, channels), classes):
+    for row in models.describe((height, width, channels), classes, names):
         table.add_row(
             row.name,
             f"{row.parameters:,}",

@@ -1,5 +1,7 @@
 """What arguments and options have in common."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,4 +19,20 @@ class _Place(click.types.StringParamType):
         return super().convert(value, param, ctx)
 
 
+def _search_here(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Let Python search the current directory, last: a random.py in it stands before no library."""
+    here = str(Path.cwd())
+    if value and here not in sys.path:
+        sys.path.append(here)
+    return value
+
+
 PLACE = _Place()
+HERE = click.option(
+    "--here",
+    is_flag=True,
+    callback=_search_here,
+    is_eager=True,
+    help="Search the current directory for parts of your own.",
+)
+TRUST = click.option("--trust", is_flag=True, help="Call the functions that the run's files name.")

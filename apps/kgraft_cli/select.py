@@ -2,13 +2,15 @@
 
 import click
 
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import HERE, PLACE, TRUST
 
 
 @click.command("select")
 @click.argument("run", type=PLACE)
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
-def command(run: str, data_dir: str | None) -> None:
+@HERE
+@TRUST
+def command(run: str, data_dir: str | None, here: bool, trust: bool) -> None:
     """Best peer, uniform and greedy soup, and ensemble of RUN, a run's directory.
 
     Soups average the peers' weights and estimate their batch statistics anew; they are saved in the
@@ -24,7 +26,7 @@ def command(run: str, data_dir: str | None) -> None:
     from kgraft_cli.messages import quiet_tensorflow
 
     quiet_tensorflow()
-    found = select(Path(run), data_dir=data_dir)
+    found = select(Path(run), data_dir=data_dir, trusted=here or trust)
     table = Figures(run, ("what", "networks", "validation", "test", "peers"), left=("peers",))
     for name, row in found.items():
         table.add_row(

@@ -3,11 +3,13 @@
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kgraft.data import cifar, digits
 from kgraft.data.dataset import Dataset, channel_statistics
 from kgraft.data.npz import read_npz
 from kgraft.data.order import split_validation
+from kgraft.data.own import loader, read_own
 from kgraft.errors import UserError, suggest, told
 from kgraft.settings import argument
 
@@ -65,12 +67,14 @@ def load(
     size: int | None = None,
     validation: float = 0.1,
     seed: int = 0,
+    **own: Any,
 ) -> Dataset:
     """Load a classification set into memory.
 
     Args:
-        name: One of `names()`, a set that TFDS has prepared, or the path of an `.npz` file with
-            `x_train`, `y_train`, `x_test` and `y_test`.
+        name: One of `names()`, a set that TFDS has prepared, the path of an `.npz` file with
+            `x_train`, `y_train`, `x_test` and `y_test`, or `module:function` of one's own, which
+            returns a `Dataset` or `(x_train, y_train), (x_test, y_test)`.
         data_dir: Where prepared sets are; see `data_directory`.
         limit_train: Use only the first N training images, in the set's own order: the published
             one for digits and the CIFAR sets, that of the file for the others. A set with fewer
@@ -79,8 +83,10 @@ def load(
         size: Side of the images, in pixels: they are resized on the way in, antialiased (Pillow's
             bilinear filter); None leaves them as they are.
         validation: What is taken from the (limited) training images for validation, the same share
-            of every class: a share below 1, or a whole number of images; 0 for none.
+            of every class: a share below 1, or a whole number of images; 0 for none, and for a set
+            of one's own that has such images already.
         seed: Which images those are.
+        own: Arguments of a function of one's own.
 
     Returns:
         The set. Its mean and standard deviation are the published ones for the CIFAR sets that are
@@ -104,7 +110,13 @@ def load(
         argument(option, limit, int | None)
         if limit is not None and limit < 1:
             raise UserError(f"{option} {limit}: expected a number of images, 1 or more.")
-    if str(name).endswith(".npz"):
+    part = loader(name)
+    if part is not None:
+        part.check(own, lambda option: "kgraft.data.load:")
+        whole = read_own(part, own, data_dir)
+    elif own:
+        raise UserError(f"data set {str(name)!r} has no {next(iter(own))}: only functions have.")
+    elif str(name).endswith(".npz"):
         path = Path(name)
         whole = read_npz(path, name=path.stem, source=str(path), licence="not stated")
     elif name == "digits":
@@ -112,15 +124,22 @@ def load(
     else:
         whole = _load_prepared(str(name), data_directory(data_dir), limit_train, limit_test)
     train, test = whole.train.first(limit_train), whole.test.first(limit_test)
-    mean, std = whole.mean, whole.std
+    mean, std, held_out = whole.mean, whole.std, whole.validation
+    if held_out is not None and validation:
+        raise UserError(
+            f"data set {str(name)!r} has {len(held_out)} validation images of its own, and "
+            f"data.validation is {validation}: expected 0."
+        )
     if size is not None and train.images.shape[1:3] != (size, size):
         from kgraft.data.resize import resized
 
         train, test, mean = resized(train, size), resized(test, size), ()
+        held_out = None if held_out is None else resized(held_out, size)
     if not mean:
         mean, std = channel_statistics(train.images)
-    rest, held_out = split_validation(train, validation, classes=whole.classes, seed=seed)
-    return replace(whole, train=rest, validation=held_out, test=test, mean=mean, std=std)
+    if held_out is None:
+        train, held_out = split_validation(train, validation, classes=whole.classes, seed=seed)
+    return replace(whole, train=train, validation=held_out, test=test, mean=mean, std=std)
 
 
 def prepare(

@@ -10,12 +10,11 @@ from typing import IO
 
 import numpy as np
 
-from kgraft.data.dataset import Dataset, Split
+from kgraft.data.arrays import KEYS, classification_set, expected
+from kgraft.data.dataset import Dataset
 from kgraft.errors import UserError, suggest
 from kgraft.files import is_directory, is_file
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
-MOST_CLASSES = 65536
 MOST_SMALL = 1 << 28
 """Bytes that an array may have however well it is packed: a small set of black images is one."""
 MOST_EXPANSION = 100
@@ -41,21 +40,7 @@ def read_npz(path: Path, *, name: str, source: str, licence: str) -> Dataset:
             length or values, or unpacks to more than `MOST_EXPANSION` times the file.
     """
     arrays = _arrays(path)
-    train = _split(path, arrays, "train")
-    test = _split(path, arrays, "test")
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(
-            f"{path}: x_test holds images of {_size(test.images)}, x_train of "
-            f"{_size(train.images)}; expected the same."
-        )
-    classes = int(train.labels.max()) + 1
-    if test.labels.max() >= classes:
-        raise UserError(
-            f"{path}: y_test[{test.labels.argmax()}] is {test.labels.max()}; expected labels in "
-            f"0..{classes - 1}, as in y_train."
-        )
-    names = tuple(map(str, range(classes)))
-    return Dataset(name, train, None, test, classes, names, (), (), source, licence)
+    return classification_set(arrays, str(path), name=name, source=source, licence=licence)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -95,7 +80,7 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     ) as problem:
         raise UserError(
             f"{path}: {key} cannot be read: it is damaged or holds pickled Python objects; "
-            f"expected {_expected(key)}."
+            f"expected {expected(key)}."
         ) from problem
 
 
@@ -112,7 +97,7 @@ def _check_size(path: Path, file: np.lib.npyio.NpzFile, key: str) -> None:
     if claimed > min(held, max(MOST_EXPANSION * size, min(1032 * size, MOST_SMALL))):
         raise UserError(
             f"{path}: {key} says to be {dtype} of shape {shape}, {claimed:,} bytes, "
-            f"which a file of {size:,} bytes does not hold; expected {_expected(key)}."
+            f"which a file of {size:,} bytes does not hold; expected {expected(key)}."
         )
 
 
@@ -131,41 +116,3 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     ):  # of Python's parser: a header of parentheses
         raise ValueError("a header that cannot be read") from None
     return shape, dtype
-
-
-def _split(path: Path, arrays: dict[str, np.ndarray], part: str) -> Split:
-    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-        raise UserError(_mismatch(path, f"x_{part}", images))
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise UserError(_mismatch(path, f"y_{part}", labels))
-    if len(images) != len(labels):
-        raise UserError(
-            f"{path}: x_{part} has {len(images)} images, y_{part} {len(labels)} labels; "
-            "expected as many."
-        )
-    wrong = (labels < 0) | (labels >= MOST_CLASSES)
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise UserError(
-            f"{path}: y_{part}[{at}] is {labels[at]}; expected labels counted from 0, "
-            f"at most {MOST_CLASSES - 1}."
-        )
-    return Split(images, labels.astype(np.int64))
-
-
-def _mismatch(path: Path, key: str, array: np.ndarray) -> str:
-    return (
-        f"{path}: {key} is {array.dtype} of shape {array.shape}; expected {_expected(key)}, "
-        "not empty."
-    )
-
-
-def _expected(key: str) -> str:
-    if key.startswith("x"):
-        return "uint8 of shape (n, height, width, channels)"
-    return "integers of shape (n,)"
-
-
-def _size(images: np.ndarray) -> str:
-    return "x".join(map(str, images.shape[1:]))

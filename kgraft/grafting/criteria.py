@@ -1,10 +1,12 @@
 """How much information a layer's weights hold: entropy, l1 norm, or a user's own measure."""
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import keras
 import numpy as np
@@ -12,8 +14,9 @@ from numpy.typing import NDArray
 
 from kgraft import equations
 from kgraft.equations import Float64
-from kgraft.errors import UserError, suggest
+from kgraft.errors import UserError, suggest, told
 from kgraft.grafting.arrays import host_array, host_view
+from kgraft.parts import load
 from kgraft.settings import check, setting
 
 # Every bin is counted for every layer, or filter. With more bins than weights almost each has one
@@ -204,11 +207,59 @@ class Measured:
         )
 
 
-BY_NAME: dict[str, type[Criterion]] = {
-    "entropy": Entropy,
-    "filter-entropy": FilterEntropy,
-    "l1": L1Norm,
-}
+class _Criteria(Mapping[str, Callable[..., Criterion]]):
+    """What makes a criterion, by its word: kgraft's, and anybody's by `module:name`."""
+
+    _own: ClassVar[dict[str, type[Criterion]]] = {
+        "entropy": Entropy,
+        "filter-entropy": FilterEntropy,
+        "l1": L1Norm,
+    }
+
+    def __getitem__(self, name: str) -> Callable[..., Criterion]:
+        if name in self._own or not isinstance(name, str) or ":" not in name:
+            return self._own[name]
+        found = load(name, "criterion", "mypkg.crit:MyCriterion")
+        if inspect.isclass(found) and issubclass(found, Criterion):
+            _check_makeable(found, name)
+            return found
+        if inspect.isroutine(found):
+            return partial(Measured, found)
+        raise UserError(
+            f"criterion {name!r} is {told(found)}: expected a class with information(kernels, "
+            "filter_axes), or a function of a kernel's weights."
+        )
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and bool(self[name])
+        except KeyError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+def _check_makeable(found: type, name: str) -> None:
+    """Refuse a class that a run file cannot make: its settings are the fields of a dataclass."""
+    if dataclasses.is_dataclass(found):
+        return
+    needed = [
+        own.name
+        for own in inspect.signature(found).parameters.values()
+        if own.default is own.empty and own.kind not in (own.VAR_POSITIONAL, own.VAR_KEYWORD)
+    ]
+    if needed:
+        raise UserError(
+            f"criterion {name!r} needs {needed[0]} and is no dataclass: make it one, whose fields "
+            "are settings."
+        )
+
+
+BY_NAME = _Criteria()
 
 READ_ON_HOST = (FilterEntropy, L1Norm, Measured)
 """Criteria that take kernels to the host wherever they lie."""
@@ -218,8 +269,8 @@ def get(criterion: "str | Criterion | Callable[[np.ndarray], float]") -> Criteri
     """A criterion from its name, itself, or a function of one kernel.
 
     Args:
-        criterion: `"entropy"`, `"filter-entropy"`, `"l1"`, a `Criterion`, or a callable that maps
-            a kernel's NumPy weights to a number.
+        criterion: `"entropy"`, `"filter-entropy"`, `"l1"`, `"module:name"` of one's own, a
+            `Criterion`, or a callable that maps a kernel's NumPy weights to a number.
 
     Returns:
         The criterion.

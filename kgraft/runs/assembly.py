@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from kgraft import data, models
+from kgraft import data
 from kgraft.data import Augment, BatchStream, Dataset, Split
 from kgraft.engines.backends import BACKEND
-from kgraft.engines.precision import building_in
 from kgraft.errors import UserError
 from kgraft.files import is_directory
+from kgraft.runs import optimizers, own
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.methods import Ema, mixer_of, settled, taught_epochs
-from kgraft.training.optimizers import SGD
+from kgraft.runs.networks import network, seed_of, start, teacher_number
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
-
-_TEACHERS = 1_000_000  # teachers' orders and seeds are counted from here, far from any peer's
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Assembly:
 
     def teacher_stream(self, number: int) -> BatchStream:
         """Batches of the m-th teacher that the run trains, counted from 0."""
-        return self.train.for_peer(_TEACHERS + number)
+        return self.train.for_peer(teacher_number(number))
 
 
 def assemble(config: Config) -> Assembly:
@@ -76,30 +73,26 @@ def assemble(config: Config) -> Assembly:
         )
     loaded = [load_teacher(file, shape, dataset.classes) for file in teachers.files]
     untrained = [
-        _compiled(
-            config,
-            _built(config, teachers.model, 0.0, dataset, _TEACHERS + m),
-            config.optimizer.lr,
-            train,
-            epochs=taught_epochs(config),
-        )
+        _built(config, teachers.model, dataset, teacher_number(m), teaches=True)
         for m in range(teachers.count - len(loaded))
     ]
-    wanted_model, mixer = config.model, mixer_of(config)
-    peers = [
-        _compiled(
+    peers = [_built(config, config.model.name, dataset, k) for k in range(config.peers.count)]
+    start(config, [*peers, *(untrained if teachers.model == config.model.name else ())])
+    for teacher in untrained:
+        _compile(config, teacher, config.optimizer.lr, train, epochs=taught_epochs(config))
+    mixer = mixer_of(config)
+    for k, peer in enumerate(peers):
+        _compile(
             config,
-            _built(config, wanted_model.name, wanted_model.dropout, dataset, k),
+            peer,
             peer_rate(config, k),
             train,
             epochs=config.run.epochs,
             labels=teachers.labels if teachers.count else 1.0,
             ema=mixer.decay if isinstance(mixer, Ema) else None,
         )
-        for k in range(config.peers.count)
-    ]
     if teachers.start != "fresh":
-        _check_start(peers[0], [*loaded, *untrained], teachers.start)
+        _check_start(config, peers[0], [*loaded, *untrained])
     return Assembly(
         config=config,
         dataset=dataset,
@@ -134,12 +127,13 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         size=wanted.size,
         validation=wanted.validation,
         seed=config.run.seed,
+        **own.arguments(config, "data"),
     )
     if config.run.select == "test":
         if dataset.validation is not None:
             raise UserError(
-                "run.select is 'test', and data.validation holds images out: expected "
-                "data.validation = 0, or run.select = 'validation'."
+                "run.select is 'test', and images are held out: expected data.validation = 0 (and "
+                "a set without validation images of its own), or run.select = 'validation'."
             )
         dataset = replace(dataset, validation=dataset.test)
     return _with_augmentation(config, dataset)
@@ -199,14 +193,9 @@ def load_teacher(file: str | Path, shape: tuple[int, ...], classes: int) -> kera
     return read_classifier(path, f"teacher {file}", shape, classes)
 
 
-def seed_of(config: Config, number: int) -> int:
-    """The seed of one model's initial weights, different for every run seed and model."""
-    return int(np.random.SeedSequence([config.run.seed, number]).generate_state(1)[0])
-
-
 def teacher_seed(config: Config, number: int) -> int:
     """The seed of the m-th trained teacher's initial weights, counted from 0."""
-    return seed_of(config, _TEACHERS + number)
+    return seed_of(config, teacher_number(number))
 
 
 def peer_rate(config: Config, k: int) -> float:
@@ -246,22 +235,22 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
     return replace(config, data=wanted), replace(dataset, mean=mean, std=std)
 
 
-def _built(config: Config, name: str, dropout: float, dataset: Dataset, number: int) -> keras.Model:
+def _built(
+    config: Config, name: str, dataset: Dataset, number: int, *, teaches: bool = False
+) -> keras.Model:
     keras.utils.set_random_seed(seed_of(config, number))
-    # a teacher of the peers' architecture starts as they do
-    head_init = config.model.head_init if name == config.model.name else None
-    with building_in(config.run.precision):
-        return models.build(
-            name,
-            input_shape=dataset.train.images.shape[1:],
-            classes=dataset.classes,
-            dropout=dropout,
-            head_init=head_init,
+    shape = dataset.train.images.shape[1:]
+    return network(config, name, shape, dataset.classes, teaches=teaches)
+
+
+def _check_start(config: Config, peer: keras.Model, teachers: list[keras.Model]) -> None:
+    """Refuse to begin with the weights of teachers that are other networks, or also of a file."""
+    start = config.teachers.start
+    if config.model.weights is not None:
+        raise UserError(
+            f"teachers.start is {start!r}, and model.weights is {config.model.weights!r}: expected "
+            "one or the other."
         )
-
-
-def _check_start(peer: keras.Model, teachers: list[keras.Model], start: str) -> None:
-    """Refuse to begin with the weights of teachers that are other networks."""
     own = [tuple(weight.shape) for weight in peer.weights]
     for m, teacher in enumerate(teachers[:1] if start == "teacher" else teachers, 1):
         if [tuple(weight.shape) for weight in teacher.weights] != own:
@@ -271,7 +260,7 @@ def _check_start(peer: keras.Model, teachers: list[keras.Model], start: str) -> 
             )
 
 
-def _compiled(
+def _compile(
     config: Config,
     model: keras.Model,
     lr: float,
@@ -280,22 +269,16 @@ def _compiled(
     epochs: int,
     labels: float = 1.0,
     ema: float | None = None,
-) -> keras.Model:
-    wanted = config.optimizer
+) -> None:
+    rate = _rate(config, lr, epochs, stream.steps)
     model.compile(
-        optimizer=SGD(
-            _rate(config, lr, epochs, stream.steps),
-            momentum=wanted.momentum,
-            l2=wanted.l2,
-            nesterov=wanted.nesterov,
-            use_ema=ema is not None,
-            ema_momentum=0.99 if ema is None else ema,  # Keras' own where it has no part
+        optimizer=optimizers.made(
+            config.optimizer.name, own.arguments(config, "optimizer"), rate, ema
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         loss_weights=None if labels == 1 else labels,
         metrics=["accuracy"],
     )
-    return model
 
 
 def _rate(config: Config, lr: float, epochs: int, steps: int) -> Any:

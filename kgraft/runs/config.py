@@ -17,7 +17,10 @@ from kgraft.kinds import to_toml
 from kgraft.runs.methods import METHODS, method_of, reads
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import MOVED, modern
-from kgraft.settings import checked, default_of, setting
+from kgraft.runs.optimizers import OPTIMIZERS
+from kgraft.runs.own import checked as own_value
+from kgraft.runs.own import moot, takes_more
+from kgraft.settings import checked, default_of, keys_of, setting, words_of
 
 _MOST_NETWORKS = 1024  # all of them are in memory at once
 
@@ -44,7 +47,8 @@ class Run:
 class Data:
     """Which images, how many, how large, and how they are augmented; None is what suits the set.
 
-    `shared` gives all peers the same batches.
+    `shared` gives all peers the same batches. A name `module:function` is called with the table's
+    further keys, and with `directory` where it takes that.
     """
 
     name: str = "digits"
@@ -62,11 +66,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """The peers' architecture; a wide ResNet's `head_init` is what its classifier starts from."""
+    """The peers' architecture, and what all of them start from.
+
+    A wide ResNet's `head_init` is what its classifier starts from. A name of `keras.applications`,
+    or `module:function` of one's own, takes the table's further keys as arguments. With `weights`,
+    a file's, all peers start alike; the layers before `trainable_from` are frozen.
+    """
 
     name: str = "resnet8"
     dropout: float = setting(0.0, low=0.0, high=0.99)
     head_init: str | None = setting(None, choices=("kaiming", "torch"))
+    weights: str | None = None
+    trainable_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +110,13 @@ class Teachers:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """SGD as torch does it."""
+    """SGD as torch does it; or one of `keras.optimizers`, or one's own, by `module:Class`.
 
+    Those take the table's further keys as arguments, `lr` is their own default where nobody says,
+    and `momentum`, `l2` and `nesterov` are SGD's alone.
+    """
+
+    name: str = setting("sgd", choices=OPTIMIZERS)
     lr: float = setting(0.1, above=0)
     momentum: float = setting(0.9, low=0.0, below=1.0)
     l2: float = setting(5e-4, low=0.0)
@@ -133,7 +149,10 @@ class Config:
     Attributes:
         methods: settings of the methods' own tables that are not at their default, by
             `"table.key"`; the tables are those of `kgraft.runs.methods`.
+        own: keys of [model], [data] and [optimizer] that only the part knows which their `name`
+            names, by `"table.key"`; it is asked when the settings are settled.
         given: keys that somebody has set, as `"table.key"`; the others are defaults.
+        origins: of these, where each comes from, for errors.
     """
 
     run: Run = Run()
@@ -145,7 +164,9 @@ class Config:
     schedule: Schedule = Schedule()
     checkpoint: Checkpoint = Checkpoint()
     methods: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def changed(self, key: str, value: Any, source: str) -> "Config":
         """A copy with one value replaced.
@@ -171,16 +192,27 @@ class Config:
             raise UserError(f"{source}: unknown table {table!r}." + suggest(table, known))
         if not name:
             raise UserError(f"{source}: expected table.key=value, e.g. optimizer.lr=0.05.")
-        owner = of_methods[table] if own is None else type(own)
-        value = checked(owner, name, value, f"{source}: [{table}]")
-        given = self.given | {key}
-        if own is not None:
-            changed: dict[str, Any] = {table: dataclasses.replace(own, **{name: value})}
-            return dataclasses.replace(self, given=given, **changed)
-        methods = {other: old for other, old in self.methods.items() if other != key}
-        if value != default_of(owner, name):
-            methods[key] = value
-        return dataclasses.replace(self, given=given, methods=methods)
+        where = f"{source}: [{table}]"
+        noted = dataclasses.replace(
+            self, given=self.given | {key}, origins={**self.origins, key: f"{source}:"}
+        )
+        if own is None:
+            return noted._with_method(of_methods[table], key, value, where)
+        if name not in keys_of(type(own)) and takes_more(table, getattr(own, "name", "")):
+            more = {**self.own, key: own_value(name, value, where)}
+            return dataclasses.replace(noted, own=more)
+        value = checked(type(own), name, value, where)
+        changed: dict[str, Any] = {table: dataclasses.replace(own, **{name: value})}
+        return dataclasses.replace(noted, **changed)
+
+    def _with_method(self, owner: type, key: str, value: Any, where: str) -> "Config":
+        table, _, name = key.partition(".")
+        others = {other: old for other, old in self.methods.items() if other != key}
+        known = self.of(table)
+        value = checked(owner, name, value, where, known)
+        if value != default_of(owner, name, known):
+            others[key] = value
+        return dataclasses.replace(self, methods=others)
 
     def of(self, table: str) -> dict[str, Any]:
         """The settings of a method's table that are not at their default, by key."""
@@ -198,12 +230,15 @@ class Config:
             for table in TABLES
             for own in dataclasses.fields(getattr(self, table))
         }
+        for key in moot(self):
+            del found[key]
+        read = reads(method_of(self), self)  # which may bring a table of its own
         of_methods = tables_of_methods()
-        for key in reads(method_of(self), self):
+        for key in read:
             table, _, name = key.partition(".")
             if table in of_methods:
-                found[key] = default_of(of_methods[table], name)
-        return {**found, **self.methods}
+                found[key] = default_of(of_methods[table], name, self.of(table))
+        return {**found, **self.own, **self.methods}
 
     def to_toml(self) -> str:
         """The settings as a run file that `parse` reads back to the same settings."""
@@ -229,7 +264,8 @@ MOST_TOML = 1 << 20
 
 _FIRST = "# As kgraft has resolved it; without its last line this file is cut off."
 _LAST = "# The end."
-TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("methods", "given"))
+_NO_TABLES = ("methods", "own", "given", "origins")
+TABLES = tuple(f.name for f in dataclasses.fields(Config) if f.name not in _NO_TABLES)
 
 
 def read(path: str | Path) -> Config:
@@ -302,9 +338,23 @@ def parse(text: str, source: str) -> Config:
             raise UserError(f"{source}: unknown {kind} {table!r}." + suggest(table, known))
         if not isinstance(settings, Mapping):
             raise UserError(f"{source}: {table} is a value; expected a table [{table}].")
-        for name, value in settings.items():
+        for name, value in in_order(table, settings):
             config = config.changed(f"{table}.{name}", value, source)
     return config
+
+
+def in_order(table: str, settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """A table's settings, first those that name a part: what else may be set hangs on that."""
+    return sorted(settings.items(), key=lambda own: not names_part(f"{table}.{own[0]}"))
+
+
+def names_part(key: str) -> bool:
+    """Whether a `"table.key"` names a part, on which it hangs what else may stand in its table."""
+    table, _, name = key.partition(".")
+    if table in TABLES:
+        return key in ("run.method", "model.name", "data.name", "optimizer.name")
+    owner = tables_of_methods().get(table)
+    return owner is not None and name in words_of(owner, {})
 
 
 def toml(text: str, source: str) -> dict[str, Any]:

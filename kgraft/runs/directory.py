@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -40,11 +41,10 @@ _KEPT = {"size": int, "checksum": int}
 
 def default_path(config: Config) -> Path:
     """Where a run goes when nobody says: `runs/<data>-<model>-<peers>p<teachers>t-<time>`."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    data = Path(config.data.name).stem.replace("/", "-")
-    peers = f"{config.peers.count}p{config.teachers.count}t"
-    method = "" if config.run.method is None else f"-{config.run.method}"
-    return Path("runs") / f"{data}-{config.model.name}{method}-{peers}-{stamp}"
+    data, numbers = config.data.name, f"{config.peers.count}p{config.teachers.count}t"
+    name = Path(data).stem if data.endswith(".npz") else data
+    words = (name, config.model.name, config.run.method, numbers, f"{datetime.now():%Y%m%d-%H%M%S}")
+    return Path("runs") / "-".join(re.sub(r"[/:\\]", "-", word) for word in words if word)
 
 
 def check_no_file(path: Path) -> None:

@@ -12,13 +12,21 @@ import keras
 import kgraft
 from kgraft.backend import installed_version
 from kgraft.engines.backends import BACKEND
+from kgraft.files import is_file
+from kgraft.grafting.criteria import BY_NAME
+from kgraft.parts import checksum, is_reference, origin
+from kgraft.runs import own
+from kgraft.runs.config import Config
+from kgraft.runs.methods import distribution_of, method_of
+from kgraft.settings import words_of
 
 
-def environment(seeds: dict[str, Any]) -> dict[str, Any]:
-    """Versions, backend, devices, seeds and, in a checkout, the commit of kgraft.
+def environment(seeds: dict[str, Any], config: Config | None = None) -> dict[str, Any]:
+    """Versions, backend, devices, seeds, parts and, in a checkout, the commit of kgraft.
 
     Args:
         seeds: the seeds that a run uses, JSON-able.
+        config: its settings, None for one that names nothing.
     """
     name = keras.config.backend()
     return {
@@ -31,7 +39,36 @@ def environment(seeds: dict[str, Any]) -> dict[str, Any]:
         "backend": {"name": name, "version": installed_version(name)},
         "devices": BACKEND.devices(),
         "seeds": seeds,
+        "parts": {} if config is None else parts_of(config),
     }
+
+
+def parts_of(config: Config) -> dict[str, dict[str, Any]]:
+    """Where everything comes from that is neither kgraft's nor Keras' own, see `origin`.
+
+    Args:
+        config: a run's settings.
+
+    Returns:
+        What the settings call it -> `file`, `sha256`, `distribution` and `version`; of a file of
+        weights, too.
+    """
+    found = {
+        name: origin(part.call, part.reference, part.distribution)
+        for name, part in own.used(config).items()
+    }
+    method = method_of(config)
+    name = config.run.method
+    if name is not None and method.__module__.partition(".")[0] != "kgraft":
+        found[name] = origin(method, name, distribution_of(name))
+    for word in words_of(method, config.of(method.table)).values():
+        if is_reference(word):
+            found[word] = origin(BY_NAME[word], word)
+    weights = config.model.weights
+    if weights is not None and is_file(Path(weights)):
+        nobody = {"distribution": None, "version": None}
+        found[weights] = {"file": weights, "sha256": checksum(Path(weights)), **nobody}
+    return found
 
 
 def _commit() -> str | None:

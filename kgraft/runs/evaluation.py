@@ -1,15 +1,25 @@
 """A finished run, evaluated again."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import keras
+
+from kgraft.data import Dataset
+from kgraft.errors import UserError
+from kgraft.models import registry
+from kgraft.parts import is_reference
 from kgraft.runs.assembly import images_of, in_order
+from kgraft.runs.config import Config
 from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.keras_file import read_classifier
+from kgraft.runs.own import check_trusted
 from kgraft.runs.scoring import accuracy, ensemble, predict
 
 
 def evaluate_run(
-    path: Path, *, peer: int | None = None, data_dir: str | None = None
+    path: Path, *, peer: int | None = None, data_dir: str | None = None, trusted: bool = False
 ) -> dict[str, float]:
     """Test accuracy of a run's peers, from their files.
 
@@ -17,24 +27,86 @@ def evaluate_run(
         path: the directory of a finished run.
         peer: which peer, counted from 1; None for all of them and their ensemble.
         data_dir: where prepared data sets are, if not where the run found them.
+        trusted: whether functions that the run names may be called.
 
     Returns:
         `"peer 1"` ... and, for all of them, `"ensemble"` -> accuracy on the run's test images.
 
     Raises:
-        UserError: there is no finished run, or no such peer.
+        UserError: there is no finished run, or no such peer; or its data come from a function, and
+            it is not trusted.
     """
     config, summary = read_run(path)
     chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
-    files = {k: peer_file(path, summary, k) for k in chosen}
-    _, dataset = images_of(config, data_dir)
+    for k in chosen:
+        peer_file(path, summary, k)
+    config, dataset = images_of_run(path, config, data_dir, trusted=trusted)
     test = in_order(dataset, dataset.test)
-    shape = dataset.test.images.shape[1:]
-    logits = {
-        f"peer {k}": predict(read_classifier(file, str(file), shape, dataset.classes), test)
-        for k, file in files.items()
-    }
+    peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
+    logits = {f"peer {k}": predict(own, test) for k, own in zip(chosen, peers, strict=True)}
     scores = {name: accuracy(part, dataset.test.labels) for name, part in logits.items()}
     if peer is None:
         scores["ensemble"] = accuracy(ensemble(list(logits.values())), dataset.test.labels)
     return scores
+
+
+def images_of_run(
+    path: Path, config: Config, data_dir: str | None, *, trusted: bool
+) -> tuple[Config, Dataset]:
+    """The images that a run was trained on, see `images_of`.
+
+    Args:
+        path: the run's directory.
+        config: its settings.
+        data_dir: where prepared data sets are, if not where the run found them.
+        trusted: whether a function that it names may be called.
+
+    Raises:
+        UserError: what `images_of` raises, or the run is not trusted.
+    """
+    if not trusted:
+        check_trusted(config, path, ("data.name",))
+    return images_of(config, data_dir)
+
+
+def peers_of_run(
+    path: Path,
+    config: Config,
+    summary: dict[str, Any],
+    dataset: Dataset,
+    numbers: Sequence[int],
+    *,
+    trusted: bool,
+) -> list[keras.Model]:
+    """Peers of a finished run, from their files.
+
+    Where the run may be trusted, the part that built its models is imported first: their layers may
+    be classes that are registered there.
+
+    Args:
+        path: the run's directory.
+        config: its settings.
+        summary: what `read_run` gave.
+        dataset: its images.
+        numbers: which peers, counted from 1.
+        trusted: whether a module that it names may be imported.
+
+    Raises:
+        UserError: a file is gone, or no such model.
+    """
+    name, shape = config.model.name, dataset.test.images.shape[1:]
+    if trusted or not is_reference(name):
+        registry.part(name)
+    found = []
+    for k in numbers:
+        file = peer_file(path, summary, k)
+        try:
+            found.append(read_classifier(file, str(file), shape, dataset.classes))
+        except UserError as error:
+            if trusted or not is_reference(name):
+                raise
+            raise UserError(
+                f"{error} Its layers may be those of {name}, which --trust imports (--here, from "
+                "the current directory)."
+            ) from None
+    return found

@@ -53,9 +53,8 @@ def execute(
     if not resume:
         make_free(out)
     with only_writer(out):
-        directory = RunDirectory(
-            out, assembly.config, environment(_seeds(assembly)), resumed=resume
-        )
+        told = environment(_seeds(assembly), assembly.config)
+        directory = RunDirectory(out, assembly.config, told, resumed=resume)
         return _Execution(assembly, directory, observer or Silent(), stopping or Stopping()).run()
 
 

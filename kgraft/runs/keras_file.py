@@ -23,6 +23,7 @@ import numpy as np
 from kgraft.errors import UserError
 from kgraft.files import is_file
 from kgraft.keras_private import ObjectSharingScope, get_global_attribute, graph_of, nodes_of
+from kgraft.models.classifier import check_classifier
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _MOST_JSON = 1 << 26  # bytes unpacked; ResNet110's config has half a million
@@ -82,16 +83,7 @@ def read_classifier(
         UserError: what `read_model` raises, or it is a model for something else.
     """
     model = read_model(file, name)
-    graph = graph_of(model)
-    if graph is None or len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        raise UserError(f"{name} has not one input and one output: expected a classifier.")
-    takes, gives = tuple(graph.inputs[0].shape), tuple(graph.outputs[0].shape)
-    if takes[1:] != tuple(shape):
-        raise UserError(f"{name} takes images of {takes[1:]}, {data} {shape}.")
-    if len(gives) != 2 or gives[0] is not None:
-        raise UserError(f"{name} gives {gives}: expected one number a class, (None, {classes}).")
-    if gives[1] != classes:
-        raise UserError(f"{name} tells {gives[1]} classes apart, {data} {classes}.")
+    check_classifier(model, name, shape, classes, data)
     return model
 
 

@@ -3,9 +3,8 @@
 Most words are those of `kgraft.grafting`; here are the ones that in Python are said otherwise.
 """
 
-import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -14,6 +13,8 @@ from kgraft import settings
 from kgraft.errors import UserError
 from kgraft.grafting import Average, FilterGraft, Graft, Independent, Mixer
 from kgraft.grafting.mixer import MIXERS
+from kgraft.parts import load
+from kgraft.runs import own
 from kgraft.settings import setting
 from kgraft.training import mutual  # noqa: F401  (has a word of its own)
 
@@ -118,13 +119,10 @@ class _Methods(Mapping[str, type[Mixer]]):
         if name in MIXERS:
             return MIXERS[name]
         for entry in entry_points(group="kgraft.methods", name=name):
-            return _mixer(entry.load, name)
-        module, colon, attribute = name.partition(":")
-        if not colon:
+            return _mixer(load(f"{entry.module}:{entry.attr}", "method", _EXAMPLE), name)
+        if ":" not in name:
             raise KeyError(name)
-        if not attribute or not all(map(str.isidentifier, module.split("."))):
-            raise UserError(f"method {name!r}: expected module:Class, e.g. my_package.swap:Swap.")
-        return _mixer(lambda: getattr(importlib.import_module(module), attribute), name)
+        return _mixer(load(name, "method", _EXAMPLE), name)
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -141,22 +139,21 @@ class _Methods(Mapping[str, type[Mixer]]):
 
 
 METHODS = _Methods()
+_EXAMPLE = "my_package.swap:Swap"
 _log = logging.getLogger("kgraft")
 
 
-def _mixer(load: Callable[[], object], name: str) -> type[Mixer]:
-    try:
-        found = load()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # somebody else's module may raise anything
-        raise UserError(
-            f"method {name!r} cannot be loaded: {type(error).__name__}: {error}."
-        ) from error
+def _mixer(found: object, name: str) -> type[Mixer]:
     if isinstance(found, type) and issubclass(found, Mixer) and found.name:
         found.check_class()
         return found
     raise UserError(f"method {name!r}: expected a class of kgraft.grafting.Mixer with a name.")
+
+
+def distribution_of(name: str) -> str | None:
+    """The package that has brought a method, None where no entry point names it."""
+    found = next(iter(entry_points(group="kgraft.methods", name=name)), None)
+    return None if found is None or found.dist is None else found.dist.name
 
 
 def tables() -> dict[str, type[Mixer]]:
@@ -235,8 +232,8 @@ def settled(config: "Config") -> "Config":
             "or the method graft+ or distill."
         )
     if issubclass(method, Committee) and "teachers.model" not in config.given:
-        own = replace(config.teachers, model=config.model.name)
-        config = replace(config, teachers=own, given=config.given | {"teachers.model"})
+        alike = replace(config.teachers, model=config.model.name)
+        config = replace(config, teachers=alike, given=config.given | {"teachers.model"})
     _check_read(config, method)
     mixer_of(config).check_epochs(config.run.epochs)
     named = replace(
@@ -246,7 +243,7 @@ def settled(config: "Config") -> "Config":
         teachers=replace(config.teachers, count=teachers),
         given=config.given | {"run.method", "peers.count", "teachers.count"},
     )
-    return without_unread(named)
+    return own.settled(without_unread(named))
 
 
 def without_unread(config: "Config") -> "Config":
@@ -277,9 +274,9 @@ def reads(method: type[Mixer], config: "Config") -> list[str]:
         method: the method.
         config: the settings; which others count may follow from them.
     """
-    own = settings.read_of(method, config.of(method.table))
+    keys = settings.read_of(method, config.of(method.table))
     teachers = config.teachers.__dataclass_fields__ if method.taught else ()
-    return [*(f"{method.table}.{key}" for key in own), *(f"teachers.{name}" for name in teachers)]
+    return [*(f"{method.table}.{key}" for key in keys), *(f"teachers.{name}" for name in teachers)]
 
 
 def unread_by(method: type[Mixer], config: "Config") -> list[str]:
@@ -291,8 +288,11 @@ def unread_by(method: type[Mixer], config: "Config") -> list[str]:
     """
     read = {*reads(method, config), "teachers.count"}
     everything = [f"teachers.{name}" for name in config.teachers.__dataclass_fields__]
-    for table, owner in tables().items():
+    of_methods = tables()
+    for table, owner in of_methods.items():
         everything += [f"{table}.{key}" for key in settings.keys_of(owner)]
+    given = (key for key in config.given if key.partition(".")[0] in of_methods)
+    everything += sorted({*config.methods, *given} - {*everything})  # of criteria of one's own
     return [key for key in everything if key not in read]
 
 
@@ -302,8 +302,8 @@ def for_everybody(config: "Config") -> "Config":
     Args:
         config: the settings that are shared.
     """
-    own = {key for key in config.given if key.partition(".")[0] in {*tables(), "teachers"}}
-    return replace(config, given=config.given - (own - {"teachers.count"}))
+    ones = {key for key in config.given if key.partition(".")[0] in {*tables(), "teachers"}}
+    return replace(config, given=config.given - (ones - {"teachers.count"}))
 
 
 def _check_read(config: "Config", method: type[Mixer]) -> None:
@@ -323,8 +323,8 @@ def _check_read(config: "Config", method: type[Mixer]) -> None:
     if wrong:
         read = ", ".join(reads(method, config))
         table = f"{method.table}."
-        own = any(key.removeprefix(table) in settings.keys_of(method) for key in wrong)
-        words = settings.words_of(method, config.of(method.table)) if own else {}
+        mine = any(key.removeprefix(table) in settings.keys_of(method) for key in wrong)
+        words = settings.words_of(method, config.of(method.table)) if mine else {}
         chosen = "".join(f" with {table}{key} = {word!r}" for key, word in words.items())
         raise UserError(
             f"method {method.name}{chosen} does not read {', '.join(wrong)}: take that out. It "

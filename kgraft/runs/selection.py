@@ -11,15 +11,9 @@ from kgraft.data import BatchStream
 from kgraft.errors import UserError
 from kgraft.files import check_plain, write_text
 from kgraft.grafting.lawa import mean_weights
-from kgraft.runs.assembly import images_of, in_order, in_training
-from kgraft.runs.directory import (
-    best_peer,
-    peer_file,
-    read_json,
-    read_run,
-    save_uncompiled,
-)
-from kgraft.runs.keras_file import read_classifier
+from kgraft.runs.assembly import in_order, in_training
+from kgraft.runs.directory import best_peer, read_json, read_run, save_uncompiled
+from kgraft.runs.evaluation import images_of_run, peers_of_run
 from kgraft.runs.scoring import accuracy, ensemble, predict
 from kgraft.training.soup import greedy_soup, reestimate_statistics
 
@@ -27,7 +21,7 @@ _MEASURED = {"networks": int, "test_accuracy": float}
 _BATCHES = 100  # of the training images, for a soup's batch statistics
 
 
-def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
+def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) -> dict[str, Any]:
     """Measure every way to get one network, or one answer, out of a finished run's peers.
 
     The best peer by validation, the uniform soup, the greedy soup (by validation), both with batch
@@ -38,6 +32,7 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     Args:
         path: the directory of a finished run.
         data_dir: where prepared data sets are, if not where the run found them.
+        trusted: whether functions that the run names may be called.
 
     Returns:
         `"best peer"`, `"uniform soup"`, `"greedy soup"` and `"ensemble"` -> a dict with
@@ -48,14 +43,11 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
         UserError: there is no finished run, or its models or images are gone.
     """
     config, summary = read_run(path)
-    config, dataset = images_of(config, data_dir)
+    config, dataset = images_of_run(path, config, data_dir, trusted=trusted)
     count = len(summary["peers"])
     check_plain(path)
-    shape = dataset.train.images.shape[1:]
-    peers = [
-        read_classifier(peer_file(path, summary, k), f"peer {k}", shape, dataset.classes)
-        for k in range(1, count + 1)
-    ]
+    everybody = list(range(1, count + 1))
+    peers = peers_of_run(path, config, summary, dataset, everybody, trusted=trusted)
     _check_alike(peers)
     streams: dict[str, tuple[BatchStream, np.ndarray] | None] = {
         "test": (in_order(dataset, dataset.test), dataset.test.labels),
@@ -81,7 +73,6 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
         return {**found, "networks": len(models), "peers": numbers}
 
     weights = [peer.get_weights() for peer in peers]
-    everybody = list(range(1, count + 1))
     best = best_peer(summary)
     uniform = soup_of(mean_weights(weights))
     results = {
@@ -103,16 +94,15 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     return results
 
 
-def selected(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
+def selected(path: Path) -> dict[str, Any]:
     """What `select` found earlier, or finds now.
 
     Args:
-        path: the directory of a finished run.
-        data_dir: see `select`.
+        path: the directory of a finished run whose settings are known: it is trusted.
     """
     file = path / "select.json"
     if not file.is_file():
-        return select(path, data_dir=data_dir)
+        return select(path, trusted=True)
     return read_json(file, dict.fromkeys(("best peer", "uniform soup", "ensemble"), _MEASURED))
 
 

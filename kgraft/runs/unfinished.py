@@ -1,7 +1,10 @@
 """What a run that was broken off has to be, so that it can go on."""
 
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -10,22 +13,32 @@ from kgraft.errors import UserError
 from kgraft.files import check_plain, is_directory, is_file, only_writer
 from kgraft.runs.config import Config, read
 from kgraft.runs.directory import check_unfinished, read_json
+from kgraft.runs.environment import parts_of
+from kgraft.runs.own import check_trusted
 from kgraft.structure import fault
 
+_log = logging.getLogger("kgraft")
+
 _ENVIRONMENT = {"backend": {"name": str}}
+_PARTS = {str: {"file": (str, None), "sha256": (str, None)}}
 _TRAINED = ("metrics.jsonl", "checkpoints", "teachers")  # made after environment.json
 _FREE = "checkpoint."  # a table that changes nothing of what comes out
 
 
-def read_unfinished(path: Path) -> Config:
+def read_unfinished(path: Path, *, trusted: bool = False) -> Config:
     """Settings of a run that was broken off.
+
+    A file of a part of the user's own, or of weights, that has changed since is named in the log:
+    the run goes on, whoever has mended it means it.
 
     Args:
         path: a run's directory.
+        trusted: whether functions that it names may be called.
 
     Raises:
         UserError: there is no run, another process is at it, it is finished, it trains on another
-            backend, a file of it is gone or was changed, or it would have written elsewhere.
+            backend, a file of it is gone or was changed, it would have written elsewhere, or it
+            names functions and is not trusted.
     """
     _check_begun(path)
     check_unfinished(path)
@@ -33,6 +46,8 @@ def read_unfinished(path: Path) -> Config:
     with only_writer(path):  # to be told at once; whoever trains takes it for as long as that takes
         pass
     config = read(path / "run.toml")
+    if not trusted:
+        check_trusted(config, path)
     if (path / "environment.json").is_file():
         found = read_json(path / "environment.json", _ENVIRONMENT)
         name = found["backend"]["name"]
@@ -45,7 +60,10 @@ def read_unfinished(path: Path) -> Config:
             )
         if wrong := fault(settings := found.get("settings", {}), {str: (str, None)}):
             raise UserError(f"{path / 'environment.json'}: settings: {wrong}.")
+        if wrong := fault(parts := found.get("parts", {}), _PARTS):
+            raise UserError(f"{path / 'environment.json'}: parts: {wrong}.")
         _check_unchanged(path, config, settings)
+        _name_changed(config, parts)
     elif trained := [name for name in _TRAINED if (path / name).exists()]:
         raise UserError(
             f"--resume {path}: environment.json, which says what the run began with, is gone, and "
@@ -86,3 +104,17 @@ def _check_unchanged(path: Path, config: Config, begun: dict[str, str | None]) -
             f"--resume {path}: run.toml {found}, the run began {began}: put it back, or begin "
             f"another one, kgraft fit {path / 'run.toml'} --out DIR."
         )
+
+
+def _name_changed(config: Config, begun: Mapping[str, Mapping[str, Any]]) -> None:
+    """Log which parts have other files than those that the run began with."""
+    for name, now in parts_of(config).items() if begun else ():
+        then = begun.get(name, {}).get("sha256")
+        if then is not None and then != now["sha256"]:
+            _log.warning(
+                "%s: %s has changed since the run began (sha256 %s, was %s).",
+                name,
+                now["file"],
+                str(now["sha256"])[:8],
+                then[:8],
+            )

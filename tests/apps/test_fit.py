@@ -268,9 +268,9 @@ def test_a_file_of_a_run_that_is_cut_off_is_refused_wherever_it_is_read(kgraft):
         ("swap:", "method 'swap:': expected module:Class"),
         (".:Swap", "method '.:Swap': expected module:Class"),
         ("broken_swap:Swap", "cannot be loaded: SyntaxError: invalid syntax (broken_swap.py"),
-        ("raising_swap:Swap", "cannot be loaded: RuntimeError: boom."),
-        ("leaving_swap:Swap", "cannot be loaded: SystemExit: 3."),
-        ("no_swap:Swap", "cannot be loaded: ModuleNotFoundError: No module named 'no_swap'."),
+        ("raising_swap:Swap", "cannot be loaded: RuntimeError: boom (raising_swap.py:1)."),
+        ("leaving_swap:Swap", "cannot be loaded: SystemExit: 3 (leaving_swap.py:1)."),
+        ("no_swap:Swap", "cannot be loaded: there is no module 'no_swap'."),
     ],
 )
 def test_a_mixer_that_cannot_be_loaded_is_one_line(kgraft, monkeypatch, method, message):

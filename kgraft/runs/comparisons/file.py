@@ -32,7 +32,7 @@ from typing import Any
 
 from kgraft.errors import UserError, suggest, told
 from kgraft.kinds import to_toml
-from kgraft.runs.config import TABLES, Config, text_of, toml
+from kgraft.runs.config import TABLES, Config, in_order, text_of, toml
 from kgraft.runs.methods import for_everybody, method_of, settled
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import modern
@@ -359,6 +359,6 @@ def _with(
             raise UserError(
                 f"{source} run.seed: a comparison's seeds are [comparison] seeds = [0, 1, 2]."
             )
-        for name, value in settings.items():
+        for name, value in in_order(table, settings):
             config = config.changed(f"{table}.{name}", value, source)
     return config

@@ -20,6 +20,7 @@ from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.execution import execute
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import settled, taught_epochs, without_unread
+from kgraft.runs.networks import network
 from kgraft.runs.recorder import Observer
 from kgraft.runs.selection import selected
 from kgraft.runs.stopping import Stopping
@@ -200,8 +201,8 @@ def _ensure(
         return
     resume = (path / "run.toml").is_file()
     if resume:
-        read_unfinished(path)
         _check_settings(path, config)
+        read_unfinished(path, trusted=True)  # what it names the comparison names
     tell(f"{entry.name}, seed {seed}: {'going on' if resume else 'training'}")
     execute(assemble(config), path, observer, stopping, resume=resume)
     selected(path)
@@ -260,6 +261,7 @@ def _path(out: Path, entry: Entry, seed: int) -> Path:
 
 def _flops_in(comparison: Comparison, out: Path) -> Callable[[str], int]:
     """Architecture -> FLOPs of one image like those that finished runs were trained on."""
+    config = comparison.entry(comparison.baseline).config
 
     @functools.cache
     def flops(name: str) -> int:
@@ -267,11 +269,8 @@ def _flops_in(comparison: Comparison, out: Path) -> Callable[[str], int]:
             if (path / "summary.json").is_file():
                 _, summary = read_run(path)
                 peer = read_model(peer_file(path, summary, 1), f"peer 1 of {path}")
-                return models.flops(
-                    models.build(
-                        name, input_shape=peer.input_shape[1:], classes=peer.output_shape[-1]
-                    )
-                )
+                shape, classes = peer.input_shape[1:], peer.output_shape[-1]
+                return models.flops(network(config, name, shape, classes))
         raise UserError(f"{out} holds no finished run of this comparison.")
 
     return flops
