@@ -1,8 +1,11 @@
 """The README's Python, as a reader pastes it, on a small network and small data."""
 
 import importlib
+import json
 import re
+import shlex
 import sys
+import tomllib
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
@@ -17,10 +20,18 @@ from kgraft.grafting.mixer import MIXERS
 from kgraft.runs import config as configs
 from kgraft.runs import methods
 from kgraft.runs.methods import mixer_of
+from kgraft.runs.weights import export_weights
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 OWN_MIXER = next(block for block in BLOCKS if block.startswith("# swap.py"))
+SMALL = ["--epochs", "2", "--limit-train", "64", "--limit-test", "20", "--batch-size", "32"]
+
+
+def blocks_of(name):
+    """The code blocks that follow a mark, up to the next one."""
+    text = TEXT.split(f"<!-- ci: {name} -->\n")[1].split("<!-- ci: ")[0]
+    return [code for _, code in re.findall(r"```(\w+)\n(.*?)```", text, re.S)]
 
 
 def tiny(classes=10, **unused):
@@ -89,8 +100,7 @@ def test_the_own_mixer_works_by_name_in_a_run_file(swap, tmp_path, capsys):
     text = re.search(r"```toml\n(\[run\]\nmethod = \"swap:Swap\".*?)```", TEXT, re.S)[1]
     (tmp_path / "own.toml").write_text(text)
     out = tmp_path / "run"
-    flags = ["--epochs", "2", "--limit-train", "64", "--limit-test", "20", "--batch-size", "32"]
-    assert kgraft_command("fit", str(tmp_path / "own.toml"), *flags, "--out", str(out)) == 0
+    assert kgraft_command("fit", str(tmp_path / "own.toml"), *SMALL, "--out", str(out)) == 0
     resolved = configs.read(out / "run.toml")
     assert resolved.run.method == "swap:Swap" and resolved.peers.count == 2
     assert mixer_of(resolved) == swap(share=0.3, every=2)
@@ -104,6 +114,89 @@ def test_the_own_mixer_works_by_name_in_a_run_file(swap, tmp_path, capsys):
     assert kgraft_command("fit", "--method", "torn:Swap") == 2
     told = "method 'torn:Swap' cannot be loaded: SyntaxError: '(' was never closed"
     assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory; what is imported from there is forgotten."""
+    before, mixers = set(sys.modules), dict(MIXERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    MIXERS.clear()
+    MIXERS.update(mixers)
+
+
+@pytest.mark.core
+def test_a_model_in_a_file_of_ones_own_and_adamw_train_as_the_readme_says(here):
+    (nets,) = blocks_of("own model")
+    mine, commands, *_ = blocks_of("own model and AdamW")
+    (here / "nets.py").write_text(nets)
+    (here / "mine.toml").write_text(mine)
+    for number, line in enumerate(commands.splitlines()):
+        command = shlex.split(line)
+        assert command[0] == "kgraft"
+        more = ["--peers", "2", "--teachers", "0", "--out", f"run-{number}"]
+        assert kgraft_command(*command[1:], *SMALL, *more) == 0
+        told = json.loads((here / f"run-{number}" / "environment.json").read_text())
+        assert told["parts"]["nets:build"]["file"] == str(here / "nets.py")
+        peer = keras.models.load_model(here / f"run-{number}/peers/peer-1.keras")
+        assert peer.layers[0].filters == 32 and peer.output_shape == (None, 10)
+    resolved = configs.read(here / "run-0" / "run.toml")
+    assert (resolved.optimizer.name, resolved.optimizer.lr) == ("adamw", 0.002)
+    assert resolved.own == {"model.width": 32, "optimizer.weight_decay": 0.05}
+
+
+@pytest.mark.core
+def test_a_third_partys_mixer_and_model_are_words_once_it_is_installed(here, monkeypatch):
+    """Installed as pip does it: the package, and beside it what its metadata say."""
+    project, commands, *_ = blocks_of("third party")
+    groups = tomllib.loads(project)["project"]["entry-points"]
+    model = blocks_of("own model")[0].replace("def build(", "def tiny(")
+    site = here / "site"
+    metadata = site / "kgraft_swap-1.2.dist-info"
+    metadata.mkdir(parents=True)
+    (site / "kgraft_swap.py").write_text(OWN_MIXER + model)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kgraft-swap\nVersion: 1.2\n")
+    (metadata / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{word} = {place}\n" for word, place in words.items())
+            for group, words in groups.items()
+        )
+    )
+    monkeypatch.syspath_prepend(site)
+    arguments = shlex.split(commands)[1:]
+    assert kgraft_command(*arguments, *SMALL, "--out", "run") == 0
+    parts = json.loads((here / "run" / "environment.json").read_text())["parts"]
+    assert set(parts) == {"swap", "tiny"}
+    for part in parts.values():
+        assert part["file"] == str(site / "kgraft_swap.py")
+        assert (part["distribution"], part["version"]) == ("kgraft-swap", "1.2")
+    resolved = configs.read(here / "run" / "run.toml")
+    assert (resolved.run.method, mixer_of(resolved).share) == ("swap", 0.3)
+
+
+def test_peers_start_from_one_set_of_weights_as_the_readme_says(here):
+    (text, *_) = blocks_of("pretrained")
+    (here / "pretrained.toml").write_text(text)
+    source = models.resnet20(classes=100, input_shape=(32, 32, 1))
+    source.save("source.keras")
+    wanted = configs.read("pretrained.toml").model
+    export_weights(Path("source.keras"), Path(wanted.weights))
+    more = ["--peers", "2", "--teachers", "0", "--out", "run"]
+    assert kgraft_command("fit", "pretrained.toml", *SMALL, *more) == 0
+    for k in (1, 2):
+        peer = keras.models.load_model(here / f"run/peers/peer-{k}.keras")
+        same = [
+            all(map(np.array_equal, own.get_weights(), source.get_layer(own.name).get_weights()))
+            for own in peer.layers
+        ]
+        names = [layer.name for layer in peer.layers]
+        first = names.index(wanted.trainable_from)
+        assert all(same[:first]) and not same[first] and not same[-1]
 
 
 def test_a_package_can_add_a_method(swap, monkeypatch):

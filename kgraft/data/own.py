@@ -10,7 +10,7 @@ import numpy as np
 from kgraft.data.arrays import KEYS, check_labels, check_size, checked_split, classification_set
 from kgraft.data.dataset import Dataset, Split
 from kgraft.errors import UserError, told
-from kgraft.parts import Part, is_reference, load
+from kgraft.parts import Part, load
 
 _EXAMPLE = "mypkg.data:load"
 _DIRECTORY = "directory"  # an argument that it may have, see `read_own`
@@ -73,9 +73,9 @@ def read_own(part: Part, own: Mapping[str, Any], directory: str | Path | None) -
 
 
 def _looks_own(name: str) -> bool:
-    """Also what is meant to be a reference and is none; TFDS' names may have versions behind."""
-    module, colon, attribute = name.partition(":")
-    return is_reference(name) or (bool(colon) and (module.endswith(".py") or not attribute[:1]))
+    """Also what is meant to be a reference and is none; behind TFDS' names there are versions."""
+    _, colon, attribute = name.partition(":")
+    return bool(colon) and not attribute[:1].isdigit() and attribute[:1] != "*"
 
 
 def _checked(found: Dataset, part: Part) -> Dataset:

@@ -1,10 +1,12 @@
+import sys
+
 import keras
 import numpy as np
 import pytest
 
 from kgraft import equations
 from kgraft.errors import UserError
-from kgraft.grafting import Entropy, FilterEntropy, L1Norm, criteria
+from kgraft.grafting import Entropy, FilterEntropy, Graft, L1Norm, criteria
 from tests.reference import grafting as reference
 
 pytestmark = pytest.mark.core
@@ -118,3 +120,68 @@ def test_bins_are_a_whole_number(bins):
     for criterion in (Entropy, FilterEntropy):
         with pytest.raises(UserError, match="bins="):
             criterion(bins=bins)
+
+
+CODE = """
+from dataclasses import dataclass
+
+import numpy as np
+from kgraft.grafting import setting
+
+
+@dataclass(frozen=True)
+class Mine:
+    power: float = setting(2.0, above=0)
+
+    def information(self, kernels, filter_axes):
+        return np.full(len(kernels), self.power)
+
+
+class Plain:
+    def information(self, kernels, filter_axes):
+        return np.zeros(len(kernels))
+
+
+class Needs(Plain):
+    def __init__(self, share):
+        self.share = share
+
+
+def reach(kernel):
+    return np.ptp(kernel)
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_criteria.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("mine_of_criteria", None)
+
+
+def test_a_criterion_of_ones_own_is_found_by_its_module_and_name(mine, kernels):
+    given = tensors(kernels)
+    assert criteria.get("mine_of_criteria:Mine").information(given, AXES).tolist() == [2.0] * 3
+    assert criteria.get("mine_of_criteria:Plain").information(given, AXES).tolist() == [0.0] * 3
+    assert Graft("mine_of_criteria:Mine") == Graft(criterion="mine_of_criteria:Mine")
+    found = criteria.get("mine_of_criteria:reach").information(given, AXES)
+    np.testing.assert_allclose(found, [np.ptp(kernel) for kernel in kernels])
+    assert list(criteria.BY_NAME) == ["entropy", "filter-entropy", "l1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Mien", r"has no 'Mien'\. Did you mean 'Mine'\?"),
+        ("Needs", "needs share and is no dataclass: make it one"),
+        ("number", r"is 3: expected a class with information\(kernels"),
+        ("np.ndarray", r"is the class ndarray: expected a class with information"),
+    ],
+)
+def test_what_is_no_criterion_of_ones_own_is_refused(mine, name, message):
+    with pytest.raises(UserError, match=message):
+        Graft(criterion=f"mine_of_criteria:{name}")
