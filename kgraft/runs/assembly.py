@@ -16,7 +16,7 @@ from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.methods import Ema, mixer_of, settled, taught_epochs
-from kgraft.runs.networks import network, seed_of, start, teacher_number
+from kgraft.runs.networks import check_readable, network, seed_of, start, teacher_number
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
 
 
@@ -77,6 +77,8 @@ def assemble(config: Config) -> Assembly:
         for m in range(teachers.count - len(loaded))
     ]
     peers = [_built(config, config.model.name, dataset, k) for k in range(config.peers.count)]
+    check_readable(config, config.model.name, peers)
+    check_readable(config, teachers.model, untrained)
     start(config, [*peers, *(untrained if teachers.model == config.model.name else ())])
     for teacher in untrained:
         _compile(config, teacher, config.optimizer.lr, train, epochs=taught_epochs(config))
@@ -131,10 +133,10 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
     )
     if config.run.select == "test":
         if dataset.validation is not None:
-            raise UserError(
-                "run.select is 'test', and images are held out: expected data.validation = 0 (and "
-                "a set without validation images of its own), or run.select = 'validation'."
-            )
+            held = "data.validation holds images out: expected data.validation = 0"
+            if not wanted.validation:
+                held = "the set has validation images of its own: expected a set without"
+            raise UserError(f"run.select is 'test', and {held}, or run.select = 'validation'.")
         dataset = replace(dataset, validation=dataset.test)
     return _with_augmentation(config, dataset)
 

@@ -70,7 +70,8 @@ class Model:
 
     A wide ResNet's `head_init` is what its classifier starts from. A name of `keras.applications`,
     or `module:function` of one's own, takes the table's further keys as arguments. With `weights`,
-    a file's, all peers start alike; the layers before `trainable_from` are frozen.
+    a file's, all peers start alike; the layers before `trainable_from` are frozen. Teachers of this
+    architecture that the run trains have the same.
     """
 
     name: str = "resnet8"

@@ -46,7 +46,7 @@ def network(
 
     Raises:
         UserError: what `kgraft.models.build` raises; or a function of the user's own has made a
-            model that ends in probabilities, or that cannot be saved and read again.
+            model that ends in probabilities.
     """
     arguments = own.arguments(config, "model") if name == config.model.name else {}
     if teaches:
@@ -55,7 +55,6 @@ def network(
         model = models.build(name, input_shape=shape, classes=classes, **arguments)  # type: ignore[arg-type]
     if registry.is_foreign(name):
         check_logits(model, f"model {name!r}")
-        _check_readable(model, name)
     return model
 
 
@@ -92,10 +91,23 @@ def start(config: Config, networks: Sequence[keras.Model]) -> None:
             freeze(model, wanted.trainable_from)
 
 
-def _check_readable(model: keras.Model, name: str) -> None:
-    """Refuse before the training what could not be read from its file after it."""
+def check_readable(config: Config, name: str, networks: Sequence[keras.Model]) -> None:
+    """Refuse before a training what could not be read from its file after it.
+
+    Args:
+        config: the settings.
+        name: the architecture; kgraft's own are known.
+        networks: of it; the first is looked at.
+
+    Raises:
+        UserError: its layers cannot be made again from what they say of themselves.
+    """
+    if not networks or not registry.is_foreign(name):
+        return
+    model = networks[0]
     try:
-        copy = type(model).from_config(model.get_config())
+        with building_in(config.run.precision):
+            copy = type(model).from_config(model.get_config())
     except Exception as error:  # of layers that somebody else has written
         said = " ".join(str(error).split(". ")[0].split())[:200].rstrip(".")
         raise UserError(

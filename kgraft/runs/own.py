@@ -4,6 +4,7 @@ Which they may be says the part, which is imported when the settings are settled
 read: then its name is sure, and a run's directory that is only looked at imports nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,15 +54,19 @@ def checked(key: str, value: Any, where: str) -> Any:
     """
     if not key.isidentifier():
         raise UserError(f"{where} unknown key {key!r}: expected the name of an argument.")
-    plain = value
-    while isinstance(plain, list | tuple):
-        wrong = [own for own in plain if not isinstance(own, bool | int | float | str)]
-        plain = wrong[0] if wrong else None
-    if plain is None or isinstance(plain, bool | int | float | str):
-        return list(value) if isinstance(value, tuple) else value
-    raise UserError(
-        f"{where} {key} = {to_toml(value)}: expected a number, a string, true or false, or a list "
-        "of such."
+    if not _is_plain(value):
+        raise UserError(
+            f"{where} {key} = {to_toml(value)}: expected a finite number, a string, true or false, "
+            "or a list of such."
+        )
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | str) or (
+        isinstance(value, float) and math.isfinite(value)
     )
 
 

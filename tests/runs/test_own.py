@@ -178,6 +178,25 @@ def test_every_part_of_ones_own_trains_and_is_read_back(tiny, mine, tmp_path):
     assert select(tmp_path / "run", trusted=True)["ensemble"]["networks"] == 2
 
 
+def test_an_application_of_keras_is_grafted(tiny, tmp_path):
+    config = tiny(model__name="MobileNetV3Small", model__alpha=0.35, data__size=32,
+                  teachers__count=0, run__epochs=1)  # fmt: skip
+    summary = execute(assemble(config), tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run/grafts.jsonl").read_text().splitlines()]
+    assert len(rows) > 60 and all(0 < row["coefficient"] < 1 for row in rows)
+    scores = evaluate_run(tmp_path / "run")
+    assert scores["peer 2"] == pytest.approx(summary["peers"][1]["test_accuracy"])
+
+
+def test_layers_without_a_name_are_called_alike_in_all_peers(tiny, mine):
+    config = tiny(model__name="mine_of_runs:build", model__trainable_from="batch_normalization",
+                  teachers__model="mine_of_runs:build")  # fmt: skip
+    assembly = assemble(config)
+    for own_peer in (*assembly.peers, *assembly.untrained):
+        assert own_peer.name == "sequential"
+        assert [layer.trainable for layer in own_peer.layers] == [False, *[True] * 5]
+
+
 def test_an_argument_that_nobody_gives_keeps_the_functions_own_default(tiny, mine):
     """`dropout` is a key of kgraft's with another default, which is not the user's word."""
     config = settled(tiny(model__name="mine_of_runs:build", teachers__count=0))
@@ -338,8 +357,9 @@ def test_layers_of_ones_own_are_registered_or_refused_before_the_training(tiny, 
          "r.toml: [model] unknown key 'widht': model 'mine_of_runs:build' has no such argument. D"),
         ("[model]\nname = 'mine_of_runs:build'\nwidth = '3'", "[model] width='3': expected a numb"),
         ("[model]\nname = 'mine_of_runs:build'\nwidth = {a = 1}",
-         "r.toml: [model] width = {'a': 1}: expected a number, a string, true or false, or a list"),
-        ("[model]\nname = 'mine_of_runs:build'\nwidth = [1, 2020-01-01]", "or a list of such."),
+         "r.toml: [model] width = {'a': 1}: expected a finite number, a string, true or false, or"),
+        ("[model]\nname = 'mine_of_runs:build'\nwidth = nan", "width = nan: expected a finite num"),
+        ("[model]\nname = 'mine_of_runs:build'\nwidth = [[1], [2020-01-01]]", "or a list of such."),
         ("[model]\nname = 'mine_of_runs:build'\n'a b' = 1",
          "r.toml: [model] unknown key 'a b': expected the name of an argument."),
         ("[model]\nname = 'mine_of_runs:build'\nhead_init = 'torch'", "unknown key 'head_init'"),
