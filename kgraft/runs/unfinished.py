@@ -107,14 +107,17 @@ def _check_unchanged(path: Path, config: Config, begun: dict[str, str | None]) -
 
 
 def _name_changed(config: Config, begun: Mapping[str, Mapping[str, Any]]) -> None:
-    """Log which parts have other files than those that the run began with."""
+    """Log which parts have other files than those that the run began with, a line a file."""
+    changed: dict[tuple[Any, ...], list[str]] = {}
     for name, now in parts_of(config).items() if begun else ():
         then = begun.get(name, {}).get("sha256")
-        if then is not None and then != now["sha256"]:
-            _log.warning(
-                "%s: %s has changed since the run began (sha256 %s, was %s).",
-                name,
-                now["file"],
-                str(now["sha256"])[:8],
-                then[:8],
-            )
+        if then not in (None, now["sha256"]):
+            changed.setdefault((now["file"], now["sha256"], then), []).append(name)
+    for (file, now, then), names in changed.items():
+        _log.warning(
+            "%s: %s has changed since the run began (sha256 %s, was %s).",
+            ", ".join(names),
+            file,
+            str(now)[:8],
+            then[:8],
+        )
