@@ -92,7 +92,7 @@ def command(
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import make_new
     from kgraft.runs.execution import execute
-    from kgraft.runs.own import calls_functions
+    from kgraft.runs.own import called
     from kgraft.runs.stopping import Stopping
     from kgraft.runs.unfinished import read_unfinished
     from kgraft_cli.messages import messages_on
@@ -111,7 +111,7 @@ def command(
             _check_alone(runfile, changes, out, given)
             path = Path(resume)
             config = read_unfinished(path, trusted=here or trust)
-        more = " --here" if here else " --trust" if trust or calls_functions(config) else ""
+        more = " --here" if here else " --trust" if trust or called(config) else ""
         stopping.go_on = lambda: _go_on(path, more)
         BACKEND.keep_compiled()
         assembly = assemble(config)

@@ -35,4 +35,4 @@ HERE = click.option(
     is_eager=True,
     help="Search the current directory for parts of your own.",
 )
-TRUST = click.option("--trust", is_flag=True, help="Call the functions that the run's files name.")
+TRUST = click.option("--trust", is_flag=True, help="Call the code that the run's files name.")

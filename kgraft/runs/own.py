@@ -1,11 +1,11 @@
 """Keys of a run's tables that a part other than kgraft's own has, in [model], [data], [optimizer].
 
 Which they may be says the part, which is imported when the settings are settled, not while they are
-read: then its name is sure, and a run's directory that is only looked at imports nothing.
+read: then its name is sure, and a run's directory that is only looked at imports none of these.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ _PARTS: Mapping[str, Callable[[str], Part | None]] = {
     "optimizer": optimizer,
 }
 _SHARED = {"model": ("dropout", "head_init"), "optimizer": SGD_ALONE, "data": ()}
-_CALLED = ("data.name", "model.name", "teachers.model")
 
 
 def takes_more(table: str, name: str) -> bool:
@@ -153,35 +152,41 @@ def used(config: "Config") -> dict[str, Part]:
     return {name: part for name, part in found.items() if part is not None and part.reference}
 
 
-def check_trusted(config: "Config", path: Path, keys: tuple[str, ...] = _CALLED) -> None:
-    """Refuse to call functions that a run's directory names, which may come from anywhere.
+def check_trusted(config: "Config", path: Path, keys: Iterable[str] | None = None) -> None:
+    """Refuse to call what a run's directory names, which may come from anywhere.
+
+    A function is called with what else the directory holds: `subprocess:run` would run it. Mixers
+    and optimizers are classes of a kind, and imported at most.
 
     Args:
         config: the settings in it.
         path: the directory.
-        keys: which settings' functions would be called.
+        keys: which settings' functions would be called; None for those of a run that goes on.
 
     Raises:
         UserError: names the first.
     """
-    for key, reference in _functions(config, keys):
-        raise UserError(
-            f"{path / 'run.toml'}: {key} = {to_toml(reference)} is a function that would be "
-            "called: --trust says that it may be (--here, that it is in the current directory)."
-        )
+    for key, reference in called(config).items():
+        if keys is None or key in keys:
+            raise UserError(
+                f"{path / 'run.toml'}: {key} = {to_toml(reference)} is code that would be called: "
+                "--trust says that it may be (--here, that it is in the current directory)."
+            )
 
 
-def calls_functions(config: "Config") -> bool:
-    """Whether a run with these settings calls functions by name, see `check_trusted`."""
-    return bool(_functions(config, _CALLED))
+def called(config: "Config") -> dict[str, str]:
+    """The references whose functions, or criteria, a run with these settings calls, by key.
 
-
-def _functions(config: "Config", keys: tuple[str, ...]) -> list[tuple[str, str]]:
-    named = (
-        (key, getattr(getattr(config, key.partition(".")[0]), key.partition(".")[2]))
-        for key in keys
-    )
-    return [(key, reference) for key, reference in named if is_reference(reference)]
+    Args:
+        config: the settings.
+    """
+    named = {
+        "data.name": config.data.name,
+        "model.name": config.model.name,
+        "teachers.model": config.teachers.model,
+        **config.methods,
+    }
+    return {key: name for key, name in named.items() if is_reference(name)}
 
 
 def _where(config: "Config", table: str) -> Callable[[str], str]:

@@ -135,7 +135,7 @@ def test_a_run_is_read_by_whoever_trusts_it(kgraft):
     names = ["--model", "nets_of_apps:build", "--here", "--out", "run"]
     assert kgraft("fit", *SMALL, *flags, *names)[0] == 0
     line = (
-        'kgraft: run/run.toml: data.name = "nets_of_apps:load" is a function that would be called: '
+        'kgraft: run/run.toml: data.name = "nets_of_apps:load" is code that would be called: '
         "--trust says that it may be (--here, that it is in the current directory).\n"
     )
     for command in ("evaluate", "select"):
@@ -173,7 +173,7 @@ def test_a_run_that_is_broken_off_says_how_it_goes_on(kgraft):
     flags = ["--method", "mix_of_apps:Left", "--epochs", "3", "--out", "run"]
     code, out, err = kgraft("fit", *OWN, *flags, "--here")
     assert code == 143 and "kgraft fit --resume run --here" in out + err
-    line = 'kgraft: run/run.toml: model.name = "nets_of_apps:build" is a function that would be'
+    line = 'kgraft: run/run.toml: model.name = "nets_of_apps:build" is code that would be'
     assert kgraft("fit", "--resume", "run")[2].startswith(line)
     mixer.write_text(MIXER)
     sys.modules.pop("mix_of_apps")

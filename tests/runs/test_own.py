@@ -326,18 +326,33 @@ def test_a_directory_calls_no_function_unless_it_is_trusted(tiny, mine, tmp_path
     execute(assemble(config), tmp_path / "run")
     sys.modules["mine_of_runs"].calls.clear()
     for read in (evaluate_run, select):
-        with pytest.raises(
-            UserError, match=r"run\.toml: data\.name = \"mine_of_runs:load\" is a f"
-        ):
+        with pytest.raises(UserError, match=r"run\.toml: data\.name = \"mine_of_runs:load\" is co"):
             read(tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     with pytest.raises(UserError, match="--trust says that it may be"):
         read_unfinished(tmp_path / "run")
     assert not sys.modules["mine_of_runs"].calls
-    for key in ("model__name", "teachers__model"):
+    for key in ("model__name", "teachers__model", "graft__criterion"):
         config = tiny(**{key: "os:system"})
         with pytest.raises(UserError, match="os:system"):
             own.check_trusted(config, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["data", "model"])
+def test_a_directory_from_elsewhere_runs_no_command(tiny, tmp_path, key):
+    """`subprocess.run` is a function that takes whatever a table holds."""
+    execute(assemble(tiny(teachers__count=0)), tmp_path / "run")
+    file, marker = tmp_path / "run" / "run.toml", tmp_path / "marker"
+    name = {"data": "digits", "model": "resnet8"}[key]
+    attack = f'name = "subprocess:run"\nargs = ["touch", "{marker}"]'
+    file.write_text(file.read_text().replace(f'name = "{name}"', attack))
+    for read in (evaluate_run, select) if key == "data" else ():
+        with pytest.raises(UserError, match="is code that would be called"):
+            read(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    with pytest.raises(UserError, match="is code that would be called"):
+        read_unfinished(tmp_path / "run")
+    assert not marker.exists()
 
 
 def test_layers_of_ones_own_are_registered_or_refused_before_the_training(tiny, mine, tmp_path):
