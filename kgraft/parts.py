@@ -277,7 +277,10 @@ def _told(error: BaseException, call: Any = None) -> str:
 def _near(missing: str) -> str:
     """Where a module that is missing might be, or what it might be called."""
     parent, _, name = missing.rpartition(".")
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # somebody has removed it
+        return ""
     if not parent and str(here) not in sys.path and _is_module(here, name):
         return f" {here} has one: --here searches the current directory."
     folders = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [str(here)]

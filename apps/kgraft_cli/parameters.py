@@ -21,9 +21,8 @@ class _Place(click.types.StringParamType):
 
 def _search_here(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     """Let Python search the current directory, last: a random.py in it stands before no library."""
-    here = str(Path.cwd())
-    if value and here not in sys.path:
-        sys.path.append(here)
+    if value and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     return value
 
 

@@ -1,6 +1,6 @@
 """A finished run, evaluated again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ def peers_of_run(
     numbers: Sequence[int],
     *,
     trusted: bool,
-) -> list[keras.Model]:
-    """Peers of a finished run, from their files.
+) -> Iterator[keras.Model]:
+    """Peers of a finished run, one after the other, from their files.
 
     Where the run may be trusted, the part that built its models is imported first: their layers may
     be classes that are registered there.
@@ -97,11 +97,10 @@ def peers_of_run(
     name, shape = config.model.name, dataset.test.images.shape[1:]
     if trusted or not is_reference(name):
         registry.part(name)
-    found = []
     for k in numbers:
         file = peer_file(path, summary, k)
         try:
-            found.append(read_classifier(file, str(file), shape, dataset.classes))
+            peer = read_classifier(file, str(file), shape, dataset.classes)
         except UserError as error:
             if trusted or not is_reference(name):
                 raise
@@ -109,4 +108,4 @@ def peers_of_run(
                 f"{error} Its layers may be those of {name}, which --trust imports (--here, from "
                 "the current directory)."
             ) from None
-    return found
+        yield peer

@@ -47,7 +47,7 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
     count = len(summary["peers"])
     check_plain(path)
     everybody = list(range(1, count + 1))
-    peers = peers_of_run(path, config, summary, dataset, everybody, trusted=trusted)
+    peers = [*peers_of_run(path, config, summary, dataset, everybody, trusted=trusted)]
     _check_alike(peers)
     streams: dict[str, tuple[BatchStream, np.ndarray] | None] = {
         "test": (in_order(dataset, dataset.test), dataset.test.labels),
