@@ -73,7 +73,7 @@ def enough_for(crops: Sequence[Crop], whole: tuple[int, int], size: int) -> tupl
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A part of the image of random area and shape, resized to a square, and mirrored half the time.
+    """A part of the image of random area and shape, resized to a square; half are mirrored.
 
     Args:
         size: Side of the square, pixels.
@@ -136,9 +136,7 @@ class RandomResizedCrop:
             factors = tuple((k, low + rest[3 + k] * (high - low)) for k in order)
         return Crop(top, left, rows, columns, self.flip and mirror < 0.5, factors)
 
-    def _shape(
-        self, numbers: Sequence[float], height: int, width: int
-    ) -> tuple[int, int, bool]:
+    def _shape(self, numbers: Sequence[float], height: int, width: int) -> tuple[int, int, bool]:
         """Rows and columns of a crop, and whether it may lie anywhere."""
         least, most = self.area
         low, high = map(math.log, self.ratio)
@@ -165,7 +163,7 @@ class RandomResizedCrop:
             uint8 `(size, size, 3)`.
         """
         part = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-        seen = _resized(part, self.size, self.size)
+        seen = resized(part, self.size, self.size)
         for which, factor in crop.factors:
             seen = _CHANGES[which](seen).enhance(factor)
         return np.asarray(seen)[:, ::-1] if crop.flip else np.asarray(seen)
@@ -191,7 +189,9 @@ class CentreCrop:
         check(self)
         shorter = round(self.size * 8 / 7) if self.resize is None else self.resize
         if shorter < self.size:
-            raise UserError(f"resize {shorter}: expected {self.size} or more, the size that is seen.")
+            raise UserError(
+                f"resize {shorter}: expected {self.size} or more, the size that is seen."
+            )
         object.__setattr__(self, "shorter", shorter)
 
     def least(self, height: int, width: int) -> tuple[int, int]:
@@ -216,11 +216,18 @@ class CentreCrop:
         """
         height, width = self.least(*pixels.shape[:2])
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        whole = np.asarray(_resized(pixels, height, width))
+        whole = np.asarray(resized(pixels, height, width))
         return whole[top : top + self.size, left : left + self.size]
 
 
-def _resized(pixels: np.ndarray, height: int, width: int) -> Image.Image:
+def resized(pixels: np.ndarray, height: int, width: int) -> Image.Image:
+    """An image in another size, antialiased (Pillow's bilinear filter).
+
+    Args:
+        pixels: uint8 `(rows, columns, 3)`.
+        height: Rows that it will have.
+        width: Columns.
+    """
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if image.size == (width, height):
         return image

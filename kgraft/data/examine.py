@@ -6,7 +6,6 @@ is made of. A file that has kept its size and time of change is not looked at ag
 
 import hashlib
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -89,10 +88,10 @@ def examined(
     paths = list(files.paths)
     stamps = np.array([_stamp(files.root / path) for path in paths], np.int64).reshape(-1, 2)
     known = {} if index is None else _read_index(index)
-    found: list[_Found | None] = [
-        own[1] if (own := known.get(path)) and own[0] == tuple(stamp) else None
-        for path, stamp in zip(paths, stamps.tolist(), strict=True)
-    ]
+    found: list[_Found | None] = []
+    for path, stamp in zip(paths, stamps.tolist(), strict=True):
+        before = known.get(path)
+        found.append(before[1] if before and before[0] == tuple(stamp) else None)
     missing = [number for number, own in enumerate(found) if own is None]
     pieces = [missing[start : start + _PIECE] for start in range(0, len(missing), _PIECE)]
     with ThreadPoolExecutor(workers, "kgraft-examine") as pool:
@@ -148,7 +147,7 @@ def _look_at(files: Files, number: int) -> _Found:
 def _stamp(path: Path) -> tuple[int, int]:
     """Size and time of change, by which a file is known again."""
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except OSError:
         return (-1, -1)
     return (stat.st_size, stat.st_mtime_ns)
@@ -164,7 +163,8 @@ def _write_index(index: Path, paths: list[str], stamps: np.ndarray, found: Findi
     with whole(index) as place, place.open("wb") as out:
         np.savez(
             out,
-            **texts,
+            paths=texts["paths"],
+            errors=texts["errors"],
             stamps=stamps,
             sizes=found.sizes,
             sums=found.sums,

@@ -146,5 +146,3 @@ def _files(root: Path) -> Iterator[str]:
         for own in files:
             if not own.startswith("."):
                 yield (start / own).as_posix()
-
-

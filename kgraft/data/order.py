@@ -48,9 +48,7 @@ def order_of_windows(count: int, *, seed: int, group: int, epoch: int) -> np.nda
     return np.random.default_rng([seed, group, epoch, _WINDOWS]).permutation(count)
 
 
-def order_within_window(
-    count: int, *, seed: int, peer: int, epoch: int, window: int
-) -> np.ndarray:
+def order_within_window(count: int, *, seed: int, peer: int, epoch: int, window: int) -> np.ndarray:
     """Order in which a peer sees the photographs of a window.
 
     Args:

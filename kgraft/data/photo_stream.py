@@ -93,6 +93,11 @@ class PhotoStream:
         return self.windows.photos
 
     @property
+    def labels(self) -> np.ndarray:
+        """Their labels, int32 `(n,)`."""
+        return self._labels
+
+    @property
     def steps(self) -> int:
         """Steps in an epoch."""
         return -(-self.count // self.batch_size)
@@ -143,9 +148,7 @@ class PhotoStream:
         """The end of what `enter` began."""
         self._hall.leave(shared, reader)
 
-    def batches(
-        self, shared: WindowedEpoch, reader: int
-    ) -> Generator[tuple[Any, Any], None, None]:
+    def batches(self, shared: WindowedEpoch, reader: int) -> Generator[tuple[Any, Any], None, None]:
         """A reader's batches, see `epoch`."""
         return on_device(shared.batches(reader, self.batch_size), self._labels, self.augment)
 

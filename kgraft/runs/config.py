@@ -16,6 +16,7 @@ from kgraft.files import read_text
 from kgraft.runs.methods import METHODS, method_of, reads
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import MOVED, modern
+from kgraft.runs.photographs import Photographs
 from kgraft.settings import checked, default_of, setting, to_toml
 
 _MOST_NETWORKS = 1024  # all of them are in memory at once
@@ -137,6 +138,7 @@ class Config:
 
     run: Run = Run()
     data: Data = Data()
+    photos: Photographs = field(default_factory=Photographs)
     model: Model = Model()
     peers: Peers = Peers()
     teachers: Teachers = Teachers()
@@ -196,6 +198,7 @@ class Config:
             f"{table}.{own.name}": getattr(getattr(self, table), own.name)
             for table in TABLES
             for own in dataclasses.fields(getattr(self, table))
+            if table != "photos" or self.photos != Photographs()  # most sets are no folder
         }
         of_methods = tables_of_methods()
         for key in reads(method_of(self), self):

@@ -27,8 +27,8 @@ def evaluate_run(
     config, summary = read_run(path)
     chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
     files = {k: peer_file(path, summary, k) for k in chosen}
-    _, dataset = images_of(config, data_dir)
-    test = in_order(dataset, dataset.test)
+    config, dataset = images_of(config, data_dir)
+    test = in_order(config, dataset, dataset.test)
     shape = dataset.test.images.shape[1:]
     logits = {
         f"peer {k}": predict(read_classifier(file, str(file), shape, dataset.classes), test)

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kgraft.data import BatchStream
+from kgraft.data import BatchStream, PhotoStream
 from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
 from kgraft.grafting.lawa import mean_weights
@@ -195,7 +195,12 @@ class _Execution:
         return training, recorder
 
     def _train(
-        self, phase: str, training: GraftingFit, stream: BatchStream, *, averaged: bool = False
+        self,
+        phase: str,
+        training: GraftingFit,
+        stream: BatchStream | PhotoStream,
+        *,
+        averaged: bool = False,
     ) -> Recorder:
         """Train the models of a phase, from where it was broken off."""
         config, validation = self._assembly.config, self._assembly.validation

@@ -4,11 +4,11 @@ import keras
 import numpy as np
 from scipy.special import softmax
 
-from kgraft.data import BatchStream
+from kgraft.data import BatchStream, OrderedPhotos
 from kgraft.engines.engine import stepper_for
 
 
-def predict(model: keras.Model, stream: BatchStream) -> np.ndarray:
+def predict(model: keras.Model, stream: BatchStream | OrderedPhotos) -> np.ndarray:
     """A model's logits, float32 `(n, classes)`."""
     if not model.compiled:
         model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
