@@ -21,5 +21,5 @@ def command(run: str, peer: int | None, only_ensemble: bool, data_dir: str | Non
         raise UserError("--peer and --ensemble: one or the other.")
     scores = evaluate_run(Path(run), peer=peer, data_dir=data_dir)
     for name, score in scores.items():
-        if not only_ensemble or name == "ensemble":
+        if not only_ensemble or name.startswith("ensemble"):
             click.echo(f"{name}: {score:.2%}")

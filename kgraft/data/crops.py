@@ -52,7 +52,7 @@ class Crop(NamedTuple):
         top, left = round(self.top * down), round(self.left * across)
         rows = round((self.top + self.height) * down) - top
         columns = round((self.left + self.width) * across) - left
-        return self._replace(top=top, left=left, height=max(rows, 1), width=max(columns, 1))
+        return Crop(top, left, max(rows, 1), max(columns, 1), self.flip, self.factors)
 
 
 def enough_for(crops: Sequence[Crop], whole: tuple[int, int], size: int) -> tuple[int, int]:

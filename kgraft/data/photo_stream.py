@@ -21,6 +21,7 @@ from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.settings import argument
 
+_Squares = tuple[np.ndarray, np.ndarray]  # which photographs, and what is seen of them
 Order = Literal["windowed", "independent"]
 _MIB = 2**20
 _READY = 2  # batches that wait on the device
@@ -194,6 +195,7 @@ class OrderedPhotos:
         batch_size: Images a step.
         crop: What is seen of a photograph; by default the middle after a resize by 8/7.
         augment: How pixels are normalised; None only scales them to 0..1.
+        memory: Bytes: where all squares take no more, they are decoded once and kept.
         workers: Threads that decode; as many as there are cores by default.
         scaled: See `PhotoStream`.
 
@@ -211,6 +213,7 @@ class OrderedPhotos:
         batch_size: int,
         crop: CentreCrop | None = None,
         augment: Augment | None = None,
+        memory: int = 512 * _MIB,
         workers: int | None = None,
         scaled: bool = False,
     ) -> None:
@@ -221,6 +224,7 @@ class OrderedPhotos:
         self.augment = Augment(0, False, *_statistics(augment))
         self._labels = np.asarray(labels, np.int32)
         self._workers, self._scaled = workers or _cores(), scaled
+        self._may_keep, self._kept = photos.nbytes <= memory, list[_Squares]()
 
     @property
     def steps(self) -> int:
@@ -236,9 +240,19 @@ class OrderedPhotos:
 
     def epoch(self, epoch: int) -> Generator[tuple[Any, Any], None, None]:
         """All batches; see `PhotoStream.epoch`."""
-        yield from on_device(self._found(), self._labels, self.augment)
+        found = iter(self._kept) if self._kept else self._read()
+        yield from on_device(found, self._labels, self.augment)
 
-    def _found(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _read(self) -> Iterator[_Squares]:
+        """All squares, decoded; they are kept once all have been read, where they may be."""
+        kept = []
+        for squares in self._decoded():
+            if self._may_keep:
+                kept.append(squares)
+            yield squares
+        self._kept = kept
+
+    def _decoded(self) -> Iterator[_Squares]:
         with ThreadPoolExecutor(self._workers, "kgraft-photos") as pool:
             starts = iter(range(0, self.count, self.batch_size))
             ahead = [self._begun(pool, start) for start in itertools.islice(starts, 2)]
@@ -298,7 +312,7 @@ class _Hall:
 
 
 def on_device(
-    found: Iterator[tuple[np.ndarray, np.ndarray]], labels: np.ndarray, augment: Augment
+    found: Iterator[_Squares], labels: np.ndarray, augment: Augment
 ) -> Generator[tuple[Any, Any], None, None]:
     """Batches of pixels as a model takes them, copied over ahead of their use.
 
@@ -311,7 +325,7 @@ def on_device(
         `(x, y)`, see `PhotoStream.epoch`.
     """
 
-    def uploaded(own: tuple[np.ndarray, np.ndarray]) -> tuple[Any, Any]:
+    def uploaded(own: _Squares) -> tuple[Any, Any]:
         numbers, pixels = own
         return BACKEND.upload(pixels), BACKEND.upload(labels[numbers])
 

@@ -20,6 +20,7 @@ from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.methods import Ema, mixer_of, settled, taught_epochs
 from kgraft.training.optimizers import SGD
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
+from kgraft.training.smoothed_loss import SmoothedCrossentropy
 
 _TEACHERS = 1_000_000  # teachers' orders and seeds are counted from here, far from any peer's
 
@@ -81,6 +82,7 @@ def assemble(config: Config) -> Assembly:
             config,
             _built(config, teachers.model, 0.0, dataset, _TEACHERS + m),
             config.optimizer.lr,
+            dataset,
             train,
             epochs=taught_epochs(config),
         )
@@ -92,6 +94,7 @@ def assemble(config: Config) -> Assembly:
             config,
             _built(config, wanted_model.name, wanted_model.dropout, dataset, k),
             peer_rate(config, k),
+            dataset,
             train,
             epochs=config.run.epochs,
             labels=teachers.labels if teachers.count else 1.0,
@@ -292,6 +295,7 @@ def _compiled(
     config: Config,
     model: keras.Model,
     lr: float,
+    dataset: Dataset,
     stream: BatchStream | PhotoStream,
     *,
     epochs: int,
@@ -308,11 +312,18 @@ def _compiled(
             use_ema=ema is not None,
             ema_momentum=0.99 if ema is None else ema,  # Keras' own where it has no part
         ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        loss=_loss(config),
         loss_weights=None if labels == 1 else labels,
-        metrics=["accuracy"],
+        metrics=["accuracy", *photographs.metrics(dataset)],
     )
     return model
+
+
+def _loss(config: Config) -> keras.losses.Loss:
+    smoothing = config.run.label_smoothing
+    if smoothing:
+        return SmoothedCrossentropy(smoothing)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def _rate(config: Config, lr: float, epochs: int, steps: int) -> Any:

@@ -38,6 +38,7 @@ class Run:
     select: str = setting("validation", choices=("validation", "test"))
     engine: str = setting("auto", choices=("auto", "eager", "compiled"))
     precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
+    label_smoothing: float = setting(0.0, low=0.0, below=1.0)
 
 
 @dataclass(frozen=True)

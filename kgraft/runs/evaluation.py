@@ -5,7 +5,7 @@ from pathlib import Path
 from kgraft.runs.assembly import images_of, in_order
 from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.keras_file import read_classifier
-from kgraft.runs.scoring import accuracy, ensemble, predict
+from kgraft.runs.scoring import TOP, accuracy, ensemble, has_top, predict, top_accuracy
 
 
 def evaluate_run(
@@ -19,7 +19,8 @@ def evaluate_run(
         data_dir: where prepared data sets are, if not where the run found them.
 
     Returns:
-        `"peer 1"` ... and, for all of them, `"ensemble"` -> accuracy on the run's test images.
+        `"peer 1"` ... and, for all of them, `"ensemble"` -> accuracy on the run's test images; with
+        20 classes or more also `"peer 1, top 5"` ..., where five guesses count.
 
     Raises:
         UserError: there is no finished run, or no such peer.
@@ -34,7 +35,11 @@ def evaluate_run(
         f"peer {k}": predict(read_classifier(file, str(file), shape, dataset.classes), test)
         for k, file in files.items()
     }
-    scores = {name: accuracy(part, dataset.test.labels) for name, part in logits.items()}
     if peer is None:
-        scores["ensemble"] = accuracy(ensemble(list(logits.values())), dataset.test.labels)
+        logits["ensemble"] = ensemble(list(logits.values()))
+    scores: dict[str, float] = {}
+    for name, part in logits.items():
+        scores[name] = accuracy(part, dataset.test.labels)
+        if has_top(dataset.classes):
+            scores[f"{name}, top {TOP}"] = top_accuracy(part, dataset.test.labels)
     return scores

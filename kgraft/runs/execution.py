@@ -15,7 +15,7 @@ from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
 from kgraft.runs.methods import Ema, method_of, mixer_of, taught_epochs
 from kgraft.runs.recorder import Observer, Recorder, Silent
-from kgraft.runs.scoring import accuracy, ensemble, predict
+from kgraft.runs.scoring import accuracy, ensemble, has_top, predict, top_accuracy
 from kgraft.runs.stopping import Stopping
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
@@ -257,8 +257,11 @@ def _logits(model: keras.Model, assembly: Assembly) -> tuple[Any, Any]:
 
 def _together(logits: list[tuple[Any, Any]], assembly: Assembly) -> dict[str, float | None]:
     dataset, (test, validation) = assembly.dataset, zip(*logits, strict=True)
+    together = ensemble(list(test))
+    among_five = {"test_top5": top_accuracy(together, dataset.test.labels)}
     return {
-        "test_accuracy": accuracy(ensemble(list(test)), dataset.test.labels),
+        "test_accuracy": accuracy(together, dataset.test.labels),
+        **(among_five if has_top(dataset.classes) else {}),
         "validation_accuracy": None
         if dataset.validation is None or validation[0] is None
         else accuracy(ensemble(list(validation)), dataset.validation.labels),

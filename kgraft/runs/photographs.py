@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import keras
+
 from kgraft import data
 from kgraft.data import (
     Augment,
@@ -16,6 +18,7 @@ from kgraft.data import (
     Split,
 )
 from kgraft.errors import UserError
+from kgraft.runs import scoring
 from kgraft.settings import setting
 
 if TYPE_CHECKING:  # a run's settings have a table from here
@@ -131,9 +134,21 @@ def in_order(config: "Config", dataset: Dataset, split: Split, photos: Photos) -
         batch_size=min(256, len(split)),
         crop=CentreCrop(photos.size, own.resize),
         augment=Augment(0, False, dataset.mean, dataset.std),
+        memory=own.memory * _MIB,
         workers=own.workers,
         scaled=own.scaled,
     )
+
+
+def metrics(dataset: Dataset) -> list[keras.metrics.Metric]:
+    """What is measured beside the accuracy while photographs are trained on.
+
+    Args:
+        dataset: the images.
+    """
+    if not isinstance(dataset.train.images, Photos) or not scoring.has_top(dataset.classes):
+        return []
+    return [keras.metrics.SparseTopKCategoricalAccuracy(scoring.TOP, name=f"top{scoring.TOP}")]
 
 
 def check_settings(config: "Config", dataset: Dataset) -> None:

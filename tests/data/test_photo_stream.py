@@ -225,6 +225,20 @@ def test_evaluation_sees_the_middles_in_order(files):
     np.testing.assert_allclose(batches[0][0][2], seen / 255, atol=1e-6)
 
 
+ALL = COUNT * SIDE**2 * 3
+
+
+@pytest.mark.parametrize(("memory", "times"), [(ALL, 1), (ALL - 1, 2)])
+def test_evaluation_decodes_once_what_fits_in_the_memory(files, memory, times):
+    source = Counted(files)
+    feed = OrderedPhotos(Photos.of(source, SIDE), LABELS, batch_size=8, memory=memory)
+    next(feed.epoch(0))  # broken off: nothing is kept
+    source.opened_times.clear()
+    first, again = arrays(feed.epoch(0)), arrays(feed.epoch(1))
+    assert_same(first, again)
+    assert source.opened_times == dict.fromkeys(range(COUNT), times)
+
+
 def test_some_photographs_are_chosen_as_an_arrays_rows_are(files):
     photos = Photos.of(files, SIDE)
     assert photos.shape == (COUNT, SIDE, SIDE, 3) and photos.nbytes == COUNT * SIDE**2 * 3

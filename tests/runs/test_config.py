@@ -248,7 +248,7 @@ FLOATS = [key for key, value in flat(Config()).items() if isinstance(value, floa
 
 def test_the_numbers_of_every_method_are_tried():
     assert {"optimizer.lr", "graft.sharpness", "papa.rate", "mutual.weight"} < set(FLOATS)
-    assert len(FLOATS) == 23
+    assert len(FLOATS) == 24
 
 
 @pytest.mark.parametrize("key", FLOATS)

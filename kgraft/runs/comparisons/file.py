@@ -46,6 +46,7 @@ _SAME = (
     "run.batch_size",
     "run.select",
     "run.precision",
+    "run.label_smoothing",
     "data",
     "model",
     "optimizer",
