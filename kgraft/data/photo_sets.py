@@ -159,3 +159,59 @@ def load_folder(
 def _list(broken: list[tuple[str, str]]) -> str:
     named = "; ".join(f"{path} ({error})" for path, error in broken[:_NAMED])
     return named + ("; ..." if len(broken) > _NAMED else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What a folder of photographs is made of.
+
+    Attributes:
+        known: The folder and what was found in its files.
+        unreadable: Paths of files that cannot be read, and why.
+        repeated: Pairs of files with the same bytes, one to learn from, one held out.
+        disputed: Pairs of files with the same bytes in different classes of one part.
+        mean: Mean of every channel over the readable training images' pixels, 0..1.
+        std: Standard deviation, likewise.
+    """
+
+    known: Examined
+    unreadable: list[tuple[str, str]]
+    repeated: list[tuple[str, str]]
+    disputed: list[tuple[str, str]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def check_folder(
+    root: Path, indexes: Path, *, workers: int | None = None, progress: Progress | None = None
+) -> Checked:
+    """Look at every file of a folder, and compare them.
+
+    Args:
+        root: The folder.
+        indexes: Where findings are kept.
+        workers: Threads that decode; as many as there are cores by default.
+        progress: See `examined`.
+
+    Raises:
+        UserError: see `read_folder`.
+    """
+    known = examine_folder(root, indexes, workers=workers, progress=progress)
+    firsts: dict[str, dict[bytes, tuple[str, int]]] = {}
+    repeated, disputed = [], []
+    for part in known.folder.parts:
+        found = known.findings[part.name]
+        own = firsts.setdefault(part.name, {})
+        for path, label, digest, error in zip(
+            part.paths, part.labels.tolist(), found.digests, found.errors, strict=True
+        ):
+            if error:
+                continue
+            before = own.setdefault(digest.tobytes(), (path, label))
+            if before[1] != label:
+                disputed.append((before[0], path))
+            learnt = firsts[known.folder.train.name].get(digest.tobytes())
+            if part is not known.folder.train and learnt is not None:
+                repeated.append((learnt[0], path))
+    found = known.findings[known.folder.train.name]
+    return Checked(known, known.unreadable(), repeated, disputed, *found.statistics(found.readable))
