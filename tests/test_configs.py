@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from kgraft_cli import shipped
 
 from kgraft.runs import config as configs
 
@@ -62,8 +63,7 @@ NO_COUNTERPART = "no counterpart in the authors' present code"
 
 
 def head(file):
-    lines = file.read_text().splitlines()
-    return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    return shipped.head_of(file.read_text()).text
 
 
 def row_of(file):
@@ -82,11 +82,16 @@ def names(files):
 
 @pytest.mark.parametrize("file", FILES, ids=names(FILES))
 def test_every_file_names_its_command_its_source_and_its_published_figure(file):
-    text, name = head(file), str(file.relative_to(ROOT))
+    name = file.relative_to(ROOT / "configs").as_posix().removesuffix(".toml")
     verb = "compare" if file.parent.name == "comparisons" else "fit"
-    assert text.split("  ")[0].endswith(f"kgraft {verb} {name}")
-    assert text.count("Source: ") == 1
-    assert text.count("Published") == 1
+    told = shipped.head_of(file.read_text())
+    text = told.text
+    *before, command = told.command.split(" && ")
+    assert f"{command} ".startswith(f"kgraft {verb} {name} ")
+    assert before in ([], ["kgraft data prepare cifar100"])
+    assert told.what.endswith((".", "?")) and {"Source", "Cost", "Published"} <= {*told.parts}
+    for word in ("Source: ", "Cost: ", "Published"):
+        assert text.count(word) == 1
     if file not in CIFAR:
         assert "Source: kgraft's own, in no paper." in text
         assert "Published: none" in text
@@ -94,10 +99,8 @@ def test_every_file_names_its_command_its_source_and_its_published_figure(file):
     model, row = row_of(file)
     table, *figures = FACTS[row]
     cifar10, cifar100 = figures[MODELS.index(model)]
-    published = text.partition("Published ")[2]
-    assert published.startswith(
-        f"(Meng et al., CVPR 2020, table {table}): {cifar10} on CIFAR-10, {cifar100} on CIFAR-100"
-    )
+    figures = f"{cifar10} on CIFAR-10, {cifar100} on CIFAR-100"
+    assert f" Published (Meng et al., CVPR 2020, table {table}): {figures}. Ours: " in told.figures
     assert text.count("table") == 1
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kgraft_cli.parameters import PLACE
+from kgraft_cli.shipped import path_of
 
 if TYPE_CHECKING:
     from kgraft.runs.config import Config
@@ -64,10 +65,11 @@ def command(
 ) -> None:
     """Train K peers, graft them after every epoch, and keep what they learnt.
 
-    RUNFILE is a TOML file (see configs/); without one the quickstart runs: four small ResNets under
-    a teacher on the handwritten digits that come with kgraft. Flags win over --set, --set over the
-    file. Ctrl-C, SIGTERM or a terminal that is closed ends the step and saves the last whole epoch;
-    --resume goes on from there, also after a kill, to what the run would have come to.
+    RUNFILE is a TOML file, or the name of one that comes with kgraft, see kgraft configs; without
+    one the quickstart runs: four small ResNets under a teacher on the handwritten digits that come
+    with kgraft. Flags win over --set, --set over the file. Ctrl-C, SIGTERM or a terminal that is
+    closed ends the step and saves the last whole epoch; --resume goes on from there, also after a
+    kill, to what the run would have come to.
     """
     from rich.console import Console
 
@@ -121,7 +123,7 @@ def _wanted(
     from kgraft.runs.directory import check_free, check_no_file, default_path
     from kgraft.runs.methods import settled
 
-    config = configs.read(runfile) if runfile else configs.Config()
+    config = configs.read(path_of(runfile, "fit")) if runfile else configs.Config()
     if flags["method"] is not None:  # first, it may bring a table of its own
         config = config.changed("run.method", flags["method"], "--method")
     for change in changes:

@@ -274,7 +274,7 @@ def text_of(path: Path, what: str) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"{what} {path} cannot be read: {error}.") from None
     if not text.strip():
-        raise UserError(f"{what} {path} is empty: expected TOML, see configs/ for examples.")
+        raise UserError(f"{what} {path} is empty: expected TOML; kgraft configs lists examples.")
     return text
 
 
