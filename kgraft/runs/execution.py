@@ -77,7 +77,7 @@ def _summary(
             {
                 "peer": k + 1,
                 "lr": peer_rate(assembly.config, k),
-                "test_accuracy": _together(logits[-1:], assembly)["test_accuracy"],
+                **_together(logits[-1:], assembly),
                 "validation_accuracy": recorder.last[k].get("val_accuracy"),
                 "last_epoch": recorder.last[k].get("epoch"),
                 **_best(peer, recorder, k, assembly),

@@ -139,7 +139,7 @@ def test_a_cache_for_which_there_is_no_room_is_refused(of_folder, monkeypatch):
         free = 1000
 
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda path: Full)
-    with pytest.raises(UserError, match="photographs take 0.00 GiB as pixels, and"):
+    with pytest.raises(UserError, match=r"photographs take 0\.00 GiB as pixels, and"):
         assemble(of_folder(photos__cache=True))
 
 
