@@ -93,7 +93,6 @@ def assemble(config: Config) -> Assembly:
             peer_rate(config, k),
             train,
             epochs=config.run.epochs,
-            labels=teachers.labels if teachers.count else 1.0,
             ema=mixer.decay if isinstance(mixer, Ema) else None,
         )
         for k in range(config.peers.count)
@@ -278,7 +277,6 @@ def _compiled(
     stream: BatchStream,
     *,
     epochs: int,
-    labels: float = 1.0,
     ema: float | None = None,
 ) -> keras.Model:
     wanted = config.optimizer
@@ -292,7 +290,6 @@ def _compiled(
             ema_momentum=0.99 if ema is None else ema,  # Keras' own where it has no part
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        loss_weights=None if labels == 1 else labels,
         metrics=["accuracy"],
     )
     return model
