@@ -97,7 +97,6 @@ def assemble(config: Config) -> Assembly:
             dataset,
             train,
             epochs=config.run.epochs,
-            labels=teachers.labels if teachers.count else 1.0,
             ema=mixer.decay if isinstance(mixer, Ema) else None,
         )
         for k in range(config.peers.count)
@@ -299,7 +298,6 @@ def _compiled(
     stream: BatchStream | PhotoStream,
     *,
     epochs: int,
-    labels: float = 1.0,
     ema: float | None = None,
 ) -> keras.Model:
     wanted = config.optimizer
@@ -313,7 +311,6 @@ def _compiled(
             ema_momentum=0.99 if ema is None else ema,  # Keras' own where it has no part
         ),
         loss=_loss(config),
-        loss_weights=None if labels == 1 else labels,
         metrics=["accuracy", *photographs.metrics(dataset)],
     )
     return model

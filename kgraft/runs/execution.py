@@ -77,8 +77,7 @@ def _summary(
             {
                 "peer": k + 1,
                 "lr": peer_rate(assembly.config, k),
-                **_together(logits[-1:], assembly),
-                "validation_accuracy": recorder.last[k].get("val_accuracy"),
+                **_together(logits[-1:], assembly),  # of what is saved, a mean of epochs too
                 "last_epoch": recorder.last[k].get("epoch"),
                 **_best(peer, recorder, k, assembly),
             }
@@ -110,6 +109,7 @@ def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit
         mixer=mixer_of(config),
         temperature=config.teachers.temperature,
         distillation_weight=config.teachers.weight,
+        label_weight=config.teachers.labels if teachers else 1.0,
         seed=config.run.seed,
         engine=config.run.engine,  # type: ignore[arg-type]
     )
@@ -209,7 +209,7 @@ class _Execution:
             training.peers,
             self._observer,
             self._directory,
-            training.records if phase == "peers" else (),
+            training.records,
             self._stopping.check,
         )
 

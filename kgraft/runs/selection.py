@@ -52,10 +52,8 @@ def select(path: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     count = len(summary["peers"])
     check_plain(path)
     shape = dataset.train.images.shape[1:]
-    peers = [
-        read_classifier(peer_file(path, summary, k), f"peer {k}", shape, dataset.classes)
-        for k in range(1, count + 1)
-    ]
+    files = [peer_file(path, summary, k) for k in range(1, count + 1)]
+    peers = [read_classifier(file, str(file), shape, dataset.classes) for file in files]
     _check_alike(peers)
     streams: dict[str, tuple[BatchStream | OrderedPhotos, np.ndarray] | None] = {
         "test": (in_order(config, dataset, dataset.test), dataset.test.labels),

@@ -189,9 +189,7 @@ def feeds_of(
         first = prepare(feed_of(x, y, sample_weight, **options))
         return [first if shared else first.for_peer(k) for k in range(count)]
     if shared:
-        raise UserError(
-            "shared_batches=True and mutual= need one data set for all peers, not a list."
-        )
+        raise UserError("shared batches, as Mutual's and Online's, need one data set, no list.")
     if isinstance(x[0], int | float | str | list):
         raise UserError(
             f"x is a list of {type(x[0]).__name__}: expected an array, numpy.asarray(x), or a list "
