@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kgraft
 from kgraft.data import CentreCrop, load_folder
 from kgraft.errors import UserError
 from kgraft.runs.assembly import assemble, in_order
@@ -211,3 +212,25 @@ def test_five_guesses_count_where_there_are_many_classes(of_folder, tmp_path):
     assert summary["peers"][0]["test_accuracy"] == accuracy(logits, labels)
     assert {"top5", "val_top5"} < set(lines(tmp_path / "run" / "metrics.jsonl")[0])
     assert "peer 1, top 5" in evaluate_run(tmp_path / "run")
+
+
+def test_a_fit_of_ones_own_takes_the_stream_and_knows_it_again(of_folder, tmp_path, caplog):
+    assembly = assemble(of_folder(run__epochs=2))
+
+    def fit(stream, **options):
+        again = assemble(of_folder(run__epochs=2))
+        run = kgraft.GraftingFit(again.peers, seed=0)
+        run.fit(stream, verbose=0, checkpoint=tmp_path / "saved", **options)
+        return again.peers
+
+    fit(assembly.train, epochs=1)
+    gone_on = fit(assembly.train, epochs=2)
+    whole = assemble(of_folder(run__epochs=2))
+    kgraft.GraftingFit(whole.peers, seed=0).fit(whole.train, epochs=2, verbose=0)
+    for own, other in zip(gone_on, whole.peers, strict=True):
+        for a, b in zip(own.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    other = assemble(of_folder(run__epochs=2, photos__area=(0.5, 1.0))).train
+    caplog.clear()
+    fit(other, epochs=3)
+    assert "crop" in caplog.text and "area=(0.5, 1.0)" in caplog.text  # another training, named
