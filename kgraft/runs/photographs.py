@@ -55,14 +55,16 @@ class Photographs:
 
 
 def is_folder(name: str) -> bool:
-    """Whether a data set's name is that of a folder of photographs.
+    """Whether a data set's name is that of a folder of photographs, or can be that of nothing else.
 
     A set that kgraft knows by this name comes first; `./digits` is a folder.
 
     Args:
         name: `data.name`.
     """
-    return name not in data.names() and not name.endswith(".npz") and Path(name).is_dir()
+    if name in data.names() or name.endswith(".npz"):
+        return False
+    return name.startswith((".", "/", "~")) or Path(name).is_dir()
 
 
 def load(config: "Config", data_dir: str | None) -> Dataset:
@@ -79,7 +81,7 @@ def load(config: "Config", data_dir: str | None) -> Dataset:
     size = wanted.size or _SIZE
     crop = CentreCrop(size, own.resize)
     return data.load_folder(
-        Path(wanted.name),
+        Path(wanted.name).expanduser(),
         data.data_directory(data_dir or wanted.directory),
         size=size,
         limit_train=wanted.limit_train,

@@ -179,6 +179,7 @@ def test_the_first_photographs_are_of_all_classes(of_folder):
         ({"photos__resize": 8}, "resize 8: expected 16 or more"),
         ({"photos__ratio": (2.0, 1.0)}, "ratio"),
         ({"data__name": "photo-set"}, "is not known"),
+        ({"data__name": "./photo-set"}, "photo-set is no folder"),
     ],
 )
 def test_settings_that_have_no_part_in_it_are_refused(of_folder, changes, said):
