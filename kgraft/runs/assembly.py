@@ -131,18 +131,15 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         UserError: the data cannot be had, or the settings do not fit them.
     """
     wanted = config.data
-    if photographs.is_folder(wanted.name):
-        dataset = photographs.load(config, data_dir)
-    else:
-        dataset = data.load(
-            wanted.name,
-            data_dir=data_dir or wanted.directory,
-            limit_train=wanted.limit_train,
-            limit_test=wanted.limit_test,
-            size=wanted.size,
-            validation=wanted.validation,
-            seed=config.run.seed,
-        )
+    dataset = photographs.load(config, data_dir) or data.load(
+        wanted.name,
+        data_dir=data_dir or wanted.directory,
+        limit_train=wanted.limit_train,
+        limit_test=wanted.limit_test,
+        size=wanted.size,
+        validation=wanted.validation,
+        seed=config.run.seed,
+    )
     photographs.check_settings(config, dataset)
     if config.run.select == "test":
         if dataset.validation is not None:

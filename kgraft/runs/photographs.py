@@ -30,7 +30,7 @@ _SIZE = 224  # as ImageNet's networks see them
 
 @dataclass(frozen=True)
 class Photographs:
-    """What is seen of the photographs in a folder (`data.name = "DIR"`), and how they are read.
+    """What is seen of photographs (`data.name = "DIR"`, or a set of TFDS), and how they are read.
 
     In training a random part of each, by `area` and `ratio`, resized to `data.size`, with `jitter`
     of brightness, contrast and saturation; in evaluation the middle after a `resize` of the shorter
@@ -57,32 +57,36 @@ class Photographs:
 def is_folder(name: str) -> bool:
     """Whether a data set's name is that of a folder of photographs, or can be that of nothing else.
 
-    A set that kgraft knows by this name comes first; `./digits` is a folder.
-
     Args:
         name: `data.name`.
     """
-    if name in data.names() or name.endswith(".npz"):
-        return False
     return name.startswith((".", "/", "~")) or Path(name).is_dir()
 
 
-def load(config: "Config", data_dir: str | None) -> Dataset:
-    """The photographs that a run's settings name.
+def load(config: "Config", data_dir: str | None) -> Dataset | None:
+    """The photographs that a run's settings name: a folder, or a prepared set of TFDS.
 
     Args:
         config: the settings.
-        data_dir: where what is known of the files is kept, if not where the settings say.
+        data_dir: where prepared sets are, and what is known of a folder's files, if not where the
+            settings say.
+
+    Returns:
+        None where they name something else.
 
     Raises:
         UserError: see `load_folder`.
     """
     wanted, own = config.data, config.photos
-    size = wanted.size or _SIZE
+    if wanted.name in data.names() or wanted.name.endswith(".npz"):
+        return None
+    size, place = wanted.size or _SIZE, data.data_directory(data_dir or wanted.directory)
+    if not is_folder(wanted.name):
+        return _prepared(config, size, place)
     crop = CentreCrop(size, own.resize)
     return data.load_folder(
         Path(wanted.name).expanduser(),
-        data.data_directory(data_dir or wanted.directory),
+        place,
         size=size,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
@@ -92,6 +96,28 @@ def load(config: "Config", data_dir: str | None) -> Dataset:
         unreadable=own.unreadable,
         cache=crop.shorter if own.cache else None,
         workers=own.workers,
+    )
+
+
+def _prepared(config: "Config", size: int, place: Path) -> Dataset | None:
+    if not place.is_dir():
+        return None
+    from kgraft.data.prepared_photos import find_photographs, load_records
+
+    wanted, folders = config.data, ("photos.cache", "photos.test", "photos.unreadable")
+    builder = find_photographs(wanted.name, place)
+    if builder is None:
+        return None
+    if vain := sorted(config.given & set(folders)):
+        raise UserError(f"{', '.join(vain)}: {wanted.name} is no folder. Take that out.")
+    return load_records(
+        builder,
+        name=wanted.name,
+        size=size,
+        limit_train=wanted.limit_train,
+        limit_test=wanted.limit_test,
+        validation=wanted.validation,
+        seed=config.run.seed,
     )
 
 
@@ -171,5 +197,5 @@ def check_settings(config: "Config", dataset: Dataset) -> None:
             )
     elif vain := sorted(key for key in config.given if key.startswith("photos.")):
         raise UserError(
-            f"{', '.join(vain)}: {dataset.name} is no folder of photographs. Take that out."
+            f"{', '.join(vain)}: {dataset.name} is no set of photographs. Take that out."
         )

@@ -174,7 +174,7 @@ def test_the_first_photographs_are_of_all_classes(of_folder):
         ({"data__pad": 4}, "data.pad is 4: photographs are not padded"),
         (
             {"data__name": "digits", "photos__area": (0.5, 1.0)},
-            r"photos\.area: digits is no folder",
+            r"photos\.area: digits is no set of photographs",
         ),
         ({"photos__resize": 8}, "resize 8: expected 16 or more"),
         ({"photos__ratio": (2.0, 1.0)}, "ratio"),
