@@ -18,6 +18,7 @@ from kgraft.training.checkpoint_files import flat
 from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed
 from kgraft.training.distiller import untaught
 from kgraft.training.feeds import ArrayFeed, innermost
+from kgraft.training.grain_feed import GrainFeed
 from kgraft.training.learning import Learning
 from kgraft.training.preflight import learning_rates
 
@@ -186,7 +187,7 @@ def _data(feed: Feed) -> dict[str, Any]:
             weights = {str(own): float(value) for own, value in feed.class_weight.items()}
             told["class_weight"] = dict(sorted(weights.items()))
         feed = feed.feed
-    if isinstance(feed, AdapterFeed | PyDatasetFeed):
+    if isinstance(feed, AdapterFeed | PyDatasetFeed | GrainFeed):
         told["kind"] = feed.kind
     if isinstance(feed, ArrayFeed | PyDatasetFeed | BatchStream):
         told["shuffle"] = feed.shuffle
