@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from kgraft_cli import shipped
 
 from kgraft.runs import config as configs
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.toml"))
-CIFAR = [file for file in FILES if file.parent.name in ("authors", "fair")]
+CIFAR = [file for file in FILES if file.parent.parent.name == "cifar"]
+IMAGENET = [file for file in FILES if file.parent.parent.name == "imagenet"]
 AUTHORS = [file for file in CIFAR if file.parent.name == "authors"]
 MODELS = ("resnet32", "resnet56", "resnet110", "mobilenet_v2", "wrn-28-10")
 # row -> table of FG, then CIFAR-10 and CIFAR-100 of each model
@@ -56,14 +58,19 @@ FACTS = {
         ("96.40", "81.62"),
     ),
 }
+# top-1 and top-5 of the baseline, and of two grafted peers
+OF_IMAGENET = {
+    "resnet18": (("69.15", "88.87"), ("71.19", "90.01")),
+    "resnet34": (("72.60", "90.91"), ("74.58", "92.05")),
+    "resnet50": (("75.92", "92.81"), ("76.76", "93.34")),
+}
 IN_THEIR_CODE = ("baseline", "entropy-slr", "entropy-dlr")  # of all models but WRN
 QUOTED = {"mutual": "Zhang et al.", "repr": "Prakash et al."}
 NO_COUNTERPART = "no counterpart in the authors' present code"
 
 
 def head(file):
-    lines = file.read_text().splitlines()
-    return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    return shipped.head_of(file.read_text()).text
 
 
 def row_of(file):
@@ -82,11 +89,23 @@ def names(files):
 
 @pytest.mark.parametrize("file", FILES, ids=names(FILES))
 def test_every_file_names_its_command_its_source_and_its_published_figure(file):
-    text, name = head(file), str(file.relative_to(ROOT))
+    name = file.relative_to(ROOT / "configs").as_posix().removesuffix(".toml")
     verb = "compare" if file.parent.name == "comparisons" else "fit"
-    assert text.split("  ")[0].endswith(f"kgraft {verb} {name}")
-    assert text.count("Source: ") == 1
-    assert text.count("Published") == 1
+    told = shipped.head_of(file.read_text())
+    text = told.text
+    *before, command = told.command.split(" && ")
+    assert f"{command} ".startswith(f"kgraft {verb} {name} ")
+    assert ("--dataset DIR" in command) == (file in IMAGENET)
+    assert before in ([], ["kgraft data prepare cifar100"])
+    assert told.what.endswith((".", "?")) and {"Source", "Cost", "Published"} <= {*told.parts}
+    for word in ("Source: ", "Cost: ", "Published"):
+        assert text.count(word) == 1
+    if file in IMAGENET:
+        model, row = file.stem.split("-")
+        top, five = OF_IMAGENET[model][row == "entropy"]
+        figures = f"Published (Meng et al., CVPR 2020): {top} top-1, {five} top-5. Ours: "
+        assert figures in told.figures
+        return
     if file not in CIFAR:
         assert "Source: kgraft's own, in no paper." in text
         assert "Published: none" in text
@@ -94,10 +113,8 @@ def test_every_file_names_its_command_its_source_and_its_published_figure(file):
     model, row = row_of(file)
     table, *figures = FACTS[row]
     cifar10, cifar100 = figures[MODELS.index(model)]
-    published = text.partition("Published ")[2]
-    assert published.startswith(
-        f"(Meng et al., CVPR 2020, table {table}): {cifar10} on CIFAR-10, {cifar100} on CIFAR-100"
-    )
+    figures = f"{cifar10} on CIFAR-10, {cifar100} on CIFAR-100"
+    assert f" Published (Meng et al., CVPR 2020, table {table}): {figures}. Ours: " in told.figures
     assert text.count("table") == 1
 
 
@@ -143,3 +160,23 @@ def test_dlr_falls_with_every_step_and_slr_every_60_epochs(file):
 def test_a_wide_resnet_of_the_authors_starts_its_classifier_as_torch_does(file):
     theirs = file.parent.name == "authors" and row_of(file)[0] == "wrn-28-10"
     assert configs.read(file).model.head_init == ("torch" if theirs else None)
+
+
+def test_imagenet_is_trained_as_the_papers_say_and_a_fair_pair_differs_by_its_method_alone():
+    assert len(IMAGENET) == 12
+    for file in IMAGENET:
+        config, grafted = configs.read(file), file.stem.endswith("entropy")
+        assert (config.run.epochs, config.run.batch_size, config.data.size) == (90, 256, 224)
+        assert (config.optimizer.lr, config.optimizer.l2, config.photos.resize) == (0.1, 1e-4, 256)
+        assert config.photos.area == (0.08, 1.0) and config.photos.ratio == (3 / 4, 4 / 3)
+        assert config.peers.count == (2 if grafted else 1) and not config.schedule.spread
+        by_steps = (config.schedule.name, config.schedule.every) == ("step", 30)
+        assert by_steps == (not grafted or file.parent.name == "fair")
+    for model in OF_IMAGENET:
+        pair = (
+            ROOT / "configs/imagenet/fair" / f"{model}-{row}.toml"
+            for row in ("baseline", "entropy")
+        )
+        one, other = (configs.read(file).flat() for file in pair)
+        differ = {key for key in {*one, *other} if one.get(key) != other.get(key)}
+        assert {key for key in differ if not key.startswith("graft.")} == {"peers.count"}

@@ -11,7 +11,7 @@ from kgraft_cli.parameters import PLACE
 @click.command("bench")
 @click.argument(
     "what",
-    type=click.Choice(["speed", "graft", "methods", "checkpoint", "profile"]),
+    type=click.Choice(["speed", "graft", "methods", "checkpoint", "profile", "photographs"]),
     default="speed",
 )
 @click.option("--model", "models", default="resnet20", metavar="NAME,...", show_default=True)
@@ -20,6 +20,7 @@ from kgraft_cli.parameters import PLACE
 @click.option("--precision", default="float32", metavar="NAME,...", show_default=True)
 @click.option("--dataset", default="digits", metavar="NAME", show_default=True)
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@click.option("--size", default=224, metavar="N", show_default=True, help="Of photographs.")
 @click.option("--contender", "chosen", multiple=True, metavar="NAME", help="All by default.")
 @click.option("--steps", default=4, metavar="N", show_default=True, help="Steps a round.")
 @click.option("--repeats", default=5, metavar="N", show_default=True, help="Rounds.")
@@ -32,6 +33,7 @@ def command(
     precision: str,
     dataset: str,
     data_dir: str | None,
+    size: int,
     chosen: tuple[str, ...],
     steps: int,
     repeats: int,
@@ -40,6 +42,8 @@ def command(
     """Measure speed (against other ways to train K peers), the grafting alone, or all methods.
 
     checkpoint shows what the saving of an epoch costs beside it.
+
+    photographs reads a folder of them (--dataset DIR, --size N) for K peers, and trains nothing.
 
     profile shows what a step of one contender, kgraft by default, spends its time on (torch).
 
@@ -81,7 +85,8 @@ def command(
             _numbers("--peers", peers),
         )
     )
-    images = contenders.check(dataset, data_dir, models.split(","))
+    reads = what == "photographs"
+    images = 0 if reads else contenders.check(dataset, data_dir, models.split(","))
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(width=160, markup=False, emoji=False)
@@ -96,7 +101,13 @@ def command(
     if len(chosen) == 1:  # a sweep over one contender's work, which takes turns too
         groups = [[task for group in groups for task in group]]
     for tasks in groups:
-        if what == "methods":
+        if reads:
+            from kgraft_cli.benchmarks.photographs import measure_photographs
+
+            count, batch = tasks[0].peers, tasks[0].batch_size
+            options = {"size": size, "peers": count, "batch_size": batch}
+            rows += measure_photographs(dataset, data_dir, **options, steps=steps, repeats=repeats)
+        elif what == "methods":
             from kgraft_cli.benchmarks.methods import measure_methods
 
             rows += measure_methods(tasks[0], repeats)
@@ -123,7 +134,8 @@ def command(
             with console.status("") as status:
                 results = runner.run(tasks, repeats, status.update)
             rows += runner.rows(results, images)
-    console.print(table(what, rows, f"{dataset}, {images} images an epoch, {repeats} rounds"))
+    title = dataset if reads else f"{dataset}, {images} images an epoch"
+    console.print(table(what, rows, f"{title}, {repeats} rounds"))
     if file is not None:
         write_text(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
 

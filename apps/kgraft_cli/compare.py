@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kgraft_cli.parameters import HERE, PLACE
+from kgraft_cli.shipped import path_of
 
 if TYPE_CHECKING:
     from kgraft.analysis.comparison_table import Line
@@ -37,11 +38,12 @@ def command(
     only_read: bool,
     here: bool,
 ) -> None:
-    """Train what COMPARISON, a TOML file, asks for, and compare it with its baseline.
+    """Train what COMPARISON asks for, and compare it with its baseline.
 
-    Runs that are finished are kept, and one that was broken off goes on: interrupt it and call it
-    again. The table goes to the terminal, and as comparison.md and comparison.json into the
-    directory of the runs.
+    COMPARISON is a TOML file, or the name of one that comes with kgraft, see kgraft configs. Runs
+    that are finished are kept, and one that was broken off goes on: interrupt it and call it again.
+    The table goes to the terminal, and as comparison.md and comparison.json into the directory of
+    the runs.
     """
     import dataclasses
     import json
@@ -61,7 +63,8 @@ def command(
     from kgraft_cli.output import going_on
     from kgraft_cli.progress import jobs_on, progress_on
 
-    wanted = read_comparison(Path(comparison))
+    file = path_of(comparison, "compare")
+    wanted = read_comparison(file)
     if seeds is not None:
         parts = [part.strip() for part in seeds.split(",")]
         numbers = tuple(int(part) for part in parts if part.isascii() and part.isdecimal())
@@ -70,7 +73,7 @@ def command(
         wanted = dataclasses.replace(wanted, seeds=numbers)
     if data_dir is not None:
         wanted = in_directory(wanted, data_dir)
-    path = Path("runs") / Path(comparison).stem if out is None else Path(out)
+    path = Path("runs") / file.stem if out is None else Path(out)
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(width=200, markup=False, emoji=False)

@@ -1,14 +1,24 @@
-"""`kgraft data`: which sets there are, and how one is made ready."""
+"""`kgraft data`: which sets there are, how one is made ready, and what is in a folder."""
+
+from typing import TYPE_CHECKING
 
 import click
 
 from kgraft_cli.main import Commands
 from kgraft_cli.parameters import PLACE
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kgraft.data.photo_sets import Checked
+    from kgraft_cli.figures import Figures
+
+_NAMED = 10  # files that a list shows
+
 
 @click.group("data", cls=Commands)
 def command() -> None:
-    """List data sets, or prepare one."""
+    """List data sets, prepare one, or check a folder of photographs."""
 
 
 @command.command("list")
@@ -52,3 +62,83 @@ def prepare(name: str, archive: str | None, data_dir: str | None) -> None:
 
     path = data.prepare(name, archive=archive, data_dir=data_dir)
     click.echo(f"{name} is ready in {path}")
+
+
+@command.command("check")
+@click.argument("folder", type=PLACE)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where what was found is kept.")
+def check(folder: str, data_dir: str | None) -> None:
+    """Look at every file of FOLDER, a folder of photographs, before training does.
+
+    Counts, sizes, files that cannot be read, files with the same bytes in training and test, and
+    the pixels' mean and deviation. Ends with 1 where files cannot be read.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from kgraft import data
+    from kgraft.data.photo_sets import check_folder
+
+    console = Console(markup=False, emoji=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("files", total=None)
+
+        def progress(done: int, count: int) -> None:
+            bar.update(task, completed=done, total=count)
+
+        place = data.data_directory(data_dir)
+        found = check_folder(Path(folder), place, progress=progress)
+    console.print(_parts(found))
+    mean, std = (", ".join(f"{own:.3f}" for own in part) for part in (found.mean, found.std))
+    said = f"pixels to learn from, 0..1: mean {mean}; deviation {std}"
+    console.print(said, highlight=False, soft_wrap=True)
+    if found.known.folder.others:
+        console.print(f"other files, passed over: {found.known.folder.others}", highlight=False)
+    for what, pairs in (
+        ("same bytes in training and held out", found.repeated),
+        ("same bytes in two classes", found.disputed),
+    ):
+        _list(console, what, [f"{first} = {second}" for first, second in pairs])
+    unreadable = [f"{path}: {error}" for path, error in found.unreadable]
+    _list(console, "cannot be read", unreadable)
+    if unreadable:
+        raise SystemExit(1)
+
+
+def _parts(found: "Checked") -> "Figures":
+    import numpy as np
+
+    from kgraft_cli.figures import Figures
+
+    folder = found.known.folder
+    table = Figures(
+        f"{folder.root}: {len(folder.class_names)} classes",
+        ("part", "images", "a class", "height", "width", "unreadable"),
+    )
+    for part in folder.parts:
+        own = found.known.findings[part.name]
+        sizes = own.sizes[own.readable]
+        counts = np.bincount(part.labels, minlength=len(folder.class_names))
+        spans = (
+            [f"{values.min()} to {values.max()}" for values in sizes.T] if len(sizes) else ["", ""]
+        )
+        table.add_row(
+            part.name or "all",
+            f"{len(part.paths):,}",
+            f"{counts.min():,} to {counts.max():,}",
+            *spans,
+            str(int((~own.readable).sum())),
+        )
+    return table
+
+
+def _list(console: "Console", what: str, lines: list[str]) -> None:
+    if lines:
+        console.print(f"{what}: {len(lines)}", highlight=False)
+        for line in lines[:_NAMED]:
+            console.print(f"  {line}", highlight=False, soft_wrap=True)
+        if len(lines) > _NAMED:
+            console.print(f"  and {len(lines) - _NAMED} more", highlight=False)

@@ -30,5 +30,5 @@ def command(
         raise UserError("--peer and --ensemble: one or the other.")
     scores = evaluate_run(Path(run), peer=peer, data_dir=data_dir, trusted=here or trust)
     for name, score in scores.items():
-        if not only_ensemble or name == "ensemble":
+        if not only_ensemble or name.startswith("ensemble"):
             click.echo(f"{name}: {score:.2%}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kgraft_cli.parameters import HERE, PLACE, TRUST
+from kgraft_cli.shipped import path_of
 
 if TYPE_CHECKING:
     from kgraft.runs.config import Config
@@ -76,10 +77,11 @@ def command(
 ) -> None:
     """Train K peers, graft them after every epoch, and keep what they learnt.
 
-    RUNFILE is a TOML file (see configs/); without one the quickstart runs: four small ResNets under
-    a teacher on the handwritten digits that come with kgraft. Flags win over --set, --set over the
-    file. Ctrl-C, SIGTERM or a terminal that is closed ends the step and saves the last whole epoch;
-    --resume goes on from there, also after a kill, to what the run would have come to.
+    RUNFILE is a TOML file, or the name of one that comes with kgraft, see kgraft configs; without
+    one the quickstart runs: four small ResNets under a teacher on the handwritten digits that come
+    with kgraft. Flags win over --set, --set over the file. Ctrl-C, SIGTERM or a terminal that is
+    closed ends the step and saves the last whole epoch; --resume goes on from there, also after a
+    kill, to what the run would have come to.
 
     Parts of your own are named module:function or module:Class, in --model, --dataset, --method,
     --optimizer and graft.criterion. --trust lets --resume call those that the run's directory
@@ -143,7 +145,7 @@ def _wanted(
     from kgraft.runs.directory import check_free, check_no_file, default_path
     from kgraft.runs.methods import settled
 
-    config = configs.read(runfile) if runfile else configs.Config()
+    config = configs.read(path_of(runfile, "fit")) if runfile else configs.Config()
     given = [(*configs.parse_assignment(change), "") for change in changes]
     given += [(_FLAGS[name], own, name) for name, own in flags.items() if own is not None]
     # first what names a part, which may bring a table, or keys of its own

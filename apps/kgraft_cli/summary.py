@@ -11,30 +11,27 @@ def summary_table(summary: dict[str, Any]) -> Figures:
     Args:
         summary: what `summary.json` holds.
     """
-    table = Figures(
-        "accuracy on the test images",
-        ("model", "lr", "last epoch", f"best on {summary['selected_on']}"),
-    )
+    has_top = "test_top5" in summary["ensemble"]
+    best_on = f"best on {summary['selected_on']}"
+    columns = ("model", "lr", "last epoch", *(["top 5"] if has_top else []), best_on)
+    table = Figures("accuracy on the test images", columns)
+
+    def add(name: str, lr: str, row: dict[str, Any], best: str) -> None:
+        top = [f"{row['test_top5']:.2%}" if "test_top5" in row else ""] if has_top else []
+        table.add_row(name, lr, f"{row['test_accuracy']:.2%}", *top, best)
+
     for row in summary["peers"]:
-        table.add_row(f"peer {row['peer']}", f"{row['lr']:.4f}", *_accuracies(row))
+        add(f"peer {row['peer']}", f"{row['lr']:.4f}", row, _best(row))
     table.add_section()
-    table.add_row(
-        f"ensemble of {len(summary['peers'])}", "", _share(summary["ensemble"]["test_accuracy"]), ""
-    )
+    add(f"ensemble of {len(summary['peers'])}", "", summary["ensemble"], "")
     for row in summary["teachers"]:
-        table.add_row(f"teacher {row['teacher']}", "", *_accuracies(row))
+        add(f"teacher {row['teacher']}", "", row, _best(row))
     if "committee" in summary:
-        together = _share(summary["committee"]["test_accuracy"])
-        table.add_row(f"{len(summary['teachers'])} teachers together", "", together, "")
+        add(f"{len(summary['teachers'])} teachers together", "", summary["committee"], "")
     return table
 
 
-def _accuracies(row: dict[str, Any]) -> tuple[str, str]:
+def _best(row: dict[str, Any]) -> str:
     if "best_epoch" not in row:
-        return _share(row["test_accuracy"]), "from a file"
-    best = f"{_share(row['best_test_accuracy'])} (epoch {row['best_epoch']})"
-    return _share(row["test_accuracy"]), best
-
-
-def _share(value: float) -> str:
-    return f"{value:.2%}"
+        return "from a file"
+    return f"{row['best_test_accuracy']:.2%} (epoch {row['best_epoch']})"

@@ -1,6 +1,7 @@
 """Images and labels: data sets by name, augmentation on the device, an order for every peer."""
 
 from kgraft.data.augment import Augment, Draw
+from kgraft.data.crops import CentreCrop, RandomResizedCrop
 from kgraft.data.dataset import Dataset, Split, channel_statistics
 from kgraft.data.load import Entry, data_directory, describe, load, names, prepare
 from kgraft.data.order import (
@@ -9,6 +10,9 @@ from kgraft.data.order import (
     epoch_order,
     split_validation,
 )
+from kgraft.data.photo_sets import load_folder
+from kgraft.data.photo_stream import OrderedPhotos, PhotoStream
+from kgraft.data.photos import Files, Photos
 from kgraft.data.stream import BatchStream
 
 __all__ = [
@@ -23,6 +27,13 @@ __all__ = [
     "Augment",
     "Draw",
     "BatchStream",
+    "load_folder",
+    "Files",
+    "Photos",
+    "PhotoStream",
+    "OrderedPhotos",
+    "RandomResizedCrop",
+    "CentreCrop",
     "epoch_order",
     "augmentation_rng",
     "split_validation",

@@ -1,6 +1,7 @@
 """What every source of images yields: arrays in memory, with what is known about them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +11,12 @@ class Split:
     """Images and their labels, in one fixed order.
 
     Attributes:
-        images: Pixels 0..255, uint8 `(n, height, width, channels)`.
+        images: Pixels 0..255, uint8 `(n, height, width, channels)`; or `Photos`, which stay on the
+            disk and are seen in such a shape.
         labels: Class numbers 0..classes-1, int64 `(n,)`.
     """
 
-    images: np.ndarray
+    images: Any
     labels: np.ndarray
 
     def __len__(self) -> int:

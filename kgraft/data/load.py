@@ -13,6 +13,8 @@ from kgraft.data.own import loader, read_own
 from kgraft.errors import UserError, suggest, told
 from kgraft.settings import argument
 
+_MOST_SIDE = 4096  # pixels, as in a run file
+
 NAMES = ("digits", *cifar.SETS)
 
 
@@ -105,7 +107,7 @@ def load(
         raise UserError(f"name is {told(name)}: expected a data set's name or an .npz file.")
     argument("validation", validation, float)
     argument("seed", seed, int, low=0)
-    argument("size", size, int | None, low=1)
+    argument("size", size, int | None, low=1, high=_MOST_SIDE)
     for option, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
         argument(option, limit, int | None)
         if limit is not None and limit < 1:

@@ -10,7 +10,7 @@ import numpy as np
 from kgraft.data.dataset import Split
 from kgraft.errors import UserError
 
-_ORDER, _AUGMENTATION, _VALIDATION = 1, 2, 3
+_ORDER, _AUGMENTATION, _VALIDATION, _WINDOWS, _WITHIN, _CROPS = 1, 2, 3, 4, 5, 6
 
 
 def epoch_order(
@@ -31,6 +31,42 @@ def epoch_order(
     if not shuffle:
         return np.arange(count)
     return np.random.default_rng([seed, peer, epoch, _ORDER]).permutation(count)
+
+
+def order_of_windows(count: int, *, seed: int, group: int, epoch: int) -> np.ndarray:
+    """Order in which the photographs of an epoch are decoded, which is cut into windows.
+
+    Args:
+        count: Number of photographs.
+        seed: The run's seed, not negative.
+        group: Number of the peers that share it.
+        epoch: Number of the epoch.
+
+    Returns:
+        A permutation of 0..count-1, int64 `(count,)`.
+    """
+    return np.random.default_rng([seed, group, epoch, _WINDOWS]).permutation(count)
+
+
+def order_within_window(count: int, *, seed: int, peer: int, epoch: int, window: int) -> np.ndarray:
+    """Order in which a peer sees the photographs of a window.
+
+    Args:
+        count: Photographs in the window.
+        seed: The run's seed, not negative.
+        peer: Number of the peer.
+        epoch: Number of the epoch.
+        window: Number of the window.
+
+    Returns:
+        A permutation of 0..count-1, int64 `(count,)`.
+    """
+    return np.random.default_rng([seed, peer, epoch, window, _WITHIN]).permutation(count)
+
+
+def crops_rng(*, seed: int, peer: int, epoch: int, window: int) -> np.random.Generator:
+    """Generator of a peer's crops of the photographs of a window."""
+    return np.random.default_rng([seed, peer, epoch, window, _CROPS])
 
 
 def order_within_batches(

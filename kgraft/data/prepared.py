@@ -6,6 +6,7 @@ Importing this module imports tensorflow_datasets.
 import importlib.util
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def describe_prepared(name: str, data_dir: Path) -> dict[str, Any] | None:
         builder = find_prepared(name, data_dir)
         if builder is None:
             return None
-        image, label = _features(builder, name)
+        image, label = image_and_label(builder, name)
         held_out = _held_out(builder, name)
     except UserError:
         return None
@@ -107,7 +108,7 @@ def read_prepared(
             images of different sizes, or a format that cannot be read here.
     """
     _check_format(builder, name)
-    image, only = _features(builder, name)
+    image, only = image_and_label(builder, name)
     label = label or only
     held_out = _held_out(builder, name)
     classes = builder.info.features[label].num_classes
@@ -129,6 +130,34 @@ def read_prepared(
     )
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a prepared set says of itself.
+
+    Attributes:
+        held_out: The split that is tested on: `test` or, where there is none, `validation`.
+        source: Who made it.
+        licence: Terms of use.
+    """
+
+    held_out: str
+    source: str
+    licence: str
+
+
+def facts_of(builder: Any, name: str) -> Facts:
+    """What a prepared set says of itself.
+
+    Args:
+        builder: What `find_prepared` gave.
+        name: Name for messages.
+
+    Raises:
+        UserError: it has no train and test split.
+    """
+    return Facts(_held_out(builder, name), _source(builder), _licence(builder))
+
+
 def _source(builder: Any) -> str:
     return builder.info.homepage or "a prepared TFDS set"
 
@@ -147,8 +176,16 @@ def _held_out(builder: Any, name: str) -> str:
     return held_out
 
 
-def _features(builder: Any, name: str) -> tuple[str, str]:
-    """Names of the image and the label; a set's `supervised_keys` decide where it has several."""
+def image_and_label(builder: Any, name: str) -> tuple[str, str]:
+    """Names of the image and the label; a set's `supervised_keys` decide where it has several.
+
+    Args:
+        builder: What `find_prepared` gave.
+        name: Name for messages.
+
+    Raises:
+        UserError: it has no single uint8 image and class label.
+    """
     features = builder.info.features
     images = [
         key
@@ -234,4 +271,7 @@ def _check_format(builder: Any, name: str) -> None:
 
 def _sizes(name: str, shapes: set[tuple[int, ...]]) -> str:
     first, second, *_ = sorted("x".join(map(str, shape)) for shape in shapes)
-    return f"data set {name}: has images of {first} and of {second}; expected one size."
+    return (
+        f"data set {name}: has images of {first} and of {second}; expected one size, or an "
+        "array_record set of encoded images, which kgraft fit reads as photographs."
+    )

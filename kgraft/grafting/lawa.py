@@ -1,5 +1,6 @@
 """Latest weight averaging: a network ends as the mean of its last epochs."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from kgraft.grafting.mixer import Independent, State
 from kgraft.grafting.peers import Moment, Peers
 from kgraft.settings import setting
 
+_log = logging.getLogger("kgraft")
+
 
 @dataclass(frozen=True)
 class Lawa(Independent):
@@ -19,8 +22,8 @@ class Lawa(Independent):
     When: where the learning rate does not fall to nothing by itself. Cost: a copy of the weights on
     the host for every epoch that counts; no step is longer. The validations of single epochs are of
     the network in training; the mean takes its place when the training ends, its batch statistics
-    are means too. A fit that goes on afterwards goes on from the last epoch's weights, unless
-    somebody has set others since.
+    are means too. A fit that goes on afterwards goes on from the last epoch's weights; where
+    somebody has set others since, from these, and the epochs before do not count any more.
 
     Args:
         last: how many epochs count.
@@ -41,27 +44,42 @@ class Lawa(Independent):
 
     def init(self, peers: Peers, last: State | None = None) -> State:
         """See `Mixer`: back to the last epoch's weights, where a training has ended with means."""
-        state = last or {"kept": [], "ended": []}
-        for k, (model, mean) in enumerate(zip(peers.models, state["ended"], strict=False)):
-            own = model.get_weights()
-            if all(np.array_equal(a, b) for a, b in zip(own, mean, strict=True)):
-                model.set_weights(state["kept"][-1][k])
-        return {**state, "ended": []}
+        state = last or {"kept": [[] for _ in peers.models], "ended": []}
+        kept = []
+        for k, (model, epochs) in enumerate(zip(peers.models, state["kept"], strict=True)):
+            own, mean = model.get_weights(), state["ended"][k] if state["ended"] else None
+            if mean is not None and _equal(own, mean):
+                model.set_weights(epochs[-1])
+            elif epochs and not _equal(own, epochs[-1]):
+                _log.info("lawa: peer %d begins with other weights than it ended with", k + 1)
+                epochs = []
+            kept.append(epochs)
+        return {"kept": kept, "ended": []}
 
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`: keep the weights; nothing is moved."""
-        now = [model.get_weights() for model in peers.models]
-        return {**state, "kept": [*state["kept"], now][-self.last :]}, None
+        kept = [
+            [*epochs, model.get_weights()][-self.last :]
+            for model, epochs in zip(peers.models, state["kept"], strict=True)
+        ]
+        return {**state, "kept": kept}, None
 
     def finish(self, peers: Peers, state: State) -> State:
         """See `Mixer`."""
-        kept = state["kept"]
-        if not kept:
+        if not all(state["kept"]):
             return state
-        ended = [mean_weights([epoch[k] for epoch in kept]) for k in range(len(peers))]
+        ended = [mean_weights(epochs) for epochs in state["kept"]]
         for model, mean in zip(peers.models, ended, strict=True):
             model.set_weights(mean)
         return {**state, "ended": ended}
+
+
+def _equal(these: Sequence[Any], those: Sequence[Any]) -> bool:
+    """Whether weights are the same to the last bit, NaN included."""
+    return len(these) == len(those) and all(
+        np.array_equal(a, b, equal_nan=np.issubdtype(np.asarray(a).dtype, np.floating))
+        for a, b in zip(these, those, strict=True)
+    )
 
 
 def mean_weights(weights: Sequence[Sequence[Any]]) -> list[Any]:

@@ -7,17 +7,18 @@ from typing import Any
 import keras
 
 from kgraft import data
-from kgraft.data import Augment, BatchStream, Dataset, Split
+from kgraft.data import Augment, BatchStream, Dataset, OrderedPhotos, Photos, PhotoStream, Split
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.files import is_directory
-from kgraft.runs import optimizers, own
+from kgraft.runs import optimizers, own, photographs
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.methods import Ema, mixer_of, settled, taught_epochs
 from kgraft.runs.networks import check_readable, network, seed_of, start, teacher_number
 from kgraft.training.schedules import cosine, cosine_per_step, spread, step_decay, warmup
+from kgraft.training.smoothed_loss import SmoothedCrossentropy
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Assembly:
 
     config: Config
     dataset: Dataset
-    train: BatchStream
-    validation: BatchStream | None
-    test: BatchStream
+    train: BatchStream | PhotoStream
+    validation: BatchStream | OrderedPhotos | None
+    test: BatchStream | OrderedPhotos
     peers: list[keras.Model]
     loaded: list[keras.Model]
     untrained: list[keras.Model]
 
-    def teacher_stream(self, number: int) -> BatchStream:
+    def teacher_stream(self, number: int) -> BatchStream | PhotoStream:
         """Batches of the m-th teacher that the run trains, counted from 0."""
         return self.train.for_peer(teacher_number(number))
 
@@ -81,16 +82,16 @@ def assemble(config: Config) -> Assembly:
     check_readable(config, teachers.model, untrained)
     start(config, [*peers, *(untrained if teachers.model == config.model.name else ())])
     for teacher in untrained:
-        _compile(config, teacher, config.optimizer.lr, train, epochs=taught_epochs(config))
+        _compile(config, teacher, config.optimizer.lr, dataset, train, epochs=taught_epochs(config))
     mixer = mixer_of(config)
     for k, peer in enumerate(peers):
         _compile(
             config,
             peer,
             peer_rate(config, k),
+            dataset,
             train,
             epochs=config.run.epochs,
-            labels=teachers.labels if teachers.count else 1.0,
             ema=mixer.decay if isinstance(mixer, Ema) else None,
         )
     if teachers.start != "fresh":
@@ -99,8 +100,10 @@ def assemble(config: Config) -> Assembly:
         config=config,
         dataset=dataset,
         train=train,
-        validation=None if dataset.validation is None else in_order(dataset, dataset.validation),
-        test=in_order(dataset, dataset.test),
+        validation=None
+        if dataset.validation is None
+        else in_order(config, dataset, dataset.validation),
+        test=in_order(config, dataset, dataset.test),
         peers=peers,
         loaded=loaded,
         untrained=untrained,
@@ -121,7 +124,7 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         UserError: the data cannot be had, or the settings do not fit them.
     """
     wanted = config.data
-    dataset = data.load(
+    dataset = photographs.load(config, data_dir) or data.load(
         wanted.name,
         data_dir=data_dir or wanted.directory,
         limit_train=wanted.limit_train,
@@ -131,6 +134,7 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         seed=config.run.seed,
         **own.arguments(config, "data"),
     )
+    photographs.check_settings(config, dataset)
     if config.run.select == "test":
         if dataset.validation is not None:
             held = "data.validation holds images out: expected data.validation = 0"
@@ -141,41 +145,47 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
     return _with_augmentation(config, dataset)
 
 
-def in_training(config: Config, dataset: Dataset) -> BatchStream:
+def in_training(config: Config, dataset: Dataset) -> BatchStream | PhotoStream:
     """The first peer's batches of the training images: shuffled, augmented, normalised.
 
     Args:
         config: settings with the data's own filled in.
         dataset: the images.
     """
-    wanted = config.data
+    wanted, images = config.data, dataset.train.images
+    if isinstance(images, Photos):
+        return photographs.in_training(config, dataset, images)
     return BatchStream(
-        dataset.train.images,
+        images,
         dataset.train.labels,
         batch_size=config.run.batch_size,
         seed=config.run.seed,
         peer=0,
         augment=Augment(wanted.pad or 0, bool(wanted.flip), dataset.mean, dataset.std),
-        resident=BACKEND.fits(dataset.train.images.nbytes),
+        resident=BACKEND.fits(images.nbytes),
     )
 
 
-def in_order(dataset: Dataset, split: Split) -> BatchStream:
+def in_order(config: Config, dataset: Dataset, split: Split) -> BatchStream | OrderedPhotos:
     """Batches of a part for evaluation: normalised, not augmented, in the order they lie.
 
     Args:
+        config: the settings.
         dataset: whose mean and standard deviation normalise.
         split: the part.
     """
+    images = split.images
+    if isinstance(images, Photos):
+        return photographs.in_order(config, dataset, split, images)
     return BatchStream(
-        split.images,
+        images,
         split.labels,
         batch_size=min(512, len(split)),
         seed=0,
         peer=0,
         augment=Augment(0, False, dataset.mean, dataset.std),
         shuffle=False,
-        resident=BACKEND.fits(split.images.nbytes),
+        resident=BACKEND.fits(images.nbytes),
     )
 
 
@@ -227,10 +237,14 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
             f"data.pad is {wanted.pad}, the images' side is {side}: expected less, a crop would "
             "hold nothing of an image."
         )
+    are_photographs = isinstance(dataset.train.images, Photos)
+    usual_pad = 0 if are_photographs else side // 8
+    may_be_mirrored = are_photographs or dataset.name.startswith("cifar")
     wanted = replace(
         wanted,
-        pad=side // 8 if wanted.pad is None else wanted.pad,
-        flip=dataset.name.startswith("cifar") if wanted.flip is None else wanted.flip,
+        size=side if are_photographs else wanted.size,
+        pad=usual_pad if wanted.pad is None else wanted.pad,
+        flip=may_be_mirrored if wanted.flip is None else wanted.flip,
         mean=mean,
         std=std,
     )
@@ -266,10 +280,10 @@ def _compile(
     config: Config,
     model: keras.Model,
     lr: float,
-    stream: BatchStream,
+    dataset: Dataset,
+    stream: BatchStream | PhotoStream,
     *,
     epochs: int,
-    labels: float = 1.0,
     ema: float | None = None,
 ) -> None:
     rate = _rate(config, lr, epochs, stream.steps)
@@ -277,10 +291,16 @@ def _compile(
         optimizer=optimizers.made(
             config.optimizer.name, own.arguments(config, "optimizer"), rate, ema
         ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        loss_weights=None if labels == 1 else labels,
-        metrics=["accuracy"],
+        loss=_loss(config),
+        metrics=["accuracy", *photographs.metrics(dataset)],
     )
+
+
+def _loss(config: Config) -> keras.losses.Loss:
+    smoothing = config.run.label_smoothing
+    if smoothing:
+        return SmoothedCrossentropy(smoothing)
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def _rate(config: Config, lr: float, epochs: int, steps: int) -> Any:

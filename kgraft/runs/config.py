@@ -20,6 +20,7 @@ from kgraft.runs.old_files import MOVED, modern
 from kgraft.runs.optimizers import OPTIMIZERS
 from kgraft.runs.own import checked as own_value
 from kgraft.runs.own import moot, takes_more
+from kgraft.runs.photographs import Photographs
 from kgraft.settings import checked, default_of, keys_of, setting, words_of
 
 _MOST_NETWORKS = 1024  # all of them are in memory at once
@@ -41,6 +42,7 @@ class Run:
     select: str = setting("validation", choices=("validation", "test"))
     engine: str = setting("auto", choices=("auto", "eager", "compiled"))
     precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
+    label_smoothing: float = setting(0.0, low=0.0, below=1.0)
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,7 @@ class Config:
 
     run: Run = Run()
     data: Data = Data()
+    photos: Photographs = field(default_factory=Photographs)
     model: Model = Model()
     peers: Peers = Peers()
     teachers: Teachers = Teachers()
@@ -230,6 +233,7 @@ class Config:
             f"{table}.{own.name}": getattr(getattr(self, table), own.name)
             for table in TABLES
             for own in dataclasses.fields(getattr(self, table))
+            if table != "photos" or self.photos != Photographs()  # most sets are no folder
         }
         for key in moot(self):
             del found[key]
@@ -308,7 +312,7 @@ def text_of(path: Path, what: str) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"{what} {path} cannot be read: {error}.") from None
     if not text.strip():
-        raise UserError(f"{what} {path} is empty: expected TOML, see configs/ for examples.")
+        raise UserError(f"{what} {path} is empty: expected TOML; kgraft configs lists examples.")
     return text
 
 

@@ -15,7 +15,7 @@ from kgraft.runs.config import Config
 from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.own import check_trusted
-from kgraft.runs.scoring import accuracy, ensemble, predict
+from kgraft.runs.scoring import TOP, accuracy, ensemble, has_top, predict, top_accuracy
 
 
 def evaluate_run(
@@ -30,7 +30,8 @@ def evaluate_run(
         trusted: whether functions that the run names may be called.
 
     Returns:
-        `"peer 1"` ... and, for all of them, `"ensemble"` -> accuracy on the run's test images.
+        `"peer 1"` ... and, for all of them, `"ensemble"` -> accuracy on the run's test images; with
+        20 classes or more also `"peer 1, top 5"` ..., where five guesses count.
 
     Raises:
         UserError: there is no finished run, or no such peer; or its data come from a function, and
@@ -41,12 +42,16 @@ def evaluate_run(
     for k in chosen:
         peer_file(path, summary, k)
     config, dataset = images_of_run(path, config, data_dir, trusted=trusted)
-    test = in_order(dataset, dataset.test)
+    test = in_order(config, dataset, dataset.test)
     peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
     logits = {f"peer {k}": predict(own, test) for k, own in zip(chosen, peers, strict=True)}
-    scores = {name: accuracy(part, dataset.test.labels) for name, part in logits.items()}
     if peer is None:
-        scores["ensemble"] = accuracy(ensemble(list(logits.values())), dataset.test.labels)
+        logits["ensemble"] = ensemble(list(logits.values()))
+    scores: dict[str, float] = {}
+    for name, part in logits.items():
+        scores[name] = accuracy(part, dataset.test.labels)
+        if has_top(dataset.classes):
+            scores[f"{name}, top {TOP}"] = top_accuracy(part, dataset.test.labels)
     return scores
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from kgraft.data import BatchStream
+from kgraft.data import BatchStream, PhotoStream
 from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
 from kgraft.grafting.lawa import mean_weights
@@ -15,7 +15,7 @@ from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
 from kgraft.runs.methods import Ema, method_of, mixer_of, taught_epochs
 from kgraft.runs.recorder import Observer, Recorder, Silent
-from kgraft.runs.scoring import accuracy, ensemble, predict
+from kgraft.runs.scoring import accuracy, ensemble, has_top, predict, top_accuracy
 from kgraft.runs.stopping import Stopping
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
@@ -76,8 +76,7 @@ def _summary(
             {
                 "peer": k + 1,
                 "lr": peer_rate(assembly.config, k),
-                "test_accuracy": _together(logits[-1:], assembly)["test_accuracy"],
-                "validation_accuracy": recorder.last[k].get("val_accuracy"),
+                **_together(logits[-1:], assembly),  # of what is saved, a mean of epochs too
                 "last_epoch": recorder.last[k].get("epoch"),
                 **_best(peer, recorder, k, assembly),
             }
@@ -109,6 +108,7 @@ def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit
         mixer=mixer_of(config),
         temperature=config.teachers.temperature,
         distillation_weight=config.teachers.weight,
+        label_weight=config.teachers.labels if teachers else 1.0,
         seed=config.run.seed,
         engine=config.run.engine,  # type: ignore[arg-type]
     )
@@ -194,7 +194,12 @@ class _Execution:
         return training, recorder
 
     def _train(
-        self, phase: str, training: GraftingFit, stream: BatchStream, *, averaged: bool = False
+        self,
+        phase: str,
+        training: GraftingFit,
+        stream: BatchStream | PhotoStream,
+        *,
+        averaged: bool = False,
     ) -> Recorder:
         """Train the models of a phase, from where it was broken off."""
         config, validation = self._assembly.config, self._assembly.validation
@@ -203,7 +208,7 @@ class _Execution:
             training.peers,
             self._observer,
             self._directory,
-            training.records if phase == "peers" else (),
+            training.records,
             self._stopping.check,
         )
 
@@ -251,8 +256,11 @@ def _logits(model: keras.Model, assembly: Assembly) -> tuple[Any, Any]:
 
 def _together(logits: list[tuple[Any, Any]], assembly: Assembly) -> dict[str, float | None]:
     dataset, (test, validation) = assembly.dataset, zip(*logits, strict=True)
+    together = ensemble(list(test))
+    among_five = {"test_top5": top_accuracy(together, dataset.test.labels)}
     return {
-        "test_accuracy": accuracy(ensemble(list(test)), dataset.test.labels),
+        "test_accuracy": accuracy(together, dataset.test.labels),
+        **(among_five if has_top(dataset.classes) else {}),
         "validation_accuracy": None
         if dataset.validation is None or validation[0] is None
         else accuracy(ensemble(list(validation)), dataset.validation.labels),

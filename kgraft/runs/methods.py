@@ -235,6 +235,8 @@ def settled(config: "Config") -> "Config":
         alike = replace(config.teachers, model=config.model.name)
         config = replace(config, teachers=alike, given=config.given | {"teachers.model"})
     _check_read(config, method)
+    if method.taught:
+        _check_lesson(config, teachers)
     mixer_of(config).check_epochs(config.run.epochs)
     named = replace(
         config,
@@ -304,6 +306,26 @@ def for_everybody(config: "Config") -> "Config":
     """
     ones = {key for key in config.given if key.partition(".")[0] in {*tables(), "teachers"}}
     return replace(config, given=config.given - (ones - {"teachers.count"}))
+
+
+def _check_lesson(config: "Config", count: int) -> None:
+    """Refuse settings of teachers that a run trains where it trains none, and lessons of nothing.
+
+    Args:
+        config: the settings.
+        count: how many teachers there are.
+    """
+    trained, wanted = count - len(config.teachers.files), config.teachers
+    for name, least in (("epochs", 1), ("grafted", 2)):
+        if f"teachers.{name}" in config.given and getattr(wanted, name) and trained < least:
+            raise UserError(
+                f"teachers.{name} is for teachers that the run trains, and it trains "
+                f"{max(trained, 0)}: take it out, or train {least} or more."
+            )
+    if not wanted.labels and not wanted.weight:
+        raise UserError(
+            "teachers.labels and teachers.weight are 0: nothing would be learnt from either."
+        )
 
 
 def _check_read(config: "Config", method: type[Mixer]) -> None:

@@ -72,7 +72,7 @@ class Recorder:
     A checkpoint holds what it knows, so that a run that goes on has it too.
 
     Args:
-        phase: `"teacher 1"` or `"peers"`.
+        phase: `"teacher 1"`, `"teachers"` or `"peers"`.
         models: the models that are trained.
         observer: who is told.
         files: where the rows of an epoch go, one a model.
@@ -132,7 +132,9 @@ class Recorder:
         if k == len(self._models) - 1:
             self._files.add_metrics(self.last)
             for number, record in self._records[self._written :]:
-                self._files.add_grafts(record.to_rows(epoch=number + 1))
+                whose = {} if self._phase == "peers" else {"phase": self._phase}
+                rows = record.to_rows(epoch=number + 1)
+                self._files.add_grafts([{**whose, **row} for row in rows])
             self._written = len(self._records)
             self._observer.epoch(self._phase, epoch + 1, self.last)
 

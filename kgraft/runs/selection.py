@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kgraft.data import BatchStream
+from kgraft.data import BatchStream, OrderedPhotos, PhotoStream
 from kgraft.errors import UserError
 from kgraft.files import check_plain, write_text
 from kgraft.grafting.lawa import mean_weights
@@ -49,11 +49,11 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
     everybody = list(range(1, count + 1))
     peers = [*peers_of_run(path, config, summary, dataset, everybody, trusted=trusted)]
     _check_alike(peers)
-    streams: dict[str, tuple[BatchStream, np.ndarray] | None] = {
-        "test": (in_order(dataset, dataset.test), dataset.test.labels),
+    streams: dict[str, tuple[BatchStream | OrderedPhotos, np.ndarray] | None] = {
+        "test": (in_order(config, dataset, dataset.test), dataset.test.labels),
         "validation": None
         if dataset.validation is None or config.run.select == "test"
-        else (in_order(dataset, dataset.validation), dataset.validation.labels),
+        else (in_order(config, dataset, dataset.validation), dataset.validation.labels),
     }
     train = in_training(config, dataset)
 
@@ -113,7 +113,7 @@ def _check_alike(peers: list[keras.Model]) -> None:
             raise UserError(f"peer {k} is another network than peer 1: they have no soup.")
 
 
-def _first(stream: BatchStream) -> Any:
+def _first(stream: BatchStream | PhotoStream) -> Any:
     for number, batch in enumerate(stream.epoch(0)):
         if number == _BATCHES:
             return

@@ -53,7 +53,7 @@ def untaught(batch: tuple[Any, ...]) -> tuple[Any, ...]:
 
 @keras.saving.register_keras_serializable("kgraft")
 class Distiller(keras.Model):
-    """A student in training under M teachers: loss = CE + w KD (eq. 8-12, where w = 1).
+    """A student in training under M teachers: loss = c CE + w KD (eq. 8-12, where c = w = 1).
 
     CE is what the Distiller is compiled with, regularisers of the student included; KD is
     `DistillationLoss`. The two are summed as in the paper (`keras.distillation` mixes them).
@@ -64,7 +64,7 @@ class Distiller(keras.Model):
     gradients; where its targets are `Taught`, through none. `evaluate`, `predict` and validation
     do not run the teachers: there the loss is the student's own, and the metrics are those that
     `student.evaluate` would give. Training also logs `student_loss` (CE) and `distillation_loss`
-    (KD); `loss` is CE + w KD, and
+    (KD); `loss` is c CE + w KD, and
     what `feature_losses` add.
 
     Teachers are left as they are: none of their weights is among the Distiller's trainable ones,
@@ -88,14 +88,16 @@ class Distiller(keras.Model):
         weight: w, 0 or more; the paper's 1.
         feature_losses: `keras.distillation.FeatureDistillation` losses between layers of student
             and teachers, functional models all; their sum, the mean over the teachers, is added.
+        label_weight: c, 0 or more; the paper's 1.
         **options: `name`, `dtype`, `trainable` of `keras.Model`.
 
     Raises:
         UserError: no teacher; a teacher without weights, with other inputs or another number of
             classes than the student, or that shares weights with it; a model that ends in a
             softmax or sigmoid, as far as a graph or a list of layers shows it; a student with its
-            own `train_step` or `compute_metrics`; `temperature` is not positive, `weight` is
-            negative. In the first step: a loss that is compiled with `from_logits=False`.
+            own `train_step` or `compute_metrics`; `temperature` is not positive, `weight` or
+            `label_weight` is negative. In the first step: a loss that is compiled with
+            `from_logits=False`.
 
     Example:
         ```python
@@ -119,15 +121,17 @@ class Distiller(keras.Model):
         temperature: float = 2.0,
         weight: float = 1.0,
         feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
+        label_weight: float = 1.0,
         **options: Any,
     ) -> None:
         _check(student, teachers)
         weight = argument("weight", weight, float, low=0)
+        label_weight = argument("label_weight", label_weight, float, low=0)
         feature_losses = checked_losses(feature_losses)
         distillation = DistillationLoss(temperature)
         super().__init__(**options)
         self.temperature = distillation.temperature
-        self.weight = weight
+        self.weight, self.label_weight = weight, label_weight
         self.student = student
         self.teachers = list(teachers)
         self.built = student.built
@@ -153,7 +157,7 @@ class Distiller(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """CE + KD in training, the student's own loss otherwise.
+        """C CE + w KD in training, the student's own loss otherwise.
 
         Args:
             x: a batch of inputs.
@@ -195,7 +199,7 @@ class Distiller(keras.Model):
         images = ops.shape(y_pred)[0]
         self._student_loss.update_state(student_loss, sample_weight=images)
         self._distillation_loss.update_state(distilled, sample_weight=images)
-        return student_loss + self.weight * distilled + features
+        return self.label_weight * student_loss + self.weight * distilled + features
 
     @property
     def trainable_variables(self) -> list[Any]:
@@ -256,6 +260,7 @@ class Distiller(keras.Model):
             "teachers": [_uncompiled(teacher) for teacher in self.teachers],
             "temperature": self.temperature,
             "weight": self.weight,
+            "label_weight": self.label_weight,
             "feature_losses": [serialize(loss) for loss in self.feature_losses],
         }
 
@@ -303,6 +308,7 @@ def distil(
     temperature: float = 2.0,
     weight: float = 1.0,
     feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
+    label_weight: float = 1.0,
 ) -> Distiller:
     """A Distiller that trains a compiled student with what it was compiled with.
 
@@ -316,6 +322,7 @@ def distil(
         temperature: tau, positive.
         weight: w, 0 or more.
         feature_losses: see `Distiller`.
+        label_weight: c, 0 or more.
 
     Returns:
         A compiled Distiller around the student.
@@ -326,8 +333,8 @@ def distil(
     """
     if not student.compiled:
         raise UserError(f"student {student.name!r} is not compiled: call compile() first.")
-    options = {"dtype": student.dtype_policy}
-    distiller = Distiller(student, teachers, temperature, weight, feature_losses, **options)
+    lesson = (temperature, weight, feature_losses, label_weight)
+    distiller = Distiller(student, teachers, *lesson, dtype=student.dtype_policy)
     check_loss(student.loss, f"student {student.name!r}")
     settings = student.get_compile_config()
     settings.pop("optimizer")

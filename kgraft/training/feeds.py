@@ -25,6 +25,7 @@ from kgraft.training.batches import (
     sample_weights,
 )
 from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed, is_indexed
+from kgraft.training.grain_feed import GrainFeed, is_map_dataset
 
 Shuffle = bool | Literal["batch"]
 
@@ -146,15 +147,16 @@ def feed_of(
         return _array_feed(
             (x, y, sample_weight), batch_size, class_weight, seed, peer, shuffle, steps
         )
-    what = "a feed" if isinstance(x, Feed) else f"a {type(x).__name__}"
     for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
         if value is not None:
-            raise UserError(f"{name} cannot be given with {what}, which yields whole batches.")
+            raise UserError(f"{name} cannot be given with a {type(x).__name__}: it has batches.")
     feed: Feed
     if isinstance(x, Feed):
         feed = x if steps is None else Limited(x, steps)
     elif is_indexed(x):
         feed = PyDatasetFeed(x, seed=seed, peer=peer, shuffle=bool(shuffle), limit=steps)
+    elif is_map_dataset(x):
+        feed = GrainFeed(x, peer=peer, limit=steps)
     else:
         feed = AdapterFeed(x, limit=steps)
     return feed if class_weight is None else Weighted(feed, class_weight)
@@ -189,9 +191,7 @@ def feeds_of(
         first = prepare(feed_of(x, y, sample_weight, **options))
         return [first if shared else first.for_peer(k) for k in range(count)]
     if shared:
-        raise UserError(
-            "shared_batches=True and mutual= need one data set for all peers, not a list."
-        )
+        raise UserError("shared batches, as Mutual's and Online's, need one data set, no list.")
     if isinstance(x[0], int | float | str | list):
         raise UserError(
             f"x is a list of {type(x[0]).__name__}: expected an array, numpy.asarray(x), or a list "

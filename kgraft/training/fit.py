@@ -82,8 +82,9 @@ class GraftingFit:
         every: `every` of the mixer, see `EpochMixer`; None for what it has, as below.
         epochs_grafted: its `epochs`.
         evaluate: its `evaluate`.
-        temperature: tau of the distillation loss. It, the next and `feature_losses` need teachers.
+        temperature: tau of the distillation loss; as the next three for a fit with teachers.
         distillation_weight: weight of the distillation loss beside the peers' own.
+        label_weight: weight of the peers' own loss, in training with teachers.
         feature_losses: see `Distiller`; teachers then run for each peer anew.
         seed: the peers' data orders follow from it.
         engine: `"auto"` and `"compiled"` for the fastest steps there are on this backend, with
@@ -127,6 +128,7 @@ class GraftingFit:
         evaluate: Literal["after", "before"] | None = None,
         temperature: float = 2.0,
         distillation_weight: float = 1.0,
+        label_weight: float = 1.0,
         feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
         seed: int = 0,
         engine: Literal["auto", "eager", "compiled"] = "auto",
@@ -141,18 +143,16 @@ class GraftingFit:
         temperature = argument("temperature", temperature, float, above=0)
         distillation_weight = argument("distillation_weight", distillation_weight, float, low=0)
         feature_losses = checked_losses(feature_losses)
-        check_lesson(self.teachers, temperature, distillation_weight, feature_losses)
+        label_weight = argument("label_weight", label_weight, float, low=0)
+        lesson = (temperature, distillation_weight, feature_losses, label_weight)
+        check_lesson(self.teachers, *lesson)
         check_optimizers(self.peers)
-        if mutual is None and isinstance(mixer, Mutual):
-            mutual = mixer
-        mutual = checked_mutual(mutual, self.teachers)
+        mutual = checked_mutual(mutual, mixer, self.teachers)
         students = Engine(self.peers, engine)
         if mutual is not None:
             learning: Learning = FromEachOther(students, mutual)
         elif self.teachers:
-            learning = FromTeachers(
-                students, self.teachers, temperature, distillation_weight, feature_losses
-            )
+            learning = FromTeachers(students, self.teachers, *lesson)
         else:
             learning = Learning(students)
         self._learning = learning

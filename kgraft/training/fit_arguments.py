@@ -81,21 +81,29 @@ def checked_mixer(mixer: Any, graft: Any = None) -> Mixer:
     return mixer
 
 
-def checked_mutual(mutual: Any, teachers: Collection[keras.Model]) -> Mutual | None:
-    """The settings of mutual learning.
+def checked_mutual(mutual: Any, mixer: Mixer, teachers: Collection[keras.Model]) -> Mutual | None:
+    """The settings of mutual learning, of either argument.
 
     Args:
         mutual: what was given.
+        mixer: what the peers are mixed by, which may be one.
         teachers: the teachers beside it.
 
     Raises:
-        UserError: it is no `Mutual`, or there are teachers too.
+        UserError: it is no `Mutual`, there are two, or there are teachers too.
     """
     if mutual is not None and not isinstance(mutual, Mutual):
         raise UserError(f"mutual is {told(mutual)}: expected kgraft.Mutual() or None.")
-    if mutual is not None and teachers:
-        raise UserError("mutual= and teachers= exclude each other: peers learn from either.")
-    return mutual
+    own = mixer if isinstance(mixer, Mutual) else None
+    if mutual is not None and own is not None:
+        raise UserError(
+            f"mutual={type(mutual).__name__}() and mixer={type(own).__name__}() are two ways to "
+            "learn from each other: give one."
+        )
+    found, name = (mutual, "mutual=") if own is None else (own, f"mixer={type(own).__name__}()")
+    if found is not None and teachers:
+        raise UserError(f"{name} and teachers= exclude each other: peers learn from either.")
+    return found
 
 
 def check_lesson(
@@ -103,6 +111,7 @@ def check_lesson(
     temperature: float,
     distillation_weight: float,
     feature_losses: Any,
+    label_weight: float,
 ) -> None:
     """Refuse settings of distillation where there are no teachers, unless they are the defaults.
 
@@ -110,6 +119,7 @@ def check_lesson(
         teachers: whom the peers learn from.
         temperature: see `GraftingFit`.
         distillation_weight: see `GraftingFit`.
+        label_weight: see `GraftingFit`.
         feature_losses: see `GraftingFit`.
 
     Raises:
@@ -118,6 +128,7 @@ def check_lesson(
     for name, is_default, mutual in (
         ("temperature", temperature == 2.0, " (of mutual learning it is Mutual(temperature=...))"),
         ("distillation_weight", distillation_weight == 1.0, ""),
+        ("label_weight", label_weight == 1.0, ""),
         ("feature_losses", not feature_losses, ""),
     ):
         if not (teachers or is_default):

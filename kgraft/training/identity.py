@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kgraft.data import BatchStream
+from kgraft.data import BatchStream, PhotoStream
 from kgraft.grafting.mixer import Mixer
 from kgraft.keras_private import flat_layers
 from kgraft.training.batches import Feed, Limited, Weighted
@@ -18,6 +18,7 @@ from kgraft.training.checkpoint_files import flat
 from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed
 from kgraft.training.distiller import untaught
 from kgraft.training.feeds import ArrayFeed, innermost
+from kgraft.training.grain_feed import GrainFeed
 from kgraft.training.learning import Learning
 from kgraft.training.preflight import learning_rates
 
@@ -186,7 +187,7 @@ def _data(feed: Feed) -> dict[str, Any]:
             weights = {str(own): float(value) for own, value in feed.class_weight.items()}
             told["class_weight"] = dict(sorted(weights.items()))
         feed = feed.feed
-    if isinstance(feed, AdapterFeed | PyDatasetFeed):
+    if isinstance(feed, AdapterFeed | PyDatasetFeed | GrainFeed):
         told["kind"] = feed.kind
     if isinstance(feed, ArrayFeed | PyDatasetFeed | BatchStream):
         told["shuffle"] = feed.shuffle
@@ -198,7 +199,23 @@ def _data(feed: Feed) -> dict[str, Any]:
         told |= {"batch_size": feed.batch_size, "augmentation": repr(feed.augment)}
         images, labels = untaught((feed.images, feed.labels))
         told |= {"images": _values(images), "labels": _values(labels)}
+    if isinstance(feed, PhotoStream):
+        told |= {"batch_size": feed.batch_size, "crop": repr(feed.windows.crop)}
+        told |= {
+            "order": feed.order,
+            "window": feed.windows.size,
+            "augmentation": repr(feed.augment),
+        }
+        told |= {"photographs": _names(feed), "labels": _values(feed.labels)}
     return told
+
+
+def _names(stream: PhotoStream) -> str:
+    """How many photographs there are, and a checksum of what they are called."""
+    photos, found = stream.photos, hashlib.sha256()
+    for number in photos.numbers.tolist():
+        found.update(photos.source.name(number).rpartition("/")[2].encode(errors="surrogateescape"))
+    return f"{len(photos)} photographs ({found.hexdigest()[:8]})"
 
 
 def _values(nest: Any) -> str | None:

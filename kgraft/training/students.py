@@ -163,6 +163,8 @@ def check_logits(model: keras.Model, name: str) -> None:
     graph = graph_of(model)
     if graph is not None and len(graph.outputs) != 1:
         raise UserError(f"{name} has {len(graph.outputs)} outputs: one tensor of logits is needed.")
+    if graph is not None and graph.outputs[0].shape[-1] == 1:
+        raise UserError(f"{name} has one output: expected a logit a class, of two classes or more.")
     operation = _ending(model)
     if operation is None:
         return

@@ -89,6 +89,7 @@ class FromTeachers(Learning):
         temperature: see `Distiller`.
         weight: see `Distiller`.
         feature_losses: see `Distiller`; teachers then run in each Distiller's own step.
+        label_weight: see `Distiller`.
 
     Raises:
         UserError: see `distil`.
@@ -101,9 +102,10 @@ class FromTeachers(Learning):
         temperature: float,
         weight: float,
         feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
+        label_weight: float = 1.0,
     ) -> None:
         super().__init__(students)
-        self._lesson = (teachers, temperature, weight, feature_losses)
+        self._lesson = (teachers, temperature, weight, feature_losses, label_weight)
         self.engine()
         self._teaching = (
             None if feature_losses else Teaching(teachers, temperature, students.wanted)
@@ -111,9 +113,10 @@ class FromTeachers(Learning):
 
     def told(self) -> dict[str, Any]:
         """See `Learning`."""
-        _, temperature, weight, losses = self._lesson
+        _, temperature, weight, losses, label_weight = self._lesson
         kinds = [type(loss).__name__ for loss in losses]
-        return {"temperature": temperature, "weight": weight, "feature_losses": kinds}
+        told = {"temperature": temperature, "weight": weight, "label_weight": label_weight}
+        return {**told, "feature_losses": kinds}
 
     def made(self) -> Engine:
         """See `Learning`."""

@@ -211,11 +211,13 @@ def outcome_of_file(kind, content, folder):
 def commands():
     """Words of a command -> its options and arguments."""
     from kgraft_cli import compare, data, evaluate, fit, info, models, select
+    from kgraft_cli import configs as shipped
     from kgraft_cli import methods as listed
     from kgraft_cli import weights as of_weights
 
     found = {}
-    for module in (compare, data, evaluate, fit, info, models, select, listed, of_weights):
+    modules = (compare, data, evaluate, fit, info, models, select, listed, of_weights, shipped)
+    for module in modules:
         own = module.command
         if isinstance(own, click.Group):
             for name, sub in own.commands.items():
@@ -226,8 +228,8 @@ def commands():
 
 
 VALUES = {
-    "runfile": ["quick.toml", "bad.toml", "none.toml", "run", "", "/dev/null", "."],
-    "comparison": ["c.toml", "quick.toml", "none.toml", "run", ""],
+    "runfile": ["quick.toml", "quickstart", "bad.toml", "none.toml", "run", "", "/dev/null", "."],
+    "comparison": ["c.toml", "comparisons/committee", "quick.toml", "none.toml", "run", ""],
     "run": ["run", "broken", "none", ".", "", "quick.toml", "run/"],
     "resume": ["broken", "run", "none", "", "quick.toml"],
     "source": ["run", "w.pt", "w.safetensors", "m.keras", "none.pt", "quick.toml", "."],
@@ -235,7 +237,9 @@ VALUES = {
     "teacher_model": ["resnet8", "none"],
     "out": ["new", "run", "quick.toml", "a/b/c", "", "new.keras", "new.pt", "run/x.keras", "[/x]"],
     "dataset": ["digits", "mine.npz", "none.npz", "mnist", "", "quick.toml"],
-    "name": ["digits", "cifar10", "cifar", "mnist", ""],
+    "name": ["digits", "cifar10", "cifar", "mnist", "", "quickstart", "cifar/resnet20"],
+    "file": ["new.toml", "quick.toml", "run", "/dev/null", ".", ""],
+    "word": ["fair", "x", ""],
     "archive": ["none.tar.gz", "quick.toml", "run", ""],
     "changes": ["run.epochs=2", "graft.sharpness=1", "x", "=", "a.b=c", "run.epochs=[", "run=1"],
     "method": [*sorted(methods.METHODS), "none", "a:b", ":"],

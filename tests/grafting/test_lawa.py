@@ -75,6 +75,18 @@ def test_weights_that_somebody_has_set_since_stay():
         np.testing.assert_array_equal(a, b)
 
 
+def test_epochs_of_a_network_that_was_replaced_do_not_count():
+    run, before = trained(Lawa(3))
+    run.peers[0].set_weights(network(7).get_weights())
+    seen = [Seen(), Seen()]
+    run.fit(X, Y, batch_size=8, epochs=1, verbose=0, callbacks=lambda k: [seen[k]])
+    for found, value in zip(run.peers[0].get_weights(), seen[0].weights[0], strict=True):
+        np.testing.assert_array_equal(found, value)
+    others = zip(run.peers[1].get_weights(), *before[1][-2:], seen[1].weights[0], strict=True)
+    for found, *values in others:  # the other one has gone on
+        np.testing.assert_allclose(found, np.mean(values, axis=0), rtol=1e-5, atol=1e-6)
+
+
 def test_it_goes_on_where_it_was_broken_off(tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -14,6 +14,7 @@ from kgraft.runs import config as configs
 from kgraft.runs.assembly import assemble, seed_of, teacher_seed
 from kgraft.runs.execution import execute
 from kgraft.runs.methods import settled
+from kgraft.runs.scoring import accuracy, predict
 
 
 def committee(tiny, **changes):
@@ -118,8 +119,51 @@ def test_without_the_labels_only_the_teachers_count(tiny, tmp_path):
     execute(assemble(config), tmp_path / "run")
     rows = [r for r in lines(tmp_path / "run" / "metrics.jsonl") if r["phase"] == "peers"]
     for row in rows:
-        assert row["student_loss"] == 0.0
+        assert row["student_loss"] > 0.5  # told, and not learnt from
         assert row["loss"] == pytest.approx(3.0 * row["distillation_loss"], rel=1e-5)
+
+
+@pytest.mark.core
+def test_what_the_labels_weigh_is_not_seen_in_the_validation(tiny, tmp_path):
+    config = committee(
+        tiny, teachers__labels=0.25, teachers__start="teacher", optimizer__lr=1e-12, run__epochs=1
+    )
+    config = config.changed("teachers.epochs", 2, "test")
+    assembly = assemble(config)
+    execute(assembly, tmp_path / "run")
+    (row,) = [r for r in lines(tmp_path / "run" / "metrics.jsonl") if r["phase"] == "peers"]
+    expected = 0.25 * row["student_loss"] + row["distillation_loss"]
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    student = keras.models.load_model(tmp_path / "run" / "peers" / "peer-1.keras")
+    student.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    (x, y), *_ = assembly.validation.epoch(0)
+    assert row["val_loss"] == pytest.approx(float(student.evaluate(x, y, verbose=0)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teachers__labels": 0.0, "teachers__weight": 0.0}, "nothing would be learnt"),
+        ({"teachers__grafted": True, "teachers__count": 1}, r"grafted is for .* it trains 1"),
+        (
+            {"teachers__files": ["a.keras", "b.keras"], "teachers__epochs": 7},
+            r"epochs is for .* it trains 0",
+        ),
+    ],
+)
+def test_lessons_of_nothing_are_refused(tiny, changes, said):
+    with pytest.raises(UserError, match=said):
+        settled(committee(tiny, **changes))
+
+
+def test_the_figures_of_averaged_networks_are_of_what_is_saved(tiny, tmp_path):
+    options = {"run__method": "lawa", "run__epochs": 3, "peers__count": 2, "teachers__count": 0}
+    assembly = assemble(tiny(lawa__last=2, schedule__name="constant", **options))
+    summary = execute(assembly, tmp_path / "run")
+    labels = assembly.dataset.validation.labels
+    for row in summary["peers"]:
+        peer = keras.models.load_model(tmp_path / "run" / "peers" / f"peer-{row['peer']}.keras")
+        assert row["validation_accuracy"] == accuracy(predict(peer, assembly.validation), labels)
 
 
 @pytest.mark.parametrize("start", ["teacher", "soup"])
@@ -149,6 +193,8 @@ def test_a_grafted_committee_is_a_ring(tiny, tmp_path):
     execute(assemble(config), tmp_path / "run")
     rows = lines(tmp_path / "run" / "metrics.jsonl")
     assert [(r["phase"], r["model"]) for r in rows[:4]] == [("teachers", k) for k in (1, 2)] * 2
+    grafts = lines(tmp_path / "run" / "grafts.jsonl")
+    assert {(row["phase"], row["epoch"]) for row in grafts} == {("teachers", 1), ("teachers", 2)}
     again = assemble(config)
     keras.utils.set_random_seed(teacher_seed(config, 0))
     run = kgraft.GraftingFit(again.untrained, mixer=Graft(), seed=config.run.seed)

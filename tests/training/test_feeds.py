@@ -308,7 +308,7 @@ def test_teachers_see_weighted_batches_of_a_stream():
         (lambda: feed_of(np.float32(3)), "a single number"),
         (lambda: feed_of(X, np.array(["cat"] * 60)), "a ndarray of <U3: expected numbers"),
         (lambda: feed_of(Batches(), np.zeros(3)), "y cannot be given with a Batches"),
-        (lambda: feeds_of(2, [Batches()] * 2, shared=True), "need one data set for all peers"),
+        (lambda: feeds_of(2, [Batches()] * 2, shared=True), "need one data set, no list"),
     ],
 )
 def test_mistakes_are_told_in_one_line(build, message):

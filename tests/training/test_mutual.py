@@ -166,5 +166,15 @@ def test_one_network_has_nobody_to_learn_from():
         x, y = images()
         kgraft.GraftingFit([network(0, 0.1)], mutual=Mutual()).fit(x, y, verbose=0)
     teacher = network(1, 0.1)
-    with pytest.raises(kgraft.UserError, match="exclude each other"):
-        kgraft.GraftingFit([network(0, 0.1), network(2, 0.1)], [teacher], mutual=Mutual())
+    pair = [network(0, 0.1), network(2, 0.1)]
+    with pytest.raises(kgraft.UserError, match="mutual= and teachers= exclude each other"):
+        kgraft.GraftingFit(pair, [teacher], mutual=Mutual())
+    with pytest.raises(kgraft.UserError, match=r"mixer=Mutual\(\) and teachers= exclude"):
+        kgraft.GraftingFit(pair, [teacher], mixer=Mutual())
+    with pytest.raises(kgraft.UserError, match=r"mutual=Mutual\(\) and mixer=Online\(\) are two"):
+        kgraft.GraftingFit(pair, mutual=Mutual(), mixer=kgraft.Online())
+    logits = [keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]) for _ in range(2)]
+    for logit in logits:
+        logit.compile("sgd", "mse")
+    with pytest.raises(kgraft.UserError, match="has one output: expected a logit a class"):
+        kgraft.GraftingFit(logits, mutual=Mutual())

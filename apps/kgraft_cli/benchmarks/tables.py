@@ -13,6 +13,7 @@ _COLUMNS = {
         *("backend", "model", "batch", "K", "size", "epoch", "copy", "write"),
         *("both, of an epoch", "steps with / without"),
     ),
+    "photographs": ("contender", "size", "batch", "K", "images x peers / s", "kgraft / this"),
     "graft": ("backend", "model", "batch", "K", "step", "grafting", "of a step", "loop / it"),
 }
 
@@ -21,9 +22,9 @@ def table(what: str, rows: list[dict[str, Any]], title: str) -> Figures:
     """A table of medians, with the range in parentheses.
 
     Args:
-        what: `"speed"`, `"graft"`, `"methods"`, `"checkpoint"` or `"profile"`.
-        rows: what `runner.rows`, `GraftTimes.row`, `measure_methods`, `measure_checkpoint` or
-            `profile` gave.
+        what: `"speed"`, `"graft"`, `"methods"`, `"checkpoint"`, `"profile"` or `"photographs"`.
+        rows: what `runner.rows`, `GraftTimes.row`, `measure_methods`, `measure_checkpoint`,
+            `profile` or `measure_photographs` gave.
         title: what all rows have in common.
     """
     words = ("backend", "model", "contender", "method", "operation")
@@ -98,6 +99,19 @@ def _checkpoint(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _photographs(row: dict[str, Any]) -> list[str]:
+    low, high = row["images_per_second_range"]
+    least, most = row["kgraft_over_this_range"]
+    return [
+        row["contender"],
+        str(row["size"]),
+        str(row["batch_size"]),
+        str(row["peers"]),
+        f"{row['images_per_second']:.0f} ({low:.0f} to {high:.0f})",
+        f"{row['kgraft_over_this']:.2f} ({least:.2f} to {most:.2f})",
+    ]
+
+
 def _profile(row: dict[str, Any]) -> list[str]:
     return [
         row["model"],
@@ -116,4 +130,5 @@ _CELLS = {
     "methods": _methods,
     "checkpoint": _checkpoint,
     "profile": _profile,
+    "photographs": _photographs,
 }

@@ -40,12 +40,13 @@ from kgraft.runs.old_files import modern
 _KEYS = ("seeds", "baseline", "against")
 RESULTS = ("peer", "soup", "ensemble", "committee")
 _SPREAD = "schedule.spread"  # of rates over the peers, the papers' dlr: part of a method
-_PEER = "/peers/peer-"
+_PEERS, _PEER = "/peers", "/peers/peer-"
 _MOST_SEED = 2**63  # as in a run's JSON
 _SAME = (
     "run.batch_size",
     "run.select",
     "run.precision",
+    "run.label_smoothing",
     "data",
     "model",
     "optimizer",
@@ -113,7 +114,9 @@ def taught_by(file: str) -> tuple[str, str]:
         The entry's name and a path in its run, `""` for its best peer.
     """
     name, slash, number = file[1:].rpartition(_PEER)
-    return (name, f"{slash}{number}"[1:]) if slash else (number, "")
+    if slash:
+        return name, f"{slash}{number}"[1:]
+    return number.removesuffix(_PEERS), ""
 
 
 def read_comparison(path: Path) -> Comparison:
@@ -180,6 +183,7 @@ def read_comparison(path: Path) -> Comparison:
         for entry in entries
     )
     others = tuple(name for name in dict.fromkeys(against) if name != baseline)
+    _check_committees(entries, str(path))
     comparison = Comparison(tuple(seeds), baseline, entries, others)
     check_alike([(entry.name, entry.config, entry.budget) for entry in entries])
     return comparison
@@ -274,6 +278,17 @@ def _check_order(entries: Mapping[str, Entry], source: str) -> None:
                 )
 
 
+def _check_committees(entries: tuple[Entry, ...], source: str) -> None:
+    """Refuse entries whose result is that of teachers together, and that have not two of them."""
+    for entry in entries:
+        teachers = entry.config.teachers.count
+        if entry.result == "committee" and teachers < 2:
+            raise UserError(
+                f"{source}: [entries.{entry.name!r}] result = 'committee', and its runs have "
+                f"{teachers} teachers: expected 2 or more."
+            )
+
+
 def _check_directories(entries: tuple[Entry, ...], source: str) -> None:
     """Refuse entries whose runs would lie in one directory, on any file system, or in none."""
     owners: dict[str, str] = {}
@@ -314,10 +329,11 @@ def _entry(
         raise UserError(f"{where} budget = {budget!r}: expected a whole number, 1 or more.")
     if not isinstance(runs_of, str):
         raise UserError(f"{where} runs_of = {told(runs_of)}: expected the name of an entry.")
-    if runs_of != name and own:
+    if runs_of != name and (own or budget != 1):
+        given = [*own, *(["budget"] if budget != 1 else [])]
         raise UserError(
             f"{where} reads the runs of {runs_of!r} and has settings of its own "
-            f"({', '.join(own)}): expected only result."
+            f"({', '.join(given)}): expected only result."
         )
     config = _with(common, own, where, tuple(words)).changed("run.seed", seed, where)
     config = _with_all_peers(config, before)
@@ -333,12 +349,12 @@ def _entry(
 
 def _with_all_peers(config: Config, entries: list[Entry]) -> Config:
     """Settings with the peers of an entry's run one by one, where all of them are to teach."""
-    every = {f"@{entry.name}/peers": entry for entry in entries}
+    every = {f"@{entry.name}{_PEERS}": entry for entry in entries}
     files: list[str] = []
     for file in config.teachers.files:
         entry = every.get(file)
         count = 0 if entry is None else entry.config.peers.count
-        whole = [f"{file.removesuffix('/peers')}{_PEER}{k}.keras" for k in range(1, count + 1)]
+        whole = [f"{file.removesuffix(_PEERS)}{_PEER}{k}.keras" for k in range(1, count + 1)]
         files += whole or [file]
     teachers = dataclasses.replace(config.teachers, files=tuple(files))
     return dataclasses.replace(config, teachers=teachers)

@@ -190,6 +190,26 @@ def test_precisions_of_one_method_may_be_compared(written):
         ("[common]\nrun = 3\n" + PLAIN, "run is a value; expected a table"),
         ("[comparison]\nbaseline = 'x'\n" + PLAIN, "baseline 'x' is no entry"),
         ("[comparison]\nagainst = ['x']\n" + PLAIN, "against 'x' is no entry"),
+        (
+            PLAIN + "[entries.c]\nruns_of = 'plain'\nresult = 'committee'\n",
+            "[entries.'c'] result = 'committee', and its runs have 0 teachers: expected 2 or more",
+        ),
+        (
+            PLAIN + "[entries.c]\nruns_of = 'plain'\nbudget = 2\n",
+            "has settings of its own (budget): expected only result",
+        ),
+        (
+            "[entries.s]\nrun.method = 'distill'\nteachers.files = ['@plain/peers']\n" + PLAIN,
+            "reads the runs of 'plain', which comes after it: move 'plain' up",
+        ),
+        (
+            PLAIN + "[entries.s]\nrun.method = 'distill'\nteachers.files = ['@s/peers']\n",
+            "is taught by itself: expected another entry",
+        ),
+        (
+            PLAIN + "[entries.s]\nrun.method = 'distill'\nteachers.files = ['@plane/peers']\n",
+            "reads the runs of 'plane', which is no entry. Did you mean 'plain'?",
+        ),
         ("[comparison]\nagainst = 'x'\n" + PLAIN, 'against = "x": expected a list of entries'),
     ],
 )

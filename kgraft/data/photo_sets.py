@@ -1,0 +1,217 @@
+"""Data sets of photographs, which are read while a training goes on."""
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kgraft.data.dataset import Dataset, Split
+from kgraft.data.examine import Findings, Progress, examined
+from kgraft.data.folder import Folder, Part, read_folder
+from kgraft.data.order import split_validation
+from kgraft.data.photos import Files, Photos
+from kgraft.data.pixel_cache import cached
+from kgraft.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_TEST_SEED = 20_201  # what is tested on is the same for every seed of a run
+_NAMED = 3  # unreadable files that a message names
+
+_log = logging.getLogger("kgraft")
+
+Unreadable = Literal["refuse", "skip"]
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """A folder whose files have all been looked at.
+
+    Attributes:
+        folder: What is in it.
+        findings: By the name of each part, what was found in its files.
+    """
+
+    folder: Folder
+    findings: dict[str, Findings]
+
+    def unreadable(self) -> list[tuple[str, str]]:
+        """Paths of files that cannot be read, and why."""
+        return [
+            (path, error)
+            for part in self.folder.parts
+            for path, error in zip(part.paths, self.findings[part.name].errors, strict=True)
+            if error
+        ]
+
+
+def examine_folder(
+    root: Path, indexes: Path, *, workers: int | None = None, progress: Progress | None = None
+) -> Examined:
+    """Read a folder's names, and look at every file that has not been looked at before.
+
+    Args:
+        root: The folder.
+        indexes: Where findings are kept.
+        workers: Threads that decode; as many as there are cores by default.
+        progress: See `examined`, over all parts.
+
+    Raises:
+        UserError: see `read_folder`.
+    """
+    folder = read_folder(root)
+    findings = {}
+    for part in folder.parts:
+        key = hashlib.sha256(f"{root.resolve()}\0{part.name}".encode(errors="surrogateescape"))
+        findings[part.name] = examined(
+            Files(root, part.paths),
+            indexes / "photos" / f"{key.hexdigest()[:16]}.npz",
+            workers=workers or os.cpu_count() or 1,
+            progress=progress,
+        )
+    return Examined(folder, findings)
+
+
+def load_folder(
+    root: Path,
+    indexes: Path,
+    *,
+    size: int,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    test: float = 0.1,
+    validation: float = 0.1,
+    seed: int = 0,
+    unreadable: Unreadable = "refuse",
+    cache: int | None = None,
+    workers: int | None = None,
+) -> Dataset:
+    """A folder of photographs as a data set.
+
+    Args:
+        root: The folder, see `read_folder`.
+        indexes: Where what was found in its files is kept.
+        size: Side of the squares that are seen, pixels.
+        limit_train: Only so many training images, in an order that is shuffled once for all.
+        limit_test: Only so many test images.
+        test: Where the folder has no test part, the share of every class that becomes one, or a
+            whole number of images; the same ones whatever the seed.
+        validation: Where the folder has no validation part, what is taken from the training images
+            for one, likewise.
+        seed: Which images are taken for validation.
+        unreadable: `"skip"` leaves out files that cannot be read.
+        cache: Length of the shorter side to which all photographs are resized once, into a file of
+            pixels among the indexes; None for reading the files themselves.
+        workers: Threads that decode; as many as there are cores by default.
+
+    Raises:
+        UserError: see `read_folder`; files cannot be read, and are not to be skipped; there is no
+            room for their pixels.
+    """
+    workers = workers or os.cpu_count() or 1
+    known = examine_folder(root, indexes, workers=workers)
+    broken = known.unreadable()
+    if broken and unreadable == "refuse":
+        raise UserError(
+            f"{root}: {len(broken)} files cannot be read: {_list(broken)}. Remove them, or set "
+            "photos.unreadable = 'skip'."
+        )
+    if broken:
+        said = "%s: %d files cannot be read and are left out: %s"
+        _log.warning(said, root, len(broken), _list(broken))
+    folder = known.folder
+
+    def split(part: Part) -> Split:
+        found = known.findings[part.name]
+        photos = Photos.of(Files(root, part.paths), size)[found.readable]
+        if cache is not None:
+            sizes, stamp = found.sizes[found.readable], found.digests[found.readable].tobytes()
+            place = indexes / "photos"
+            photos = cached(photos, sizes, stamp, place, shorter=cache, workers=workers)
+        return Split(photos, part.labels[found.readable])
+
+    train = split(folder.train)
+    held_out = None if folder.validation is None else split(folder.validation)
+    tested = None if folder.test is None else split(folder.test)
+    classes = len(folder.class_names)
+    if tested is None:
+        train, tested = split_validation(train, test, classes=classes, seed=_TEST_SEED)
+        if tested is None:
+            raise UserError(f"{root} has no test part: expected photos.test above 0.")
+    train, tested = train.first(limit_train), tested.first(limit_test)
+    if held_out is None:
+        train, held_out = split_validation(train, validation, classes=classes, seed=seed)
+    return Dataset(
+        name=root.name or str(root),
+        train=train,
+        validation=held_out,
+        test=tested,
+        classes=classes,
+        class_names=folder.class_names,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        source=str(root),
+        licence="not stated",
+    )
+
+
+def _list(broken: list[tuple[str, str]]) -> str:
+    named = "; ".join(f"{path} ({error})" for path, error in broken[:_NAMED])
+    return named + ("; ..." if len(broken) > _NAMED else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What a folder of photographs is made of.
+
+    Attributes:
+        known: The folder and what was found in its files.
+        unreadable: Paths of files that cannot be read, and why.
+        repeated: Pairs of files with the same bytes, one to learn from, one held out.
+        disputed: Pairs of files with the same bytes in different classes of one part.
+        mean: Mean of every channel over the readable training images' pixels, 0..1.
+        std: Standard deviation, likewise.
+    """
+
+    known: Examined
+    unreadable: list[tuple[str, str]]
+    repeated: list[tuple[str, str]]
+    disputed: list[tuple[str, str]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def check_folder(
+    root: Path, indexes: Path, *, workers: int | None = None, progress: Progress | None = None
+) -> Checked:
+    """Look at every file of a folder, and compare them.
+
+    Args:
+        root: The folder.
+        indexes: Where findings are kept.
+        workers: Threads that decode; as many as there are cores by default.
+        progress: See `examined`.
+
+    Raises:
+        UserError: see `read_folder`.
+    """
+    known = examine_folder(root, indexes, workers=workers, progress=progress)
+    firsts: dict[str, dict[bytes, tuple[str, int]]] = {}
+    repeated, disputed = [], []
+    for part in known.folder.parts:
+        found = known.findings[part.name]
+        own = firsts.setdefault(part.name, {})
+        for path, label, digest, error in zip(
+            part.paths, part.labels.tolist(), found.digests, found.errors, strict=True
+        ):
+            if error:
+                continue
+            before = own.setdefault(digest.tobytes(), (path, label))
+            if before[1] != label:
+                disputed.append((before[0], path))
+            learnt = firsts[known.folder.train.name].get(digest.tobytes())
+            if part is not known.folder.train and learnt is not None:
+                repeated.append((learnt[0], path))
+    found = known.findings[known.folder.train.name]
+    return Checked(known, known.unreadable(), repeated, disputed, *found.statistics(found.readable))
