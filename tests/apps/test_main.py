@@ -56,7 +56,7 @@ def test_an_unknown_command_gets_a_suggestion(capsys):
     assert "Known: fit, select, compare, evaluate" in run(capsys, "xyz")[2]
     assert run(capsys, "data", "xyz")[::2] == (
         2,
-        "kgraft: unknown command 'xyz'. Known: list, prepare.\n",
+        "kgraft: unknown command 'xyz'. Known: check, list, prepare.\n",
     )
 
 
