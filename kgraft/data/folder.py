@@ -9,6 +9,7 @@ import numpy as np
 
 from kgraft.data.decode import SUFFIXES
 from kgraft.errors import UserError, suggest
+from kgraft.files import is_directory
 
 _TRAIN, _VALIDATION, _TEST = "train", ("val", "valid", "validation"), "test"
 _ORDER_SEED = 20_200  # the order of a folder's files is its own, whatever a run's seed
@@ -69,7 +70,7 @@ def read_folder(root: Path) -> Folder:
         UserError: there is no such folder, no class or only one, a class without photographs, or
             one that the training part does not have.
     """
-    if not root.is_dir():
+    if not is_directory(root):
         raise UserError(f"{root} is no folder.")
     folders = {own.name: own for own in _folders(root)}
     if _TRAIN not in folders:

@@ -18,6 +18,7 @@ from kgraft.data import (
     Split,
 )
 from kgraft.errors import UserError
+from kgraft.files import is_directory
 from kgraft.parts import is_reference
 from kgraft.runs import scoring
 from kgraft.settings import setting
@@ -61,7 +62,7 @@ def is_folder(name: str) -> bool:
     Args:
         name: `data.name`.
     """
-    return name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return name.startswith((".", "/", "~")) or is_directory(Path(name))
 
 
 def load(config: "Config", data_dir: str | None) -> Dataset | None:

@@ -312,7 +312,10 @@ def test_unbuilt_peers_are_built_from_the_first_batch():
         (lambda: GraftingFit([network()], evaluate="befor"), "Did you mean 'before'"),
         (lambda: GraftingFit([network()]).fit(*digits(), batch_size=0), "batch_size=0.*1 or more"),
         (lambda: GraftingFit([network()]).fit(digits()[0], digits(9)[1]), r"\[9, 60\] examples"),
-        (lambda: GraftingFit([network()]).fit(Numbers(), batch_size=2), "yields whole batches"),
+        (
+            lambda: GraftingFit([network()]).fit(Numbers(), batch_size=2),
+            "with a Numbers: it has batches",
+        ),
         (lambda: GraftingFit([network()]).fit({1, 2}), "x is a set, which Keras cannot read"),
     ],
 )
