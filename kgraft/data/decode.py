@@ -4,7 +4,6 @@ Both let other threads run while they decode.
 """
 
 import io
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,10 @@ from PIL.ExifTags import Base
 from kgraft.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError)
+_BROKEN = (
+    *(OSError, ValueError, SyntaxError, EOFError, OverflowError, MemoryError),
+    Image.DecompressionBombError,  # of Pillow, before there are 2^28 pixels
+)
 _MOST_PIXELS = 2**28  # 268 million: a photograph of nearly a gigabyte
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF's orientations whose rows are shown as columns
 
@@ -112,9 +114,7 @@ def _any(encoded: bytes) -> Photo:
 
 
 def _pillow(encoded: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(encoded))
+    return Image.open(io.BytesIO(encoded))
 
 
 def _in_colour(image: Image.Image) -> Image.Image:

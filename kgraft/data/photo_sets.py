@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from kgraft.data.folder import Folder, Part, read_folder
 from kgraft.data.order import split_validation
 from kgraft.data.photos import Files, Photos
 from kgraft.data.pixel_cache import cached
+from kgraft.engines.backends.cores import usable_cores
 from kgraft.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +55,7 @@ def examine_folder(
         root: The folder.
         indexes: Where findings are kept.
         workers: Threads that decode; as many as there are cores by default.
-        progress: See `examined`, over all parts.
+        progress: See `examined`; one part after the other.
 
     Raises:
         UserError: see `read_folder`.
@@ -67,7 +67,7 @@ def examine_folder(
         findings[part.name] = examined(
             Files(root, part.paths),
             indexes / "photos" / f"{key.hexdigest()[:16]}.npz",
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or usable_cores(),
             progress=progress,
         )
     return Examined(folder, findings)
@@ -109,7 +109,7 @@ def load_folder(
         UserError: see `read_folder`; files cannot be read, and are not to be skipped; there is no
             room for their pixels.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cores()
     known = examine_folder(root, indexes, workers=workers)
     broken = known.unreadable()
     if broken and unreadable == "refuse":

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import os
 import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from kgraft.data.photos import Photos
 from kgraft.data.prefetch import prefetched
 from kgraft.data.windows import Seat, WindowedEpoch, Windows
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.backends.cores import usable_cores
 from kgraft.errors import UserError
 from kgraft.settings import argument
 
@@ -203,8 +203,6 @@ class OrderedPhotos:
         UserError: there are not as many labels, or `batch_size` is not in 1..n.
     """
 
-    is_fixed = True
-
     def __init__(
         self,
         photos: Photos,
@@ -223,7 +221,7 @@ class OrderedPhotos:
         self.crop = crop or CentreCrop(photos.size)
         self.augment = Augment(0, False, *_statistics(augment))
         self._labels = np.asarray(labels, np.int32)
-        self._workers, self._scaled = workers or _cores(), scaled
+        self._workers, self._scaled = workers or usable_cores(), scaled
         self._may_keep, self._kept = photos.nbytes <= memory, list[_Squares]()
 
     @property
@@ -283,8 +281,8 @@ class _Hall:
     """Where the readers of an epoch meet: one pool of threads, and what each epoch shares."""
 
     def __init__(self, workers: int | None) -> None:
-        self._workers = workers or _cores()
-        self._lock = threading.Lock()
+        self._workers = workers or usable_cores()
+        self._lock = threading.RLock()  # `Reading.__del__` may come at any instant
         self._epochs: dict[tuple[Windows, int, int], WindowedEpoch] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -369,7 +367,3 @@ def check_labels(photos: Photos, labels: np.ndarray) -> None:
 
 def _statistics(augment: Augment | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return ((0.0,), (1.0,)) if augment is None else (augment.mean, augment.std)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -106,7 +106,7 @@ class WindowedEpoch:
     ) -> None:
         self._windows, self._epoch, self._pool = windows, epoch, pool
         self._members = windows.members(epoch, group)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a reader may leave at any instant
         self._seats: dict[int, Seat] = {}
         self._at: dict[int, int] = {}  # which window a reader is at
         self._open: dict[int, dict[int, _Share]] = {}  # window -> reader -> its share

@@ -4,7 +4,6 @@ Every engine computes what the eager one computes, to rounding; a model that an 
 is trained by the eager one, and the log says why.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import keras
 
 from kgraft.engines.backends import BACKEND
+from kgraft.engines.backends.cores import usable_cores
 from kgraft.engines.backends.lazy import LazyBatch, gathered
 from kgraft.engines.inputs import Inputs
 from kgraft.engines.interrupts import InterruptHeld
@@ -186,7 +186,7 @@ class Engine:
 
     def _share(self) -> tuple[int, int]:
         """How many threads, and how many cores each."""
-        workers = min(len(self.steppers), _cores())
+        workers = min(len(self.steppers), usable_cores())
         return workers, max(1, BACKEND.cores() // workers)
 
     def _may_be_beside(self) -> bool:
@@ -297,7 +297,3 @@ def _whole_step(stepper: Stepper, batch: tuple[Any, ...]) -> Logs:
 
 def _shapes(batch: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(getattr(part, "shape", None) for part in keras.tree.flatten(batch))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -116,3 +116,10 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header():
     content[frame + 5 : frame + 9] = b"\x9c\x40\x9c\x40"  # 40,000 x 40,000
     with pytest.raises(Unreadable, match="40000 x 40000 pixels"):
         opened(bytes(content))
+
+
+def test_what_pillow_takes_for_a_bomb_is_unreadable(monkeypatch):
+    content = encoded(Image.fromarray(photograph(40, 40)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(Unreadable, match="exceeds limit"):
+        opened(content)
