@@ -22,7 +22,7 @@ def environment(seeds: dict[str, Any]) -> dict[str, Any]:
     """
     name = keras.config.backend()
     return {
-        "kgraft": version("kgraft"),
+        "kgraft": installed_version("kgraft"),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
