@@ -24,6 +24,7 @@ from kgraft_cli.parameters import PLACE
 @click.option("--contender", "chosen", multiple=True, metavar="NAME", help="All by default.")
 @click.option("--steps", default=4, metavar="N", show_default=True, help="Steps a round.")
 @click.option("--repeats", default=5, metavar="N", show_default=True, help="Rounds.")
+@click.option("--together", is_flag=True, help="Start all at once: start-up is not measured.")
 @click.option("--json", "file", type=PLACE, metavar="FILE", help="Also write the numbers there.")
 def command(
     what: str,
@@ -37,6 +38,7 @@ def command(
     chosen: tuple[str, ...],
     steps: int,
     repeats: int,
+    together: bool,
     file: str | None,
 ) -> None:
     """Measure speed (against other ways to train K peers), the grafting alone, or all methods.
@@ -98,7 +100,7 @@ def command(
         ]
         for kind, model, batch_size, count in grid
     ]
-    if len(chosen) == 1:  # a sweep over one contender's work, which takes turns too
+    if len(chosen) == 1 or together:  # a sweep over one contender's work takes turns too
         groups = [[task for group in groups for task in group]]
     for tasks in groups:
         if reads:
@@ -132,12 +134,12 @@ def command(
             from kgraft_cli.benchmarks import runner
 
             with console.status("") as status:
-                results = runner.run(tasks, repeats, status.update)
+                results = runner.run(tasks, repeats, status.update, together)
             rows += runner.rows(results, images)
+        if file is not None:
+            write_text(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
     title = dataset if reads else f"{dataset}, {images} images an epoch"
     console.print(table(what, rows, f"{title}, {repeats} rounds"))
-    if file is not None:
-        write_text(Path(file), "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _numbers(option: str, text: str) -> list[int]:

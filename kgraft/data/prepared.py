@@ -17,6 +17,12 @@ from google.protobuf.json_format import ParseError
 from kgraft.data.dataset import Dataset, Split
 from kgraft.errors import UserError
 
+if not hasattr(tfds, "core"):  # it logs what its import has raised, and goes on
+    raise UserError(
+        "tensorflow-datasets cannot be imported here: its log above says what it misses, "
+        "`pip check` which package that is in."
+    )
+
 _CHUNK = 4096  # records decoded at a time
 _WITHOUT_TENSORFLOW = "array_record"  # the file format that needs no TensorFlow
 

@@ -96,8 +96,9 @@ class Teachers:
 
     A file is a `.keras` model, or the directory of a finished run, whose best peer teaches.
     Teachers that the run trains have `epochs` (the run's by default), alone or `grafted`, as a
-    ring. A student's loss is `labels` times that of the labels, and `weight` times that of the
-    teachers. It starts from fresh weights, from the first teacher's or from the teachers' soup.
+    ring; the method committee has defaults of its own, see `Committee`. A student's loss is
+    `labels` times that of the labels, and `weight` times that of the teachers. It starts from fresh
+    weights, from the first teacher's or from the teachers' soup.
     """
 
     count: int = setting(1, low=0, high=_MOST_NETWORKS)

@@ -30,7 +30,7 @@ def environment(seeds: dict[str, Any], config: Config | None = None) -> dict[str
     """
     name = keras.config.backend()
     return {
-        "kgraft": version("kgraft"),
+        "kgraft": installed_version("kgraft"),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

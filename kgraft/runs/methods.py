@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kgraft import settings
 from kgraft.errors import UserError
@@ -66,6 +66,10 @@ class Committee(Distill):
     `teachers.grafted` as a ring, for `teachers.epochs`; the student's loss is eq. 8-12 with M = K.
     The cost is K trainings and the student's, whose every step asks the K networks besides.
 
+    Where nobody says more it is as in comparisons/committee, whose student was the best: under a
+    cosine the networks train a third of the student's epochs, elsewhere as long as it does; the
+    temperature is 4, the teachers' weight 2, and the labels are not asked.
+
     Source: Bucila et al. 2006 and Hinton et al. 2015 (an ensemble put into one network); arXiv
     2004.12311, eq. 8-12; in Python two fits, `GraftingFit(committee, mixer=Independent())` and
     `GraftingFit([student], committee, mixer=Independent())`.
@@ -73,6 +77,7 @@ class Committee(Distill):
 
     name = "committee"
     teachers = 4
+    lesson: ClassVar[Mapping[str, float]] = {"temperature": 4.0, "weight": 2.0, "labels": 0.0}
 
 
 @dataclass(frozen=True)
@@ -231,9 +236,8 @@ def settled(config: "Config") -> "Config":
             f"method {method.name} has no teachers, and teachers.count is {teachers}: expected 0, "
             "or the method graft+ or distill."
         )
-    if issubclass(method, Committee) and "teachers.model" not in config.given:
-        alike = replace(config.teachers, model=config.model.name)
-        config = replace(config, teachers=alike, given=config.given | {"teachers.model"})
+    if issubclass(method, Committee):
+        config = _as_committee(config, method, teachers)
     _check_read(config, method)
     if method.taught:
         _check_lesson(config, teachers)
@@ -246,6 +250,22 @@ def settled(config: "Config") -> "Config":
         given=config.given | {"run.method", "peers.count", "teachers.count"},
     )
     return own.settled(without_unread(named))
+
+
+def _as_committee(config: "Config", method: type[Committee], count: int) -> "Config":
+    """Settings in which the teachers are the committee's where nobody has said otherwise.
+
+    Args:
+        config: the settings.
+        method: the committee's.
+        count: how many teachers there are.
+    """
+    usual: dict[str, Any] = {"model": config.model.name, **method.lesson}
+    if count > len(config.teachers.files) and config.schedule.name.startswith("cosine"):
+        usual["epochs"] = max(1, config.run.epochs // 3)
+    usual = {name: v for name, v in usual.items() if f"teachers.{name}" not in config.given}
+    given = config.given | {f"teachers.{name}" for name in usual}
+    return replace(config, teachers=replace(config.teachers, **usual), given=given)
 
 
 def without_unread(config: "Config") -> "Config":

@@ -56,9 +56,11 @@ def test_ratios_are_taken_within_a_round():
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_worker_that_dies_says_why_and_the_others_go_on():
-    results = runner.run([task("keras-fit", model="nosuchnet"), task()], 1, lambda _: None)
+    tasks = [task("keras-fit", model="nosuchnet"), task()]
+    results = runner.run(tasks, 1, lambda _: None, together=True)
     assert "nosuchnet" in results[0].error
     assert results[1].error is None and results[1].step_seconds[0] > 0
+    assert results[1].startup_seconds is None  # of both at once
 
 
 @pytest.mark.slow

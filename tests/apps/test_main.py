@@ -221,3 +221,13 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(program.cli, "main", main)
     with pytest.raises(RuntimeError, match="own"):
         program.main(["fit"])
+
+
+def test_a_tensorflow_datasets_that_cannot_be_imported_is_said_in_one_line():
+    code = (
+        "import sys; sys.modules['toml'] = None\n"  # tensorflow-datasets logs that, and goes on
+        "from kgraft_cli.main import main; main(['fit', '--dataset', 'cifar100'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "import of toml halted" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("kgraft: tensorflow-datasets cannot be imported")

@@ -53,12 +53,36 @@ def test_it_is_four_networks_like_the_peers_unless_somebody_says_more():
         "resnet8",
     )
     assert settled(settled(plain)) == plain
-    assert settled(parse('[run]\nmethod = "distill"', "c")).teachers.model == "resnet20"
+    lesson = (4.0, 2.0, 0.0)
+    for taught in (plain.teachers, other.teachers):
+        assert (taught.temperature, taught.weight, taught.labels) == lesson
+    assert plain.teachers.epochs == plain.run.epochs // 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[teachers]\ntemperature = 2.0\nepochs = 9", (2.0, 2.0, 0.0, 9)),
+        ("[teachers]\nlabels = 1.0\nweight = 1.0", (4.0, 1.0, 1.0, 20)),
+        ('[teachers]\nfiles = ["a", "b", "c", "d"]', (4.0, 2.0, 0.0, None)),
+        ('[schedule]\nname = "step"', (4.0, 2.0, 0.0, None)),  # whose steps would come too late
+        ('[schedule]\nname = "cosine-per-step"', (4.0, 2.0, 0.0, 20)),
+    ],
+)
+def test_what_nobody_says_of_a_committee_is_what_won(text, expected):
+    own = settled(configs.parse(f'[run]\nmethod = "committee"\nepochs = 60\n{text}', "a")).teachers
+    assert (own.temperature, own.weight, own.labels, own.epochs) == expected
+
+
+def test_other_students_keep_the_papers_lesson():
+    own = settled(configs.parse('[run]\nmethod = "distill"\nepochs = 60', "a")).teachers
+    assert (own.temperature, own.weight, own.labels, own.epochs) == (2.0, 1.0, 1.0, None)
+    assert own.model == "resnet20"
 
 
 @pytest.mark.core
 def test_the_student_is_what_a_distiller_makes_of_it(tiny, tmp_path):
-    config = committee(tiny, teachers__temperature=4.0, teachers__weight=2.0)
+    config = committee(tiny, teachers__epochs=2)
     summary = execute(assemble(config), tmp_path / "run")
     assert [row["teacher"] for row in summary["teachers"]] == [1, 2]
     assert len(summary["peers"]) == 1
@@ -74,6 +98,7 @@ def test_the_student_is_what_a_distiller_makes_of_it(tiny, tmp_path):
         mixer=Independent(),
         temperature=4.0,
         distillation_weight=2.0,
+        label_weight=0.0,
         seed=config.run.seed,
     )
     run.fit(again.train, epochs=config.run.epochs, verbose=0)
@@ -132,7 +157,7 @@ def test_what_the_labels_weigh_is_not_seen_in_the_validation(tiny, tmp_path):
     assembly = assemble(config)
     execute(assembly, tmp_path / "run")
     (row,) = [r for r in lines(tmp_path / "run" / "metrics.jsonl") if r["phase"] == "peers"]
-    expected = 0.25 * row["student_loss"] + row["distillation_loss"]
+    expected = 0.25 * row["student_loss"] + 2.0 * row["distillation_loss"]
     assert row["loss"] == pytest.approx(expected, rel=1e-5)
     student = keras.models.load_model(tmp_path / "run" / "peers" / "peer-1.keras")
     student.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -189,7 +214,7 @@ def test_a_student_of_another_architecture_starts_afresh(tiny):
 
 
 def test_a_grafted_committee_is_a_ring(tiny, tmp_path):
-    config = committee(tiny, teachers__grafted=True)
+    config = committee(tiny, teachers__grafted=True, teachers__epochs=2)
     execute(assemble(config), tmp_path / "run")
     rows = lines(tmp_path / "run" / "metrics.jsonl")
     assert [(r["phase"], r["model"]) for r in rows[:4]] == [("teachers", k) for k in (1, 2)] * 2

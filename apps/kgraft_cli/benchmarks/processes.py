@@ -62,7 +62,7 @@ class Processes:
 def _child(task: Task, k: int, folder: str, pipe: Any) -> None:
     import torch
 
-    from kgraft_cli.benchmarks.pytorch import Peer, graft
+    from kgraft_cli.benchmarks.pytorch import Peer, graft, synchronize
     from kgraft_cli.benchmarks.tasks import batches_of, take
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // task.peers))
@@ -76,6 +76,7 @@ def _child(task: Task, k: int, folder: str, pipe: Any) -> None:
         peer.network.train()
         for batch in take(stream, k, number, steps):
             peer.step(*batch)
+        synchronize()
 
     def exchange(epoch: int) -> None:
         own = Path(folder) / f"{k}-{epoch}.pt"
@@ -88,6 +89,7 @@ def _child(task: Task, k: int, folder: str, pipe: Any) -> None:
                 raise TimeoutError(f"no file {donor}")
             time.sleep(0.001)
         peer.network.load_state_dict(graft(peer.network.state_dict(), torch.load(donor)))
+        synchronize()
 
     actions: dict[str, Any] = {
         "ready": lambda: None,

@@ -23,7 +23,8 @@ class Result:
 
     Attributes:
         task: what it trained.
-        startup_seconds: from the call of the process to the end of the first step of all peers.
+        startup_seconds: from the call of the process to the end of the first step of all peers,
+            None where other contenders started beside it.
         step_seconds: one step of all peers, for every round.
         exchange_seconds: what an epoch's end costs, for every round.
         peak_bytes: largest memory.
@@ -31,7 +32,7 @@ class Result:
     """
 
     task: Task
-    startup_seconds: float = math.nan
+    startup_seconds: float | None = None
     step_seconds: list[float] = field(default_factory=list)
     exchange_seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
@@ -61,18 +62,27 @@ def ratios(reference: Sequence[float], other: Sequence[float]) -> tuple[float, f
     return statistics.median(each), min(each), max(each)
 
 
-def run(tasks: Sequence[Task], repeats: int, tell: Callable[[str], None]) -> list[Result]:
+def run(
+    tasks: Sequence[Task], repeats: int, tell: Callable[[str], None], together: bool = False
+) -> list[Result]:
     """Measure contenders of the same work, interleaved.
 
     Args:
         tasks: one a contender.
         repeats: rounds.
         tell: gets a line about what is going on.
+        together: start all contenders at once; how long that takes then says nothing of one.
     """
     workers = []
     for task in tasks:
         tell(f"{task.contender}: start")
         workers.append(_Worker(task))
+        if not together:
+            workers[-1].begin()
+    for worker in workers if together else ():
+        tell(f"{worker.result.task.contender}: start")
+        worker.begin()
+        worker.result.startup_seconds = None
     for number in range(repeats):
         for worker in workers:
             if worker.result.error is None:
@@ -132,6 +142,9 @@ class _Worker:
             stderr=self._errors,
             text=True,
         )
+
+    def begin(self) -> None:
+        """Wait until it has warmed up."""
         answer = self._answer()
         if answer is not None:
             self.result.startup_seconds = answer["startup_seconds"]

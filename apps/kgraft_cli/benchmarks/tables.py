@@ -49,7 +49,7 @@ def _speed(row: dict[str, Any]) -> list[str]:
         f"{row['images_per_second']:.0f} ({low:.0f} to {high:.0f})",
         ratio,
         f"{row['exchange_seconds'] * 1e3:.0f} ms",
-        f"{row['startup_seconds']:.1f} s",
+        "" if row["startup_seconds"] is None else f"{row['startup_seconds']:.1f} s",
         f"{row['peak_bytes'] / 2**20:.0f} MiB",
     ]
 

@@ -1,5 +1,6 @@
 """What a contender is asked to train, and what all of them share."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -76,7 +77,10 @@ def take(stream: Any, k: int, number: int, steps: int) -> Iterator[Any]:
 
 
 def own_peak_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Largest memory of this process so far: taken from its GPU (torch), or resident."""
     import resource
 
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return int(torch.cuda.max_memory_reserved())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
