@@ -163,20 +163,22 @@ class WindowedEpoch:
                 part = slice(start, min(start + missing, len(members)))
                 for task in dict.fromkeys(share.tasks[k] for k in share.order[part].tolist()):
                     task.result()
-                parts.append((members[share.order[part]], share.pixels[part]))
+                parts.append((members[share.order[part]], share.pixels[part].copy()))
                 missing, start = missing - (part.stop - start), part.stop
                 if not missing:
                     yield _joined(parts)
                     parts, missing = [], batch_size
+            del share  # a third window is begun next
         if parts:
             yield _joined(parts)
 
     def _share(self, reader: int, window: int) -> _Share:
-        """What a reader gets of a window; the next one is begun."""
+        """What a reader gets of a window; the next one is begun when nobody reads the one before."""
         with self._lock:
             self._at[reader] = window
             self._forget(window)
-            for own in range(window, min(window + 2, len(self._members))):
+            ahead = 1 if window - 1 in self._at.values() else 2
+            for own in range(window, min(window + ahead, len(self._members))):
                 shares = self._open.setdefault(own, {})
                 if reader not in shares:  # the first that is here, or one that came late
                     waiting = [r for r, at in self._at.items() if at <= own and r not in shares]

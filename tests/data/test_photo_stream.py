@@ -2,6 +2,7 @@ import collections
 import gc
 import threading
 import time
+import tracemalloc
 
 import keras
 import numpy as np
@@ -252,6 +253,26 @@ def test_two_windows_of_all_peers_fit_in_the_memory(files):
     assert window_of(2 * 3 * image * 33, 3, photos, 8) == 32
     assert window_of(1, 3, photos, 8) == 16  # two batches at least
     assert window_of(10**12, 3, photos, 8) == COUNT
+
+
+def test_a_set_ten_times_as_large_as_the_memory_stays_within_it(files):
+    memory, side, peers = 4 << 20, 48, 2
+    count = 10 * memory // (peers * side**2 * 3)
+    many = Photos.of(Files(files.root, [f"{k % COUNT}.jpg" for k in range(count)]), side)
+    stream = PhotoStream(
+        many, np.arange(count), batch_size=8, seed=0, peer=0, peers=peers, memory=memory
+    )
+    readers = [stream.for_peer(k).epoch(0) for k in range(peers)]
+    next(readers[0]), next(readers[1])  # what libraries take once
+    gc.collect()
+    tracemalloc.start()
+    try:
+        seen = 1 + sum(1 for _ in zip(*readers, strict=True))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert seen == stream.steps
+    assert 0.5 * memory < most < memory + 2**20  # what is decoded and on its way besides
 
 
 @pytest.mark.parametrize(
