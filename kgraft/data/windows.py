@@ -173,7 +173,7 @@ class WindowedEpoch:
             yield _joined(parts)
 
     def _share(self, reader: int, window: int) -> _Share:
-        """What a reader gets of a window; the next one is begun when nobody reads the one before."""
+        """What a reader gets of a window; the next one is begun once nobody is at the last one."""
         with self._lock:
             self._at[reader] = window
             self._forget(window)
