@@ -82,7 +82,7 @@ def test_other_students_keep_the_papers_lesson():
 
 @pytest.mark.core
 def test_the_student_is_what_a_distiller_makes_of_it(tiny, tmp_path):
-    config = committee(tiny, teachers__epochs=2)
+    config = committee(tiny, teachers__epochs=2, optimizer__lr=0.01)  # rounding stays small
     summary = execute(assemble(config), tmp_path / "run")
     assert [row["teacher"] for row in summary["teachers"]] == [1, 2]
     assert len(summary["peers"]) == 1
