@@ -42,11 +42,14 @@ def suggest(word: str, candidates: Iterable[str]) -> str:
     Example:
         >>> suggest("resnet23", ["resnet20", "resnet32", "mobilenet_v2"])
         " Did you mean 'resnet32'?"
+        >>> suggest("AdamW", ["adam", "adamw"])
+        " Did you mean 'adamw'?"
         >>> suggest("vit", ["resnet20", "resnet32"])
         ' Known: resnet20, resnet32.'
     """
     known = sorted(candidates)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = [own for own in known if own.lower() == word.lower()]
+    close = close or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
 
 

@@ -1,5 +1,6 @@
 """A folder of photographs, a folder a class: what is in it, and which part is for what."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from kgraft.errors import UserError, suggest
 from kgraft.files import is_directory
 
 _TRAIN, _VALIDATION, _TEST = "train", ("val", "valid", "validation"), "test"
-_ORDER_SEED = 20_200  # the order of a folder's files is its own, whatever a run's seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,8 @@ class Part:
 
     Attributes:
         name: The folder that the classes lie in, `""` for the root.
-        paths: Below the root, with forward slashes, in an order that is shuffled once for all.
+        paths: Below the root, with forward slashes, in an order that is shuffled once for all, and
+            stays when files come or go.
         labels: Class numbers, int64 `(n,)`.
     """
 
@@ -125,13 +126,18 @@ def _read(
         labels += [names.index(name)] * len(images)
     if not paths:
         raise UserError(f"{folder} holds no image: expected a folder a class.")
-    order = np.random.default_rng(_ORDER_SEED).permutation(len(paths))
+    order = sorted(range(len(paths)), key=lambda k: _rank(paths[k]))
     part = Part(
         folder.relative_to(root).as_posix().strip("."),
         tuple(paths[k] for k in order),
         np.array(labels, np.int64)[order],
     )
     return names, part, others
+
+
+def _rank(path: str) -> bytes:
+    """A file's place among others, whichever they are."""
+    return hashlib.sha256(path.encode(errors="surrogateescape")).digest()
 
 
 def _folders(root: Path) -> list[Path]:

@@ -242,7 +242,8 @@ def _load_prepared(
     if builder is None:
         hint = suggest(name.lower(), {*NAMES, *list_prepared(folder)})
         raise UserError(
-            f"data set {name!r} is not known, and not prepared in {folder}.{hint} "
+            f"data set {name!r} is not known, not prepared in {folder}, and no folder in "
+            f"{Path.cwd()}.{hint} "
             f"{_how_tfds_prepares(name, folder)}"
         )
     label = known.label if known else None

@@ -120,7 +120,7 @@ def augmentation_rng(*, seed: int, peer: int, epoch: int) -> np.random.Generator
 
 
 def split_validation(
-    train: Split, share: float, *, classes: int, seed: int
+    train: Split, share: float, *, classes: int, seed: int | None, what: str = "validation"
 ) -> tuple[Split, Split | None]:
     """Take a validation part out of the training images, the same share of every class.
 
@@ -128,7 +128,8 @@ def split_validation(
         train: Images to part.
         share: Share of them, above 0 and below 1, or a count from 1 on; 0 takes none.
         classes: Number of classes.
-        seed: Which images of a class are taken.
+        seed: Which images of a class are taken; None for the first ones.
+        what: What the share is called in errors.
 
     Returns:
         `(rest, validation)`, each in the order of `train`; `validation` is None for `share` 0.
@@ -142,11 +143,11 @@ def split_validation(
     is_count = isinstance(share, int) and 1 <= share < len(train)
     if not (is_share or is_count) or len(train) < 2:
         raise UserError(
-            f"validation {share}: expected a share in [0, 1) or a whole number below the "
+            f"{what} {share}: expected a share in [0, 1) or a whole number below the "
             f"{len(train)} training images."
         )
     count = min(max(1, round(share * len(train))), len(train) - 1) if is_share else int(share)
-    rng = np.random.default_rng([seed, _VALIDATION])
+    rng = None if seed is None else np.random.default_rng([seed, _VALIDATION])
     of_class = np.bincount(train.labels, minlength=classes)
     exact = of_class * count / len(train)
     taken = np.floor(exact).astype(np.int64)
@@ -156,22 +157,25 @@ def split_validation(
     chosen = np.zeros(len(train), bool)
     for label in np.flatnonzero(taken):
         members = np.flatnonzero(train.labels == label)
-        chosen[rng.choice(members, taken[label], replace=False)] = True
+        count = int(taken[label])
+        own = members[:count] if rng is None else rng.choice(members, count, replace=False)
+        chosen[own] = True
     return (
         Split(train.images[~chosen], train.labels[~chosen]),
         Split(train.images[chosen], train.labels[chosen]),
     )
 
 
-def check_batch_size(batch_size: int, count: int) -> None:
+def check_batch_size(batch_size: int, count: int, what: str = "training images") -> None:
     """Refuse a batch that the data cannot fill.
 
     Args:
         batch_size: Images a step.
-        count: Training images there are.
+        count: Images there are.
+        what: What these are called.
 
     Raises:
         UserError: `batch_size` is not in 1..count.
     """
     if not 1 <= batch_size <= count:
-        raise UserError(f"batch size {batch_size}: expected 1..{count}, the training images.")
+        raise UserError(f"batch size {batch_size}: expected 1..{count}, the {what}.")

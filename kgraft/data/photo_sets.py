@@ -14,9 +14,10 @@ from kgraft.data.photos import Files, Photos
 from kgraft.data.pixel_cache import cached
 from kgraft.engines.backends.cores import usable_cores
 from kgraft.errors import UserError
+from kgraft.settings import argument
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TEST_SEED = 20_201  # what is tested on is the same for every seed of a run
+_MOST = 8192  # pixels of a side
 _NAMED = 3  # unreadable files that a message names
 
 _log = logging.getLogger("kgraft")
@@ -74,8 +75,8 @@ def examine_folder(
 
 
 def load_folder(
-    root: Path,
-    indexes: Path,
+    root: str | Path,
+    indexes: str | Path,
     *,
     size: int,
     limit_train: int | None = None,
@@ -107,9 +108,15 @@ def load_folder(
 
     Raises:
         UserError: see `read_folder`; files cannot be read, and are not to be skipped; there is no
-            room for their pixels.
+            room for their pixels; an argument is out of range.
     """
-    workers = workers or usable_cores()
+    root, indexes = Path(root), Path(indexes)
+    argument("size", size, int, low=1, high=_MOST)
+    argument("unreadable", unreadable, Unreadable)
+    argument("cache", cache, int | None, low=size, high=_MOST)
+    for name, value in {"limit_train": limit_train, "limit_test": limit_test}.items():
+        argument(name, value, int | None, low=1)
+    workers = argument("workers", workers, int | None, low=1) or usable_cores()
     known = examine_folder(root, indexes, workers=workers)
     broken = known.unreadable()
     if broken and unreadable == "refuse":
@@ -136,7 +143,7 @@ def load_folder(
     tested = None if folder.test is None else split(folder.test)
     classes = len(folder.class_names)
     if tested is None:
-        train, tested = split_validation(train, test, classes=classes, seed=_TEST_SEED)
+        train, tested = split_validation(train, test, classes=classes, seed=None, what="test")
         if tested is None:
             raise UserError(f"{root} has no test part: expected photos.test above 0.")
     train, tested = train.first(limit_train), tested.first(limit_test)

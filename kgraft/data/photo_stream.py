@@ -74,6 +74,9 @@ class PhotoStream:
     ) -> None:
         check_labels(photos, labels)
         check_batch_size(batch_size, len(photos))
+        check_numbers(seed=seed, peer=peer)
+        argument("peers", peers, int, low=1)
+        argument("workers", workers, int | None, low=1)
         argument("order", order, Order)
         argument("memory", memory, int, low=1)
         crop = crop or RandomResizedCrop(photos.size)
@@ -216,7 +219,7 @@ class OrderedPhotos:
         scaled: bool = False,
     ) -> None:
         check_labels(photos, labels)
-        check_batch_size(batch_size, len(photos))
+        check_batch_size(batch_size, len(photos), "images")
         self.photos, self.batch_size, self.count = photos, batch_size, len(photos)
         self.crop = crop or CentreCrop(photos.size)
         self.augment = Augment(0, False, *_statistics(augment))
@@ -346,6 +349,12 @@ def window_of(memory: int, peers: int, photos: Photos, batch_size: int) -> int:
     fitting = memory // (2 * peers * photos.size**2 * 3)
     whole = max(fitting // batch_size, 2) * batch_size
     return min(whole, len(photos))
+
+
+def check_numbers(**numbers: int) -> None:
+    """Refuse what is not counted from 0."""
+    for name, value in numbers.items():
+        argument(name, value, int, low=0)
 
 
 def check_labels(photos: Photos, labels: np.ndarray) -> None:

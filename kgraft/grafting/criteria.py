@@ -190,7 +190,8 @@ class Measured:
         return np.array([self._number(host_array(kernel)) for kernel in kernels], np.float64)
 
     def _number(self, kernel: np.ndarray) -> float:
-        value = self.measure(kernel)
+        name = self.measure.__name__ if inspect.isfunction(self.measure) else repr(self.measure)
+        value = _called(name, self.measure, kernel)
         if keras.ops.is_tensor(value):
             value = keras.ops.convert_to_numpy(value)
         if isinstance(value, Real):
@@ -200,11 +201,36 @@ class Measured:
             if value.shape == ():
                 return float(value)
             what = f"an array of shape {value.shape}"
-        name = self.measure.__name__ if inspect.isfunction(self.measure) else repr(self.measure)
         raise UserError(
             f"criterion {name} gave {what} for a kernel of shape {kernel.shape}: it must return "
             "one number, larger for more information."
         )
+
+
+def information(criterion: "Criterion", kernels: Sequence[Any], axes: Sequence[Any]) -> Any:
+    """What a criterion says of kernels.
+
+    Args:
+        criterion: anybody's.
+        kernels: see `Criterion`.
+        axes: see `Criterion`.
+
+    Raises:
+        UserError: it has failed.
+    """
+    return _called(type(criterion).__name__, criterion.information, kernels, axes)
+
+
+def _called(name: str, call: Callable[..., Any], *given: Any) -> Any:
+    try:
+        return call(*given)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"criterion {name} failed: {type(error).__name__}{f': {said}' if said else ''}."
+        ) from error
 
 
 class _Criteria(Mapping[str, Callable[..., Criterion]]):

@@ -151,7 +151,7 @@ class Graft(EpochMixer):
                 return equations.entropy(counts, sizes)
         axes = [group.filter_axes for group in plan.groups]
         read = weights.on_host if isinstance(criterion, criteria.READ_ON_HOST) else weights.weights
-        found = [criterion.information(read(k, plan.kernels), axes) for k in peers]
+        found = [criteria.information(criterion, read(k, plan.kernels), axes) for k in peers]
         return np.array([self._checked(own, plan) for own in found]).reshape(-1, len(axes))
 
     def _checked(self, information: Any, plan: GraftPlan) -> np.ndarray:

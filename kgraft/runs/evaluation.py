@@ -13,6 +13,7 @@ from kgraft.parts import is_reference
 from kgraft.runs.assembly import images_of, in_order
 from kgraft.runs.config import Config
 from kgraft.runs.directory import peer_file, read_run
+from kgraft.runs.images import check_same
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.own import check_trusted
 from kgraft.runs.scoring import TOP, accuracy, ensemble, has_top, predict, top_accuracy
@@ -41,7 +42,7 @@ def evaluate_run(
     chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
     for k in chosen:
         peer_file(path, summary, k)
-    config, dataset = images_of_run(path, config, data_dir, trusted=trusted)
+    config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)
     test = in_order(config, dataset, dataset.test)
     peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
     logits = {f"peer {k}": predict(own, test) for k, own in zip(chosen, peers, strict=True)}
@@ -56,7 +57,7 @@ def evaluate_run(
 
 
 def images_of_run(
-    path: Path, config: Config, data_dir: str | None, *, trusted: bool
+    path: Path, config: Config, data_dir: str | None, parts: Sequence[str], *, trusted: bool
 ) -> tuple[Config, Dataset]:
     """The images that a run was trained on, see `images_of`.
 
@@ -64,14 +65,17 @@ def images_of_run(
         path: the run's directory.
         config: its settings.
         data_dir: where prepared data sets are, if not where the run found them.
+        parts: which parts of them have to be those that the run began with.
         trusted: whether a function that it names may be called.
 
     Raises:
-        UserError: what `images_of` raises, or the run is not trusted.
+        UserError: what `images_of` raises, they are others, or the run is not trusted.
     """
     if not trusted:
         check_trusted(config, path, ("data.name",))
-    return images_of(config, data_dir)
+    config, dataset = images_of(config, data_dir)
+    check_same(path, dataset, parts)
+    return config, dataset
 
 
 def peers_of_run(

@@ -10,6 +10,7 @@ from kgraft.data import BatchStream, PhotoStream
 from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
 from kgraft.grafting.lawa import mean_weights
+from kgraft.runs import images
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
@@ -53,7 +54,10 @@ def execute(
     if not resume:
         make_free(out)
     with only_writer(out):
+        if resume:
+            images.check_same(out, assembly.dataset, ("train", "validation", "test"))
         told = environment(_seeds(assembly), assembly.config)
+        told["images"] = images.told(assembly.dataset)
         directory = RunDirectory(out, assembly.config, told, resumed=resume)
         return _Execution(assembly, directory, observer or Silent(), stopping or Stopping()).run()
 

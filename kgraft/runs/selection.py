@@ -43,7 +43,7 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
         UserError: there is no finished run, or its models or images are gone.
     """
     config, summary = read_run(path)
-    config, dataset = images_of_run(path, config, data_dir, trusted=trusted)
+    config, dataset = images_of_run(path, config, data_dir, ("validation", "test"), trusted=trusted)
     count = len(summary["peers"])
     check_plain(path)
     everybody = list(range(1, count + 1))

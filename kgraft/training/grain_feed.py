@@ -58,7 +58,13 @@ class GrainFeed:
                     f"the grain.MapDataset gives {told(batch)}: expected batches (x, y) or "
                     "(x, y, sample_weight), e.g. after batch(64)."
                 )
-            yield keras.tree.map_structure(keras.ops.convert_to_tensor, tuple(batch))
+            converted = keras.tree.map_structure(keras.ops.convert_to_tensor, tuple(batch))
+            if any(not part.shape for part in keras.tree.flatten(converted)):
+                raise UserError(
+                    "the grain.MapDataset gives single examples: expected batches, e.g. after "
+                    "batch(64)."
+                )
+            yield converted
 
 
 def is_map_dataset(data: Any) -> bool:

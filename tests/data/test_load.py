@@ -62,7 +62,10 @@ def test_statistics_of_the_digits_are_those_of_train():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("digit", "data set 'digit' is not known, and not prepared in .* Did you mean 'digits'?"),
+        (
+            "digit",
+            "'digit' is not known, not prepared in .*, and no folder in .* Did you mean 'digits'?",
+        ),
         ("CIFAR-10", "Did you mean 'cifar10'?"),
         ("cifar100", r"'cifar100' is not prepared in .*: run kgraft data prepare cifar100"),
     ],

@@ -281,6 +281,10 @@ def test_a_set_ten_times_as_large_as_the_memory_stays_within_it(files):
         ({"batch_size": 51}, "batch size 51: expected 1..50"),
         ({"order": "shuffled"}, "order"),
         ({"memory": 0}, "memory"),
+        ({"peers": 0}, "peers=0"),
+        ({"peer": -1}, "peer=-1"),
+        ({"seed": 1.5}, "seed=1.5"),
+        ({"workers": 0}, "workers=0"),
         ({"crop": RandomResizedCrop(8)}, "crop.size 8: expected 16"),
     ],
 )
@@ -289,6 +293,8 @@ def test_a_stream_that_cannot_be_is_refused(files, options, said):
         stream_of(files, **options)
     with pytest.raises(UserError, match="one a photograph"):
         PhotoStream(Photos.of(files, SIDE), LABELS[:3], batch_size=2, seed=0, peer=0)
+    with pytest.raises(UserError, match=r"batch size 51: expected 1\.\.50, the images"):
+        OrderedPhotos(Photos.of(files, SIDE), LABELS, batch_size=51)
 
 
 def test_a_training_that_goes_on_sees_the_photographs_that_it_would_have_seen(files):

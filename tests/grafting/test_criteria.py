@@ -70,6 +70,20 @@ def test_a_function_of_the_weights_is_a_criterion(kernels):
     np.testing.assert_allclose(criterion.information(tensors(kernels), AXES), expected)
 
 
+def test_a_criterion_that_fails_is_told_in_one_line(kernels):
+    def raises(kernel):
+        raise ValueError("no such thing.\nat all")
+
+    class Few:
+        def information(self, kernels):
+            return 0.0
+
+    with pytest.raises(UserError, match=r"^criterion raises failed: ValueError: no such thing\.$"):
+        criteria.get(raises).information(tensors(kernels), AXES)
+    with pytest.raises(UserError, match=r"criterion Few failed: TypeError: .*information\(\)"):
+        criteria.information(Few(), tensors(kernels), AXES)
+
+
 def test_criteria_by_name():
     assert criteria.get("entropy") == Entropy()
     assert criteria.get("l1") == L1Norm()

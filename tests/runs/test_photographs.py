@@ -235,3 +235,88 @@ def test_a_fit_of_ones_own_takes_the_stream_and_knows_it_again(of_folder, tmp_pa
     caplog.clear()
     fit(other, epochs=3)
     assert "crop" in caplog.text and "area=(0.5, 1.0)" in caplog.text  # another training, named
+
+
+@pytest.fixture
+def own_photos(tmp_path):
+    return folder(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda root: [
+                (root / part / "class00").rename(root / part / "zero") for part in ("train", "test")
+            ],
+            "classes in .* then, 3: class01, class02, zero now",
+        ),
+        (lambda root: (root / "test/class01/test-3.jpg").unlink(), "test images in .* 24 .* 23 "),
+    ],
+)
+def test_other_images_than_a_run_was_tested_on_are_refused(
+    change, said, of_folder, own_photos, tmp_path
+):
+    execute(assemble(of_folder(own_photos, run__epochs=1)), tmp_path / "run")
+    assert evaluate_run(tmp_path / "run")
+    (own_photos / "train/class00/another.jpg").write_bytes(
+        (own_photos / "train/class00/train-0.jpg").read_bytes()
+    )
+    assert evaluate_run(tmp_path / "run")  # learnt from, not tested on
+    change(own_photos)
+    with pytest.raises(UserError, match=said):
+        evaluate_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"are others than when the run began"):
+        select(tmp_path / "run")
+
+
+def test_a_run_does_not_go_on_with_other_images(of_folder, own_photos, tmp_path):
+    config = of_folder(own_photos)
+    with pytest.raises(Broken):
+        execute(assemble(config), tmp_path / "run", Breaks("peers", 2))
+    (own_photos / "train/class01/train-3.jpg").rename(own_photos / "train/class01/moved.jpg")
+    with pytest.raises(UserError, match=r"train images in .* are others than when the run began"):
+        execute(assemble(read_unfinished(tmp_path / "run")), tmp_path / "run", resume=True)
+
+
+def test_a_run_of_an_earlier_kgraft_is_evaluated_without_a_word(of_folder, own_photos, tmp_path):
+    execute(assemble(of_folder(own_photos, run__epochs=1)), tmp_path / "run")
+    file = tmp_path / "run" / "environment.json"
+    told = json.loads(file.read_text())
+    assert told.pop("images")["classes"] == "3: class00, class01, class02"
+    file.write_text(json.dumps(told))
+    (own_photos / "test/class01/test-3.jpg").unlink()
+    assert evaluate_run(tmp_path / "run")
+
+
+def test_what_is_tested_on_stays_where_files_come(tmp_path):
+    root = folder(tmp_path / "flat", train=40, test=0)
+    options = {"size": SIDE, "test": 0.25}
+
+    def tested():
+        part = load_folder(str(root), str(tmp_path / "indexes"), **options).test.images
+        return {part.source.name(number) for number in part.numbers.tolist()}
+
+    before = tested()
+    for k in range(2):
+        source, copy = root / f"class0{k}/train-{k}.jpg", root / f"class0{k}/new-{k}.jpg"
+        copy.write_bytes(source.read_bytes())
+    after = tested()
+    assert len(before) == 30 and len(before & after) >= 28
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"size": 0}, "size"),
+        ({"unreadable": "x"}, "unreadable"),
+        ({"cache": 8}, "cache"),
+        ({"test": 1.5}, "test 1.5: expected a share"),
+        ({"limit_train": 0}, "limit_train"),
+        ({"workers": 0}, "workers"),
+    ],
+)
+def test_arguments_of_a_folder_are_checked(options, said, photos, tmp_path):
+    flat = folder(tmp_path / "flat", train=4, test=0)
+    with pytest.raises(UserError, match=said):
+        load_folder(flat, tmp_path / "indexes", **{"size": SIDE, **options})

@@ -76,6 +76,10 @@ def test_peers_are_trained_and_go_on(tmp_path):
     [
         (lambda: grain.MapDataset.source([]), "of length 0"),
         (lambda: grain.MapDataset.source([1, 2]), r"expected batches \(x, y\)"),
+        (
+            lambda: grain.MapDataset.source([(np.ones((8, 8, 1)), 1)] * 2),
+            "gives single examples: expected batches",
+        ),
     ],
 )
 def test_what_is_no_set_of_batches_is_told_in_one_line(data, said):
