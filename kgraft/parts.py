@@ -112,12 +112,7 @@ class Part:
         """
         known, takes_any = self._parameters()
         fits = {name: value for name, value in given.items() if takes_any or name in known}
-        try:
-            return self.call(**_copied(own), **fits)
-        except _OWN_ERRORS:
-            raise
-        except Exception as error:  # somebody else's code may raise anything
-            raise UserError(f"{self.what} failed: {_told(error, self.call)}") from error
+        return called(self.what, self.call, **_copied(own), **fits)
 
     def has(self, name: str) -> bool:
         """Whether it takes an argument."""
@@ -146,6 +141,26 @@ class Part:
             if own.kind in _NAMED:
                 named.setdefault(own.name, own)
         return named, takes_any and not self.strict
+
+
+def called(what: str, call: Callable[..., Any], /, *given: Any, **named: Any) -> Any:
+    """What somebody else's function returns.
+
+    Args:
+        what: what it is called in errors.
+        call: itself.
+        given: its arguments by place.
+        named: and by name.
+
+    Raises:
+        UserError: what it has raised, in one line, and where.
+    """
+    try:
+        return call(*given, **named)
+    except _OWN_ERRORS:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        raise UserError(f"{what} failed: {_told(error, call)}") from error
 
 
 def load(reference: str, what: str, example: str) -> Any:

@@ -74,7 +74,8 @@ class PhotoStream:
     ) -> None:
         check_labels(photos, labels)
         check_batch_size(batch_size, len(photos))
-        check_numbers(seed=seed, peer=peer)
+        argument("seed", seed, int, low=0)
+        argument("peer", peer, int, low=0)
         argument("peers", peers, int, low=1)
         argument("workers", workers, int | None, low=1)
         argument("order", order, Order)
@@ -349,12 +350,6 @@ def window_of(memory: int, peers: int, photos: Photos, batch_size: int) -> int:
     fitting = memory // (2 * peers * photos.size**2 * 3)
     whole = max(fitting // batch_size, 2) * batch_size
     return min(whole, len(photos))
-
-
-def check_numbers(**numbers: int) -> None:
-    """Refuse what is not counted from 0."""
-    for name, value in numbers.items():
-        argument(name, value, int, low=0)
 
 
 def check_labels(photos: Photos, labels: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from kgraft import equations
 from kgraft.equations import Float64
 from kgraft.errors import UserError, suggest, told
 from kgraft.grafting.arrays import host_array, host_view
-from kgraft.parts import load
+from kgraft.parts import called, load
 from kgraft.settings import check, setting
 
 # Every bin is counted for every layer, or filter. With more bins than weights almost each has one
@@ -191,7 +191,7 @@ class Measured:
 
     def _number(self, kernel: np.ndarray) -> float:
         name = self.measure.__name__ if inspect.isfunction(self.measure) else repr(self.measure)
-        value = _called(name, self.measure, kernel)
+        value = called(f"criterion {name}", self.measure, kernel)
         if keras.ops.is_tensor(value):
             value = keras.ops.convert_to_numpy(value)
         if isinstance(value, Real):
@@ -205,32 +205,6 @@ class Measured:
             f"criterion {name} gave {what} for a kernel of shape {kernel.shape}: it must return "
             "one number, larger for more information."
         )
-
-
-def information(criterion: "Criterion", kernels: Sequence[Any], axes: Sequence[Any]) -> Any:
-    """What a criterion says of kernels.
-
-    Args:
-        criterion: anybody's.
-        kernels: see `Criterion`.
-        axes: see `Criterion`.
-
-    Raises:
-        UserError: it has failed.
-    """
-    return _called(type(criterion).__name__, criterion.information, kernels, axes)
-
-
-def _called(name: str, call: Callable[..., Any], *given: Any) -> Any:
-    try:
-        return call(*given)
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # somebody else's code may raise anything
-        said = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"criterion {name} failed: {type(error).__name__}{f': {said}' if said else ''}."
-        ) from error
 
 
 class _Criteria(Mapping[str, Callable[..., Criterion]]):

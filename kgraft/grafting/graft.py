@@ -18,6 +18,7 @@ from kgraft.grafting.peers import Moment, Peers, plan_of
 from kgraft.grafting.plan import GraftPlan, Grouping
 from kgraft.grafting.population import Population
 from kgraft.grafting.ring import GraftRecord, donors, heirs, sick_of
+from kgraft.parts import called
 from kgraft.settings import setting
 
 _log = logging.getLogger("kgraft")
@@ -151,7 +152,8 @@ class Graft(EpochMixer):
                 return equations.entropy(counts, sizes)
         axes = [group.filter_axes for group in plan.groups]
         read = weights.on_host if isinstance(criterion, criteria.READ_ON_HOST) else weights.weights
-        found = [criteria.information(criterion, read(k, plan.kernels), axes) for k in peers]
+        what = f"criterion {type(criterion).__name__}"
+        found = [called(what, criterion.information, read(k, plan.kernels), axes) for k in peers]
         return np.array([self._checked(own, plan) for own in found]).reshape(-1, len(axes))
 
     def _checked(self, information: Any, plan: GraftPlan) -> np.ndarray:

@@ -78,10 +78,12 @@ def test_a_criterion_that_fails_is_told_in_one_line(kernels):
         def information(self, kernels):
             return 0.0
 
-    with pytest.raises(UserError, match=r"^criterion raises failed: ValueError: no such thing\.$"):
+    said = r"^criterion raises failed: ValueError: no such thing \(test_criteria.py:\d+\)\.$"
+    with pytest.raises(UserError, match=said):
         criteria.get(raises).information(tensors(kernels), AXES)
-    with pytest.raises(UserError, match=r"criterion Few failed: TypeError: .*information\(\)"):
-        criteria.information(Few(), tensors(kernels), AXES)
+    peers = [keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(2, 3)]) for _ in "12"]
+    with pytest.raises(UserError, match=r"^criterion Few failed: TypeError: .*information\(\)"):
+        Graft(criterion=Few()).mix(peers)
 
 
 def test_criteria_by_name():
