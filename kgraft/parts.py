@@ -4,6 +4,7 @@ A run file names them where it would name kgraft's: `model.name = "mypkg.nets:bu
 do wrong is told in one line that says where.
 """
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -11,9 +12,9 @@ import pkgutil
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,40 @@ def called(what: str, call: Callable[..., Any], /, *given: Any, **named: Any) ->
         raise UserError(f"{what} failed: {_told(error, call)}") from error
 
 
+@contextlib.contextmanager
+def blamed(files: Mapping[str, str]) -> Iterator[None]:
+    """Tell in one line what code of somebody else's raises in a block that calls it here and there.
+
+    Args:
+        files: their files, and by what a run file names what is in each.
+
+    Raises:
+        UserError: where an error comes out of one of these files, also by way of a library that it
+            called; any other passes.
+    """
+    try:
+        yield
+    except _OWN_ERRORS:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        frames = traceback.extract_tb(error.__traceback__)
+        file = next((own.filename for own in reversed(frames) if own.filename in files), None)
+        if file is None:
+            raise
+        raise UserError(f"{files[file]!r} failed: {_told(error, file=file)}") from error
+
+
+def brought_by(entry: EntryPoint, what: str) -> str:
+    """What to call the part of a package's entry point in `load`.
+
+    Args:
+        entry: it.
+        what: what is looked for, e.g. `"model"`.
+    """
+    package = "a package" if entry.dist is None else entry.dist.name
+    return f"{what} {entry.name!r}, which {package} brings:"
+
+
 def load(reference: str, what: str, example: str) -> Any:
     """What a reference names.
 
@@ -278,12 +313,13 @@ def _copied(value: Any) -> Any:
     return [_copied(own) for own in value] if isinstance(value, list) else value
 
 
-def _told(error: BaseException, call: Any = None) -> str:
+def _told(error: BaseException, call: Any = None, file: str | None = None) -> str:
     """An error, in one line, and where it comes from: in the part's own file if it can be."""
     said = next(filter(None, map(str.strip, str(error).splitlines())), "")
     frames = [own for own in traceback.extract_tb(error.__traceback__) if own.filename != __file__]
     frames = [own for own in frames if "importlib" not in own.filename]
-    file = inspect.getfile(inspect.unwrap(call)) if inspect.isfunction(call) else None
+    if inspect.isfunction(call):
+        file = inspect.getfile(inspect.unwrap(call))
     own = [frame for frame in frames if frame.filename == file] or frames
     place = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
     return f"{type(error).__name__}{': ' if said else ''}{said.rstrip('.')}{place}."

@@ -7,7 +7,7 @@ import keras
 import pytest
 
 from kgraft.errors import UserError
-from kgraft.parts import Part, is_reference, load, origin
+from kgraft.parts import Part, blamed, is_reference, load, origin
 
 pytestmark = pytest.mark.core
 
@@ -172,6 +172,20 @@ def test_what_fails_says_where_in_its_own_file(mine, name, message):
     with pytest.raises(UserError) as refused:
         part(name).made({})
     assert message in str(refused.value)
+
+
+def test_what_fails_later_is_told_where_its_own_file_has_failed(mine):
+    file = str(mine / "mine_of_kgraft.py")
+    own = part("fails_below").call
+    with (
+        pytest.raises(UserError, match=r"^'m:Own' failed: ValueError: .*\(mine_of_kgraft\.py:25\)"),
+        blamed({file: "m:Own"}),
+    ):
+        own()
+    with pytest.raises(ZeroDivisionError), blamed({file: "m:Own"}):
+        1 / 0  # noqa: B018  (raises, outside that file)
+    with pytest.raises(KeyboardInterrupt), blamed({__file__: "m:Own"}):
+        raise KeyboardInterrupt
 
 
 def test_a_list_is_its_receivers_own(mine):

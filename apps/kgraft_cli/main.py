@@ -114,12 +114,14 @@ def _outcome(arguments: list[str] | None) -> tuple[str, int]:
     except OutputError as error:
         quietly = error.closed and not error.go_on  # as every command before `| head` ends
         return "" if quietly else str(error), 1
-    except BaseException as error:
-        if (code := _code(error)) is not None:
-            return str(error), code
-        if not isinstance(error, Exception) or not _is_of_memory(error):
+    except BaseException as raised:
+        cause = raised.__cause__ if isinstance(raised, ValueError) else None  # of a part of theirs
+        told = cause if isinstance(cause, Exception) and _is_of_memory(cause) else raised
+        if (code := _code(told)) is not None:
+            return str(told), code
+        if not isinstance(told, Exception) or not _is_of_memory(told):
             raise
-        return ": ".join(["out of memory", *str(error).splitlines()[:1]]), 1
+        return ": ".join(["out of memory", *str(told).splitlines()[:1]]), 1
     return "", outcome if isinstance(outcome, int) else 0
 
 

@@ -13,8 +13,8 @@ from kgraft_cli.parameters import HERE
 def command(names: tuple[str, ...], input_shape: str, classes: int, here: bool) -> None:
     """List the architectures: parameters, multiply-adds (papers call them FLOPs), filters.
 
-    NAME is one of them, one of keras.applications, or module:function of your own; without one
-    kgraft's are listed.
+    NAME is one of them, one of keras.applications or of an installed package, or module:function of
+    your own; without one kgraft's are listed.
     """
     from rich.console import Console
 
@@ -26,9 +26,9 @@ def command(names: tuple[str, ...], input_shape: str, classes: int, here: bool) 
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise UserError(f"--input-shape {input_shape}: expected height,width,channels: 32,32,3.")
     height, width, channels = map(int, parts)
+    others = ", ".join(["wrn-D-K", "resnetN-leaky", "keras.applications", *models.packaged()])
     table = Figures(
-        f"{height}x{width}x{channels}, {classes} classes; also wrn-D-K, resnetN-leaky, "
-        "keras.applications",
+        f"{height}x{width}x{channels}, {classes} classes; also {others}",
         ("model", "parameters", "multiply-adds", "FLOPs", "filters"),
     )
     for row in models.describe((height, width, channels), classes, names):

@@ -34,7 +34,8 @@ class Dataset:
     Attributes:
         name: What it was loaded by.
         train: Images to learn from.
-        validation: Images taken from train, for choosing epochs and settings; None if none were.
+        validation: Images for choosing epochs and settings, taken from train or the set's own; None
+            without any.
         test: Images that are used once, at the end.
         classes: Number of classes.
         class_names: One name a class, in label order.
@@ -42,6 +43,7 @@ class Dataset:
         std: Standard deviation of every channel over train, pixels scaled to 0..1.
         source: Who made it, and where it is published.
         licence: Terms of use, as its makers state them.
+        own_validation: Whether `load` found the validation part in the set, and took none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Dataset:
     std: tuple[float, ...]
     source: str
     licence: str
+    own_validation: bool = False
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -106,10 +106,8 @@ def _read(
     """The classes in a folder, their files, and how many others there are."""
     classes = [own.name for own in _folders(folder)]
     if known is None and len(classes) < 2:
-        raise UserError(
-            f"{folder} holds {len(classes)} folders: expected a folder a class, of two classes or "
-            "more."
-        )
+        count = f"{len(classes)} folder{'s' * (len(classes) != 1)}"
+        raise UserError(f"{folder} holds {count}: expected a folder a class, of two or more.")
     for name in classes:
         if known is not None and name not in known:
             raise UserError(f"{folder / name} is no class of {_TRAIN}." + suggest(name, known))

@@ -8,7 +8,7 @@ from typing import Any
 from kgraft.data import cifar, digits
 from kgraft.data.dataset import Dataset, channel_statistics
 from kgraft.data.npz import read_npz
-from kgraft.data.order import split_validation
+from kgraft.data.order import with_validation
 from kgraft.data.own import loader, read_own
 from kgraft.errors import UserError, suggest, told
 from kgraft.settings import argument
@@ -67,7 +67,7 @@ def load(
     limit_train: int | None = None,
     limit_test: int | None = None,
     size: int | None = None,
-    validation: float = 0.1,
+    validation: float | None = None,
     seed: int = 0,
     **own: Any,
 ) -> Dataset:
@@ -85,8 +85,8 @@ def load(
         size: Side of the images, in pixels: they are resized on the way in, antialiased (Pillow's
             bilinear filter); None leaves them as they are.
         validation: What is taken from the (limited) training images for validation, the same share
-            of every class: a share below 1, or a whole number of images; 0 for none, and for a set
-            of one's own that has such images already.
+            of every class: a share below 1, or a whole number of images, 0 for none. None for a
+            tenth, and for the images of a set of one's own that has such.
         seed: Which images those are.
         own: Arguments of a function of one's own.
 
@@ -105,7 +105,7 @@ def load(
     """
     if not isinstance(name, str | os.PathLike):
         raise UserError(f"name is {told(name)}: expected a data set's name or an .npz file.")
-    argument("validation", validation, float)
+    argument("validation", validation, float | None)
     argument("seed", seed, int, low=0)
     argument("size", size, int | None, low=1, high=_MOST_SIDE)
     for option, limit in (("limit_train", limit_train), ("limit_test", limit_test)):
@@ -127,11 +127,6 @@ def load(
         whole = _load_prepared(str(name), data_directory(data_dir), limit_train, limit_test)
     train, test = whole.train.first(limit_train), whole.test.first(limit_test)
     mean, std, held_out = whole.mean, whole.std, whole.validation
-    if held_out is not None and validation:
-        raise UserError(
-            f"data set {str(name)!r} has {len(held_out)} validation images of its own, and "
-            f"data.validation is {validation}: expected 0."
-        )
     if size is not None and train.images.shape[1:3] != (size, size):
         from kgraft.data.resize import resized
 
@@ -139,9 +134,8 @@ def load(
         held_out = None if held_out is None else resized(held_out, size)
     if not mean:
         mean, std = channel_statistics(train.images)
-    if held_out is None:
-        train, held_out = split_validation(train, validation, classes=whole.classes, seed=seed)
-    return replace(whole, train=train, validation=held_out, test=test, mean=mean, std=std)
+    ready = replace(whole, train=train, validation=held_out, test=test, mean=mean, std=std)
+    return with_validation(ready, validation, seed=seed)
 
 
 def prepare(

@@ -5,11 +5,14 @@ repeated or resumed without the ones before it. All are drawn on the host by Num
 on every backend.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
-from kgraft.data.dataset import Split
+from kgraft.data.dataset import Dataset, Split
 from kgraft.errors import UserError
 
+_USUAL = 0.1  # what is held out for validation where nobody says how much
 _ORDER, _AUGMENTATION, _VALIDATION, _WINDOWS, _WITHIN, _CROPS = 1, 2, 3, 4, 5, 6
 
 
@@ -117,6 +120,33 @@ def steps_of(epoch: int, steps: int, limit: int | None, *, shuffle: bool) -> np.
 def augmentation_rng(*, seed: int, peer: int, epoch: int) -> np.random.Generator:
     """Generator of a peer's crops and flips in one epoch; independent of its order."""
     return np.random.default_rng([seed, peer, epoch, _AUGMENTATION])
+
+
+def with_validation(dataset: Dataset, share: float | None, *, seed: int) -> Dataset:
+    """A set with the validation part that it has, or with one taken out of its training images.
+
+    Args:
+        dataset: The set; `validation` is None where it has no such part.
+        share: What to take, see `split_validation`; None for a tenth where the set has none.
+        seed: Which images are taken.
+
+    Raises:
+        UserError: see `split_validation`; or something is to be taken, and the set has such images.
+    """
+    if dataset.validation is None:
+        train, taken = split_validation(
+            dataset.train,
+            _USUAL if share is None else share,
+            classes=dataset.classes,
+            seed=seed,
+        )
+        return replace(dataset, train=train, validation=taken)
+    if share:
+        raise UserError(
+            f"data set {dataset.name!r} has {len(dataset.validation)} validation images of its "
+            f"own, and data.validation is {share}: expected 0, or nothing."
+        )
+    return replace(dataset, own_validation=True)
 
 
 def split_validation(

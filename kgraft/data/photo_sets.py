@@ -9,7 +9,7 @@ from typing import Literal
 from kgraft.data.dataset import Dataset, Split
 from kgraft.data.examine import Findings, Progress, examined
 from kgraft.data.folder import Folder, Part, read_folder
-from kgraft.data.order import split_validation
+from kgraft.data.order import split_validation, with_validation
 from kgraft.data.photos import Files, Photos
 from kgraft.data.pixel_cache import cached
 from kgraft.engines.backends.cores import usable_cores
@@ -82,7 +82,7 @@ def load_folder(
     limit_train: int | None = None,
     limit_test: int | None = None,
     test: float = 0.1,
-    validation: float = 0.1,
+    validation: float | None = None,
     seed: int = 0,
     unreadable: Unreadable = "refuse",
     cache: int | None = None,
@@ -98,8 +98,8 @@ def load_folder(
         limit_test: Only so many test images.
         test: Where the folder has no test part, the share of every class that becomes one, or a
             whole number of images; the same ones whatever the seed.
-        validation: Where the folder has no validation part, what is taken from the training images
-            for one, likewise.
+        validation: What is taken from the training images for validation, likewise; None for a
+            tenth, and for the folder's validation part where it has one.
         seed: Which images are taken for validation.
         unreadable: `"skip"` leaves out files that cannot be read.
         cache: Length of the shorter side to which all photographs are resized once, into a file of
@@ -147,9 +147,7 @@ def load_folder(
         if tested is None:
             raise UserError(f"{root} has no test part: expected photos.test above 0.")
     train, tested = train.first(limit_train), tested.first(limit_test)
-    if held_out is None:
-        train, held_out = split_validation(train, validation, classes=classes, seed=seed)
-    return Dataset(
+    whole = Dataset(
         name=root.name or str(root),
         train=train,
         validation=held_out,
@@ -161,6 +159,7 @@ def load_folder(
         source=str(root),
         licence="not stated",
     )
+    return with_validation(whole, validation, seed=seed)
 
 
 def _list(broken: list[tuple[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,9 +91,9 @@ def _make(photos: Photos, small: np.ndarray, path: Path, total: int, workers: in
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
-    needed = f"{len(photos)} photographs take {total / 2**30:.2f} GiB as pixels"
+    needed = f"{len(photos)} photographs take {math.ceil(total / 2**20):,} MiB as pixels"
     if total > free:
-        raise UserError(f"{needed}, and {path.parent} has room for {free / 2**30:.2f} GiB.")
+        raise UserError(f"{needed}, and {path.parent} has room for {free / 2**20:,.0f} MiB.")
     _log.info("%s: they are decoded once, into %s", needed, path)
     starts = _starts(small)
     with whole(path) as place:

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from kgraft.data.dataset import Dataset, Split
 from kgraft.data.decode import Photo, opened
-from kgraft.data.order import split_validation
+from kgraft.data.order import with_validation
 from kgraft.data.photo_sets import IMAGENET_MEAN, IMAGENET_STD
 from kgraft.data.photos import Photos
 from kgraft.data.prepared import facts_of, find_prepared, image_and_label
@@ -91,7 +91,7 @@ def load_records(
     size: int,
     limit_train: int | None = None,
     limit_test: int | None = None,
-    validation: float = 0.1,
+    validation: float | None = None,
     seed: int = 0,
 ) -> Dataset:
     """A prepared TFDS set of photographs as a data set.
@@ -115,19 +115,16 @@ def load_records(
         records = Records(builder, part, image)
         return Split(Photos.of(records, size), records.labels(label)).first(limit)
 
-    classes = builder.info.features[label].num_classes
-    train, held_out = split_validation(
-        split("train", limit_train), validation, classes=classes, seed=seed
-    )
-    return Dataset(
+    whole = Dataset(
         name=name,
-        train=train,
-        validation=held_out,
+        train=split("train", limit_train),
+        validation=None,
         test=split(facts.held_out, limit_test),
-        classes=classes,
+        classes=builder.info.features[label].num_classes,
         class_names=tuple(builder.info.features[label].names),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         source=facts.source,
         licence=facts.licence,
     )
+    return with_validation(whole, validation, seed=seed)

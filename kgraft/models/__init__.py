@@ -3,7 +3,7 @@
 from kgraft.models.batch_norm import BatchNormalization
 from kgraft.models.cost import filters, flops, macs, parameters
 from kgraft.models.mobilenet import mobilenet_v2
-from kgraft.models.registry import Row, build, default_size, describe, names
+from kgraft.models.registry import Row, build, default_size, describe, names, packaged
 from kgraft.models.resnet_cifar import (
     LEAKY_SLOPE,
     resnet8,
@@ -36,6 +36,7 @@ __all__ = [
     "BatchNormalization",
     "build",
     "names",
+    "packaged",
     "default_size",
     "describe",
     "Row",

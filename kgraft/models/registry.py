@@ -19,7 +19,7 @@ from kgraft.models.resnet_cifar import LEAKY_SLOPE, resnet_cifar
 from kgraft.models.resnet_imagenet import resnet18, resnet34, resnet50
 from kgraft.models.vgg import vgg16
 from kgraft.models.wrn import wide_resnet
-from kgraft.parts import Part, load
+from kgraft.parts import Part, brought_by, load
 from kgraft.settings import argument
 
 _CIFAR_DEPTHS = (8, 20, 32, 44, 56, 110)
@@ -75,6 +75,11 @@ def names() -> tuple[str, ...]:
     return tuple(_BUILDERS)
 
 
+def packaged() -> tuple[str, ...]:
+    """Names of the architectures that installed packages bring, as entry points `kgraft.models`."""
+    return tuple(sorted({entry.name for entry in entry_points(group=_GROUP)}))
+
+
 def default_size(name: str) -> int:
     """Side of the images that an architecture is usually trained on, pixels.
 
@@ -117,9 +122,10 @@ def part(name: str) -> Part | None:
     reference, package = (
         (f"{brought.module}:{brought.attr}", brought.dist) if brought else (name, None)
     )
+    whose = brought_by(brought, "model") if brought else "model"
     return Part(
         f"model {name!r}",
-        load(reference, "model", _EXAMPLE),
+        load(reference, whose, _EXAMPLE),
         _GIVEN,
         reference=reference,
         distribution=None if package is None else package.name,
@@ -198,8 +204,7 @@ def _builder(name: str) -> Callable[..., keras.Model]:
         return partial(wide_resnet, int(wide[1]), int(wide[2]))
     known = {**_BUILDERS, **_LEAKY}
     if name not in known:
-        packaged = (entry.name for entry in entry_points(group=_GROUP))
-        near = suggest(name, (*known, "wrn-D-K", *applications.names(), *packaged))
+        near = suggest(name, (*known, "wrn-D-K", *applications.names(), *packaged()))
         if not near.startswith(" Did"):
             near = (
                 f"{suggest(name, (*known, 'wrn-D-K'))[:-1]}, names of keras.applications, or "

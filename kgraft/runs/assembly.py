@@ -130,7 +130,7 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
         size=wanted.size,
-        validation=wanted.validation,
+        validation=photographs.held_out(config),
         seed=config.run.seed,
         **own.arguments(config, "data"),
     )
@@ -138,7 +138,7 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
     if config.run.select == "test":
         if dataset.validation is not None:
             held = "data.validation holds images out: expected data.validation = 0"
-            if not wanted.validation:
+            if dataset.own_validation:
                 held = "the set has validation images of its own: expected a set without"
             raise UserError(f"run.select is 'test', and {held}, or run.select = 'validation'.")
         dataset = replace(dataset, validation=dataset.test)
@@ -242,6 +242,7 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
     may_be_mirrored = are_photographs or dataset.name.startswith("cifar")
     wanted = replace(
         wanted,
+        validation=0.0 if dataset.own_validation else wanted.validation,
         size=side if are_photographs else wanted.size,
         pad=usual_pad if wanted.pad is None else wanted.pad,
         flip=may_be_mirrored if wanted.flip is None else wanted.flip,

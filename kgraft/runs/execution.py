@@ -10,6 +10,7 @@ from kgraft.data import BatchStream, PhotoStream
 from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
 from kgraft.grafting.lawa import mean_weights
+from kgraft.parts import blamed
 from kgraft.runs import images
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, make_free
@@ -59,7 +60,9 @@ def execute(
         told = environment(_seeds(assembly), assembly.config)
         told["images"] = images.told(assembly.dataset)
         directory = RunDirectory(out, assembly.config, told, resumed=resume)
-        return _Execution(assembly, directory, observer or Silent(), stopping or Stopping()).run()
+        with blamed({part["file"]: name for name, part in told["parts"].items()}):
+            run = _Execution(assembly, directory, observer or Silent(), stopping or Stopping())
+            return run.run()
 
 
 def _summary(

@@ -13,7 +13,7 @@ from kgraft import settings
 from kgraft.errors import UserError
 from kgraft.grafting import Average, FilterGraft, Graft, Independent, Mixer
 from kgraft.grafting.mixer import MIXERS
-from kgraft.parts import load
+from kgraft.parts import brought_by, called, load
 from kgraft.runs import own
 from kgraft.settings import setting
 from kgraft.training import mutual  # noqa: F401  (has a word of its own)
@@ -124,7 +124,8 @@ class _Methods(Mapping[str, type[Mixer]]):
         if name in MIXERS:
             return MIXERS[name]
         for entry in entry_points(group="kgraft.methods", name=name):
-            return _mixer(load(f"{entry.module}:{entry.attr}", "method", _EXAMPLE), name)
+            whose = brought_by(entry, "method")
+            return _mixer(load(f"{entry.module}:{entry.attr}", whose, _EXAMPLE), name)
         if ":" not in name:
             raise KeyError(name)
         return _mixer(load(name, "method", _EXAMPLE), name)
@@ -202,7 +203,11 @@ def mixer_of(config: "Config") -> Mixer:
     method = method_of(config)
     has_seed = "seed" in getattr(method, "__dataclass_fields__", {})
     seed = {"seed": config.run.seed} if has_seed else {}
-    made: Mixer = settings.made(method, config.of(method.table), **seed)
+    own = config.of(method.table)
+    if method.__module__.partition(".")[0] == "kgraft":
+        made: Mixer = settings.made(method, own, **seed)
+    else:
+        made = called(f"method {config.run.method!r}", settings.made, method, own, **seed)
     return made
 
 
@@ -368,9 +373,11 @@ def _check_read(config: "Config", method: type[Mixer]) -> None:
         mine = any(key.removeprefix(table) in settings.keys_of(method) for key in wrong)
         words = settings.words_of(method, config.of(method.table)) if mine else {}
         chosen = "".join(f" with {table}{key} = {word!r}" for key, word in words.items())
+        places = sorted({config.origins.get(key, "").rstrip(":") for key in wrong})
+        file = f" of {places[0]}" if len(places) == 1 and places[0].endswith(".toml") else ""
         raise UserError(
-            f"method {method.name}{chosen} does not read {', '.join(wrong)}: take that out. It "
-            "reads " + (f"{read}." if read else "no method's settings.")
+            f"method {method.name}{chosen} does not read {', '.join(wrong)}: take that out{file}. "
+            "It reads " + (f"{read}." if read else "no method's settings.")
         )
     if unread and config.run.method is None:
         _log.info(

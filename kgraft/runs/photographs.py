@@ -93,7 +93,7 @@ def load(config: "Config", data_dir: str | None) -> Dataset | None:
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
         test=own.test,
-        validation=wanted.validation,
+        validation=held_out(config),
         seed=config.run.seed,
         unreadable=own.unreadable,
         cache=crop.shorter if own.cache else None,
@@ -118,9 +118,20 @@ def _prepared(config: "Config", size: int, place: Path) -> Dataset | None:
         size=size,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
-        validation=wanted.validation,
+        validation=held_out(config),
         seed=config.run.seed,
     )
+
+
+def held_out(config: "Config") -> float | None:
+    """What is taken from the training images for validation, None where nobody has said.
+
+    Args:
+        config: the settings.
+    """
+    share = config.data.validation
+    is_default = share == type(config.data)().validation
+    return None if is_default and "data.validation" not in config.given else share
 
 
 def in_training(config: "Config", dataset: Dataset, photos: Photos) -> PhotoStream:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from kgraft.errors import UserError, suggest
-from kgraft.files import is_directory
+from kgraft.files import is_directory, is_file
 from kgraft.models.layouts import best_layout, load_state, to_state
 from kgraft.runs import state_dict
 from kgraft.runs.directory import best_peer_file
@@ -34,12 +35,20 @@ def start_from(networks: Sequence[keras.Model], file: str) -> None:
     path, name = Path(file), f"model.weights {file}"
     if path.suffix in (".h5", ".hdf5", ".npz"):
         raise UserError(f"{name}: expected .keras, {', '.join(state_dict.SUFFIXES)}, or a run.")
+    if not is_directory(path) and not is_file(path):
+        raise UserError(
+            f"{name}: no such file. Expected .keras, {', '.join(state_dict.SUFFIXES)}, or the "
+            "directory of a finished run."
+        )
     first, *others = networks
     if is_directory(path) or path.suffix == ".keras":
         source = best_peer_file(path) if is_directory(path) else path
         _take(first, read_model(source, name), name)
     else:
         _take_state(first, path, name)
+    for weight, values in zip(first.weights, first.get_weights(), strict=True):
+        if not np.isfinite(values).all():
+            raise UserError(f"{name}: {weight.path} holds values that are no finite numbers.")
     for other in others:
         other.set_weights(first.get_weights())
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from kgraft.errors import DivergedError, UserError
+from kgraft.errors import DivergedError, UserError, told
 from kgraft.grafting.averages import averages_of
 from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Independent, Mixer, State, check_state
@@ -226,12 +226,14 @@ class Session:
         assert self._peers is not None and self._state is not None
         peers = self._with_averages(self._peers) if moment.ends_epoch else self._peers
         done = self.mixer.apply(peers, self._state, moment)
+        gave = f"{type(self.mixer).__name__}.apply gave"
         if not (isinstance(done, tuple) and len(done) == 2):
             raise UserError(
-                f"{type(self.mixer).__name__}.apply gave {type(done).__name__}: expected a state "
-                "and a record, or None for no record."
+                f"{gave} {told(done)}: expected a state and a GraftRecord, or None for no record."
             )
         self._state, record = done
+        if not isinstance(record, GraftRecord | None):
+            raise UserError(f"{gave} {told(record)} for a record: expected a GraftRecord, or None.")
         if record is not None:
             warn_of_sick_peers(record, self._sick)
             self.records.append((moment.epoch, record))

@@ -10,6 +10,7 @@ import keras
 import pytest
 from kgraft_cli import main as program
 
+from kgraft.errors import UserError
 from kgraft.runs.config import Schedule
 from kgraft.runs.methods import METHODS
 
@@ -166,6 +167,11 @@ def test_bench_times_a_grafting_against_a_step_and_a_loop(capsys):
     assert len(numbers) == 2 and min(numbers) > 0 and "%" in line
 
 
+def because(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -190,6 +196,10 @@ def test_bench_times_a_grafting_against_a_step_and_a_loop(capsys):
         (
             ImportError("libtorch.so: Cannot allocate memory"),
             "kgraft: out of memory: libtorch.so: Cannot allocate memory\n",
+        ),
+        (
+            because(UserError("'mine:Own' failed"), RuntimeError("CUDA out of memory. Tried")),
+            "kgraft: out of memory: CUDA out of memory. Tried\n",
         ),
     ],
 )

@@ -65,7 +65,7 @@ def test_deeper_folders_links_and_capital_letters_are_read_hidden_names_are_not(
 @pytest.mark.parametrize(
     ("places", "said"),
     [
-        ({"a": 1}, "holds 1 folders: expected a folder a class"),
+        ({"a": 1}, "holds 1 folder: expected a folder a class"),
         ({"test__a": 1, "test__b": 1}, "holds test and no train"),
         ({"train__a": 1, "train__b": 1}, "holds train alone"),
         ({"train__a": 1, "train__b": 0, "test__a": 1}, "holds no image"),

@@ -125,8 +125,12 @@ def test_a_dataset_keeps_what_it_says_of_itself():
     assert found.class_names == tuple("abcdefghij") and found.name == "mine_of_data:whole"
     assert (len(found.train), len(found.validation), len(found.test)) == (50, 20, 20)
     assert found.validation.images.shape[1:] == (10, 10, 1)
+    assert found.own_validation
+    usual = data.load("mine_of_data:whole")
+    assert (len(usual.train), len(usual.validation), usual.own_validation) == (80, 20, True)
+    assert not data.load("digits").own_validation
     with pytest.raises(UserError, match=r"has 20 validation images of its own, .*: expected 0"):
-        data.load("mine_of_data:whole")
+        data.load("mine_of_data:whole", validation=0.1)
 
 
 @pytest.mark.parametrize(

@@ -113,10 +113,21 @@ def test_a_package_can_add_a_model(mine, monkeypatch):
     )
     assert models.build("tiny", **SHAPE, width=7).layers[0].filters == 7
     assert registry.part("tiny").reference == "mine_of_models:build"
+    assert models.packaged() == ("tiny",)
     with pytest.raises(UserError, match=r"model 'tinu' is unknown\. Did you mean 'tiny'\?"):
         models.build("tinu", **SHAPE)
     with pytest.raises(UserError, match="model 'tiny' has no usual size"):
         models.default_size("tiny")
+
+
+def test_a_package_whose_model_is_not_there_is_named(mine, monkeypatch):
+    broken = EntryPoint("broken", "mine_of_models:gone", "kgraft.models")
+    monkeypatch.setattr(
+        registry, "entry_points", lambda **wanted: EntryPoints([broken]).select(**wanted)
+    )
+    message = r"model 'broken', which a package brings: 'mine_of_models:gone' cannot be loaded: "
+    with pytest.raises(UserError, match=message):
+        models.build("broken", **SHAPE)
 
 
 def test_the_names_are_those_of_keras():

@@ -120,6 +120,28 @@ class Left(EpochMixer):
 
     def apply(self, peers, state, moment):
         return state, None
+
+
+@dataclass(frozen=True)
+class Fails(EpochMixer):
+    """Fails after the second epoch."""
+
+    name = "fails-of-runs"
+    peers = least = 2
+    share: float = setting(0.5, low=0.0, high=1.0)
+
+    def __post_init__(self):
+        if self.share > 0.9:
+            raise ValueError("a share of nearly all")
+
+    def apply(self, peers, state, moment):
+        np.zeros(2)[moment.epoch + 1]
+        return state, None
+
+
+def held_out():
+    digits = data.load("digits", limit_train=96, limit_test=20, validation=24)
+    return data.Dataset(**{**vars(digits), "own_validation": False})
 '''
 
 
@@ -132,7 +154,8 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     yield folder / "mine_of_runs.py"
     sys.modules.pop("mine_of_runs", None)
-    MIXERS.pop("left-of-runs", None)
+    for name in [name for name in MIXERS if name.endswith("-of-runs")]:
+        del MIXERS[name]
 
 
 ALL = {
@@ -403,6 +426,28 @@ def test_each_mistake_is_one_line(mine, text, message):
     with pytest.raises(UserError) as refused:
         settled(configs.parse(text, "r.toml"))
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_mixer_that_fails_is_told_in_one_line_with_its_file(mine, tiny, tmp_path):
+    config = tiny(run__method="mine_of_runs:Fails", teachers__count=0, peers__count=2)
+    with pytest.raises(UserError, match=r"^'mine_of_runs:Fails' failed: IndexError: index 2 .*py:"):
+        execute(assemble(config), tmp_path / "run")
+    with pytest.raises(UserError, match=r"method 'mine_of_runs:Fails' failed: ValueError: a share"):
+        settled(configs.parse("[run]\nmethod = 'mine_of_runs:Fails'\n[fails-of-runs]\nshare = 0.95",
+                              "r.toml"))  # fmt: skip
+
+
+def test_a_sets_own_validation_images_are_used_where_nobody_asks_for_others(mine, tiny, tmp_path):
+    config = configs.parse("[data]\nname = 'mine_of_runs:held_out'\n[run]\nepochs = 1", "r.toml")
+    config = changed(config, teachers__count=0, peers__count=1, run__batch_size=16)
+    assembly = assemble(config)
+    assert (len(assembly.dataset.train), len(assembly.dataset.validation)) == (72, 24)
+    assert assembly.config.data.validation == 0.0
+    summary = execute(assembly, tmp_path / "run")
+    again = evaluate_run(tmp_path / "run", peer=1, trusted=True)
+    assert again["peer 1"] == pytest.approx(summary["peers"][0]["test_accuracy"])
+    with pytest.raises(UserError, match=r"has 24 validation images of its own, and .*: expected 0"):
+        assemble(changed(config, data__validation=0.1))
 
 
 def test_reading_a_file_imports_no_model_no_data_and_no_optimizer(mine):

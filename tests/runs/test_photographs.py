@@ -119,7 +119,7 @@ def test_a_part_that_is_held_out_is_the_same_whatever_the_seed(tmp_path, photos)
 def test_pixels_that_are_kept_are_those_of_the_files(of_folder, caplog, tmp_path):
     with caplog.at_level("INFO", "kgraft"):
         kept = assemble(of_folder(photos__cache=True))
-    assert "72 photographs take 0.00 GiB as pixels: they are decoded once" in caplog.text
+    assert "72 photographs take 1 MiB as pixels: they are decoded once" in caplog.text
     plain = assemble(of_folder())
     for own, other in ((kept.test, plain.test), (kept.validation, plain.validation)):
         for (x, y), (u, v) in zip(own.epoch(0), other.epoch(0), strict=True):
@@ -140,7 +140,7 @@ def test_a_cache_for_which_there_is_no_room_is_refused(of_folder, monkeypatch):
         free = 1000
 
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda path: Full)
-    with pytest.raises(UserError, match=r"photographs take 0\.00 GiB as pixels, and"):
+    with pytest.raises(UserError, match=r"photographs take 1 MiB as pixels, and"):
         assemble(of_folder(photos__cache=True))
 
 

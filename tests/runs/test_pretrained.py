@@ -152,6 +152,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tiny, tmp_path):
     cases = {
         "none.keras": "model.weights none.keras: no such file.",
         "none.safetensors": "none.safetensors: no such file.",
+        "imagenet": "model.weights imagenet: no such file. Expected .keras, .pt, ",
         str(tmp_path): f"{tmp_path} is no run's directory: it holds no run.toml.",
         str(tmp_path / "text.keras"): "is no Keras model that can be loaded",
         str(tmp_path / "text.h5"): "expected .keras, .pt, .pth, .safetensors, or a run.",
@@ -167,6 +168,15 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tiny, tmp_path):
     with pytest.raises(UserError, match=r"exported\.pt: .* no PyTorch layout is known .*\.keras"):
         assemble(tiny(model__weights=state, model__name="MobileNetV3Small", data__size=32,
                       teachers__count=0))  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".pt"])
+def test_weights_that_are_no_numbers_are_refused(tiny, tmp_path, suffix):
+    sick = network()
+    kernel = sick.get_layer("stage2_block1_conv1").kernel
+    kernel.assign(np.full(kernel.shape, np.nan, np.float32))
+    with pytest.raises(UserError, match=r"stage2_block1_conv1/kernel holds values that are no fin"):
+        assemble(tiny(model__weights=saved(sick, tmp_path, suffix), teachers__count=0))
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,17 @@ def test_a_mixer_that_forgets_its_state_is_told_so():
             return None
 
     run = kgraft.GraftingFit([network()], mixer=Forgets())
-    with pytest.raises(kgraft.UserError, match=r"Forgets\.apply gave NoneType: expected a state"):
+    with pytest.raises(kgraft.UserError, match=r"Forgets\.apply gave None: expected a state"):
+        run.fit(*digits(20), epochs=1, verbose=0)
+
+
+def test_a_mixer_that_gives_something_else_for_a_record_is_told_so():
+    class Other(StepMixer):
+        def apply(self, peers, state, moment):
+            return state, np.float64(0)
+
+    run = kgraft.GraftingFit([network()], mixer=Other())
+    with pytest.raises(kgraft.UserError, match=r"Other\.apply gave 0\.0 for a record: expected a"):
         run.fit(*digits(20), epochs=1, verbose=0)
 
 
