@@ -122,9 +122,11 @@ def command(
         with progress_on(console) as progress:
             summary = execute(assembly, path, progress, stopping, resume=resume is not None)
     console.print(summary_table(summary))
+    share = summary.get("waiting")
+    waiting = "" if share is None else f", {share:.1%} of it waiting for photographs"
     console.print(
-        f"{summary['seconds']:.1f} s for the peers, {summary['images_per_second']:.0f} images/s "
-        f"over all of them; everything is in {path}",
+        f"{summary['seconds']:.1f} s for the peers{waiting}, "
+        f"{summary['images_per_second']:.0f} images/s over all of them; everything is in {path}",
         highlight=False,
         soft_wrap=True,
     )

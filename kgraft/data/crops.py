@@ -1,7 +1,8 @@
 """What of a photograph is looked at: random resized crops in training, the centre in evaluation.
 
 The numbers are torchvision's (`RandomResizedCrop`, `Resize`, `CenterCrop`, `ColorJitter` without
-hue), the pixels Pillow's, as torchvision's are on images of Pillow.
+hue), the pixels those of its second version (`v2`) on tensors of bytes, whatever the backend: torch
+resizes them, three times as fast as Pillow (`resized`). Colours are changed by Pillow.
 """
 
 import math
@@ -164,9 +165,12 @@ class RandomResizedCrop:
         """
         part = pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         seen = resized(part, self.size, self.size)
-        for which, factor in crop.factors:
-            seen = _CHANGES[which](seen).enhance(factor)
-        return np.asarray(seen)[:, ::-1] if crop.flip else np.asarray(seen)
+        if crop.factors:
+            image = Image.fromarray(seen)
+            for which, factor in crop.factors:
+                image = _CHANGES[which](image).enhance(factor)
+            seen = np.asarray(image)
+        return seen[:, ::-1] if crop.flip else seen
 
 
 @dataclass(frozen=True)
@@ -216,19 +220,22 @@ class CentreCrop:
         """
         height, width = self.least(*pixels.shape[:2])
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
-        whole = np.asarray(resized(pixels, height, width))
+        whole = resized(pixels, height, width)
         return whole[top : top + self.size, left : left + self.size]
 
 
-def resized(pixels: np.ndarray, height: int, width: int) -> Image.Image:
-    """An image in another size, antialiased (Pillow's bilinear filter).
+def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """An image in another size, bilinear and antialiased.
+
+    Pillow's filter in torch's whole numbers: a pixel is off by one from Pillow's here and there.
 
     Args:
         pixels: uint8 `(rows, columns, 3)`.
         height: Rows that it will have.
         width: Columns.
     """
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    from kgraft.engines.backends.resize import antialiased  # imports torch, whatever the backend
+
+    return antialiased(pixels, height, width)

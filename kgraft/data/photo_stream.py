@@ -3,6 +3,7 @@
 import copy
 import itertools
 import threading
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -103,6 +104,11 @@ class PhotoStream:
         return self._labels
 
     @property
+    def waited(self) -> float:
+        """Seconds in which readers had to wait for batches, of this peer and of its siblings."""
+        return self._hall.waited
+
+    @property
     def steps(self) -> int:
         """Steps in an epoch."""
         return -(-self.count // self.batch_size)
@@ -153,6 +159,10 @@ class PhotoStream:
         """The end of what `enter` began."""
         self._hall.leave(shared, reader)
 
+    def wait(self, seconds: float) -> None:
+        """Count time in which a reader has waited."""
+        self._hall.wait(seconds)
+
     def batches(self, shared: WindowedEpoch, reader: int) -> Generator[tuple[Any, Any], None, None]:
         """A reader's batches, see `epoch`."""
         return on_device(shared.batches(reader, self.batch_size), self._labels, self.augment)
@@ -173,11 +183,14 @@ class Reading(Iterator[tuple[Any, Any]]):
         self._is_closed = False
 
     def __next__(self) -> tuple[Any, Any]:
+        began = time.perf_counter()
         try:
             return next(self._batches)
         except BaseException:
             self.close()
             raise
+        finally:
+            self._stream.wait(time.perf_counter() - began)
 
     def close(self) -> None:
         """Read no more."""
@@ -289,11 +302,18 @@ class _Hall:
         self._lock = threading.RLock()  # `Reading.__del__` may come at any instant
         self._epochs: dict[tuple[Windows, int, int], WindowedEpoch] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self.waited = 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Count time in which a reader has waited."""
+        with self._lock:
+            self.waited += seconds
 
     def enter(
         self, windows: Windows, epoch: int, group: int, seat: Seat
     ) -> tuple[WindowedEpoch, int]:
         """A reader's place in an epoch."""
+        BACKEND.keep_memory()  # a decoded photograph is a large block
         with self._lock:
             self._pool = self._pool or ThreadPoolExecutor(self._workers, "kgraft-photos")
             key = (windows, epoch, group)
@@ -329,10 +349,15 @@ def on_device(
 
     def uploaded(own: _Squares) -> tuple[Any, Any]:
         numbers, pixels = own
-        return BACKEND.upload(pixels), BACKEND.upload(labels[numbers])
+        y = BACKEND.upload(labels[numbers])
+        return pixels if BACKEND.is_on_host(y) else BACKEND.upload(pixels), y
 
-    for pixels, own in prefetched(found, uploaded, _READY):
-        yield augment(pixels), ops.convert_to_tensor(own)
+    for pixels, y in prefetched(found, uploaded, _READY):
+        if isinstance(pixels, np.ndarray):  # a backend's operations would take the decoders' cores
+            x = BACKEND.upload(augment.normalised(pixels))
+        else:
+            x = augment(pixels)
+        yield x, ops.convert_to_tensor(y)
 
 
 def window_of(memory: int, peers: int, photos: Photos, batch_size: int) -> int:

@@ -103,7 +103,7 @@ def _make(photos: Photos, small: np.ndarray, path: Path, total: int, workers: in
             for k in range(first, min(first + _PIECE, len(small))):
                 pixels = photos.pixels(k, photos.opened(k))
                 own = resized(pixels, *small[k].tolist())
-                flat[starts[k] : starts[k + 1]] = np.asarray(own).ravel()
+                flat[starts[k] : starts[k + 1]] = own.ravel()
 
         with ThreadPoolExecutor(workers, "kgraft-cache") as pool:
             try:

@@ -1,6 +1,7 @@
 """One run: teachers, then grafted peers, then the test set, once."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,14 @@ class _Execution:
     ) -> None:
         self._assembly, self._directory = assembly, directory
         self._observer, self._stopping = observer, stopping
+        self._waiting: dict[str, float] = {}
 
     def run(self) -> dict[str, Any]:
         teachers, rows = self._teach()
         self._start(teachers)
         training, recorder = self._graft(teachers)
         summary = _summary(self._assembly, self._directory, training, recorder, rows, teachers)
+        summary |= self._waiting
         self._directory.finish(summary)
         return summary
 
@@ -197,7 +200,12 @@ class _Execution:
         training = grafting_fit(assembly, teachers)
         keras.utils.set_random_seed(seed_of(assembly.config, 0))
         averaged = issubclass(method_of(assembly.config), Ema)
-        recorder = self._train("peers", training, assembly.train, averaged=averaged)
+        train, began = assembly.train, time.perf_counter()
+        before = train.waited if isinstance(train, PhotoStream) else 0.0  # in the teachers' time
+        recorder = self._train("peers", training, train, averaged=averaged)
+        if isinstance(train, PhotoStream):
+            waited = (train.waited - before) / (time.perf_counter() - began)
+            self._waiting = {"waiting": min(waited, 1.0)}  # several may wait at once
         return training, recorder
 
     def _train(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kgraft.data.crops import CentreCrop, Crop, RandomResizedCrop, enough_for
+from kgraft.data.crops import CentreCrop, Crop, RandomResizedCrop, enough_for, resized
 from kgraft.errors import UserError
 from tests.data.test_decode import photograph
 from tests.reference import torchvision
@@ -50,9 +50,15 @@ def test_crops_are_those_that_torchvision_draws_from_the_same_numbers(monkeypatc
         assert (own.top, own.left, own.height, own.width) == theirs
 
 
-def test_pixels_are_those_of_torchvision(monkeypatch):
-    transforms = torchvision.transforms()
-    functional, bilinear = transforms.functional, transforms.InterpolationMode.BILINEAR
+def tensor(pixels):
+    """As torchvision has images: channels first."""
+    import torch
+
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def test_pixels_are_those_of_torchvision():
+    functional, v2 = torchvision.transforms().functional, torchvision.v2().functional
     crop = RandomResizedCrop(32, jitter=0.4)
     changes = (
         functional.adjust_brightness,
@@ -62,7 +68,8 @@ def test_pixels_are_those_of_torchvision(monkeypatch):
     for k, row in enumerate(crop.draw(np.random.default_rng(2), 24)):
         pixels = photograph(*SIZES[k % len(SIZES)], seed=k)
         own = crop.crop(row, *pixels.shape[:2])
-        image = functional.resized_crop(Image.fromarray(pixels), *own[:4], [32, 32], bilinear)
+        seen = v2.resized_crop(tensor(pixels), *own[:4], [32, 32])
+        image = Image.fromarray(seen.permute(1, 2, 0).contiguous().numpy())
         for which, factor in own.factors:
             image = changes[which](image, factor)
         image = functional.hflip(image) if own.flip else image
@@ -71,11 +78,28 @@ def test_pixels_are_those_of_torchvision(monkeypatch):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_middle_is_that_of_torchvision(size):
-    transforms = torchvision.transforms()
+    v2 = torchvision.v2()
     pixels = photograph(*size)
-    both = transforms.Compose([transforms.Resize(37), transforms.CenterCrop(32)])
+    both = v2.Compose([v2.Resize(37), v2.CenterCrop(32)])
     found = CentreCrop(32, resize=37)(pixels)
-    assert np.array_equal(found, np.asarray(both(Image.fromarray(pixels))))
+    assert np.array_equal(found, both(tensor(pixels)).permute(1, 2, 0).numpy())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("to", [(32, 32), (37, 55), (200, 300)])
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_are_nearly_pillows(size, to):
+    """Both round sums of bytes, weighed by the same triangle, in whole numbers of their own."""
+    pixels = photograph(*size)
+    kept = pixels.copy()
+    pixels.flags.writeable = False  # as a file that is mapped into memory
+    found = resized(pixels, *to)
+    theirs = np.asarray(Image.fromarray(pixels).resize(to[::-1], Image.Resampling.BILINEAR))
+    off = np.abs(found.astype(int) - theirs)
+    assert off.max() <= 2 and off.mean() < 0.3
+    assert found.shape == (*to, 3) and np.array_equal(pixels, kept)
+    part = pixels[3:-2, 1:-4]
+    assert np.array_equal(resized(part, *to), resized(part.copy(), *to))
 
 
 def test_a_crop_is_of_the_area_and_shape_that_is_asked_for():

@@ -25,7 +25,7 @@ TINY = (
     *("fit", "--peers", "2", "--teachers", "1", "--teacher-model", "resnet8", "--epochs", "3"),
     *("--limit-train", "128", "--limit-test", "40", "--batch-size", "32"),
 )
-LEFT_OUT = ("seconds", "images_per_second")  # of a summary: times
+LEFT_OUT = ("seconds", "images_per_second", "waiting")  # of a summary: times
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from kgraft.runs.stopping import Stopped, Stopping
 from kgraft.runs.unfinished import read_unfinished
 from kgraft.training.checkpoint_files import CheckpointFiles
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "waiting")
 
 
 class Broken(Exception):

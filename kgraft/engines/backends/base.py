@@ -153,6 +153,10 @@ class Backend(Protocol):
         del times
         return True
 
+    def keep_memory(self) -> None:
+        """Keep what is freed for what comes next, where that saves waiting for the system."""
+        return
+
     def give_memory_back(self) -> None:
         """Give what is freed and kept for the next step back to the system."""
         return

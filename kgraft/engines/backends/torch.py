@@ -127,6 +127,11 @@ class Torch(Backend):
         held, free = host_memory.most_held(), host_memory.free()
         return free is None or (times - 1) * held <= free / 2
 
+    def keep_memory(self) -> None:
+        from kgraft.engines.torch import host_memory
+
+        host_memory.keep_freed()
+
     def give_memory_back(self) -> None:
         from kgraft.engines.torch import host_memory
 
