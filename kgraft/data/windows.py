@@ -197,7 +197,8 @@ class WindowedEpoch:
             shares[reader] = _Share(order, np.empty((count, side, side, 3), np.uint8))
             numbers = windows.crop.draw(crops_rng(peer=seat.crops_of, **place), count)
             work.append(_Work(numbers, np.argsort(order), shares[reader].pixels))
-        decoding_order = shares[readers[0]].order  # so that its first batch is there first
+        needed = np.min([own.places for own in work], axis=0)  # by member, where it comes first
+        decoding_order = np.argsort(needed, kind="stable")  # so that first batches are there first
         tasks: dict[int, Future[None]] = {}
         for start in range(0, count, _PIECE):
             piece = decoding_order[start : start + _PIECE].tolist()

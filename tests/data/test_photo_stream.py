@@ -136,12 +136,25 @@ def test_the_host_normalises_as_the_device_does():
     np.testing.assert_array_equal(one, (np.float32(pixels) / 255 - np.float32(0.5)) * 4)
 
 
-def test_the_time_in_which_readers_wait_is_counted(files):
-    class Slow(Counted):
-        def opened(self, number):
-            time.sleep(0.01)
-            return super().opened(number)
+class Slow(Counted):
+    def opened(self, number):
+        time.sleep(0.01)
+        return super().opened(number)
 
+
+def test_no_peers_first_batch_waits_for_the_whole_window(files):
+    source = Slow(files)
+    stream = stream_of(source, memory=2**20, batch_size=6, workers=1, peers=2)
+    assert stream.windows.size == COUNT
+    readers = [stream.for_peer(k).epoch(0) for k in range(2)]
+    for reader in readers:
+        next(reader)
+    assert len(source.opened_times) <= 6 + 6 + 2 * 8  # two batches, and a piece or two on the way
+    for reader in readers:
+        reader.close()
+
+
+def test_the_time_in_which_readers_wait_is_counted(files):
     stream = stream_of(Slow(files), workers=1)
     began = time.perf_counter()
     assert stream.waited == 0.0
