@@ -55,6 +55,31 @@ def write(out, data_dir, count, classes, sides, tiles):
             seen.save(folder / f"{number}.jpg", quality=QUALITY)
 
 
+def arrays(folder, side):
+    """The photographs of a folder in memory, as `photos.area = [1.0, 1.0]` sees them.
+
+    Args:
+        folder: With `train` and `test`.
+        side: Of the squares, pixels.
+
+    Returns:
+        `(x, y), (x, y)`: all of each photograph to learn from, the middles to test on.
+    """
+    from kgraft.data import CentreCrop
+    from kgraft.data.crops import resized
+    from kgraft.data.decode import opened
+
+    middle = CentreCrop(side, resize=side)
+    names = sorted(own.name for own in (Path(folder) / "train").iterdir())
+
+    def part(name, seen):
+        files = sorted((Path(folder) / name).rglob("*.jpg"))
+        x = np.stack([seen(opened(own.read_bytes()).pixels()) for own in files])
+        return x, np.array([names.index(own.parent.name) for own in files])
+
+    return part("train", lambda own: resized(own, side, side)), part("test", middle)
+
+
 def decode(folder, repeats):
     """Milliseconds a file, on one core, medians over rounds in turns."""
     import simplejpeg
