@@ -83,11 +83,7 @@ class Augment:
         Raises:
             UserError: the images have another number of channels than `mean` and `std`.
         """
-        if len(self.mean) not in (1, images.shape[-1]):
-            raise UserError(
-                f"augmentation: {len(self.mean)} means for images of shape "
-                f"{tuple(images.shape[1:])}; expected one a channel."
-            )
+        self._check_channels(images)
         if draw is not None:
             images = self._crop(images, draw)
         # one division more than needed: the very numbers of torchvision's ToTensor and Normalize
@@ -98,17 +94,28 @@ class Augment:
         """A batch normalised on the host, on one core, in the very numbers of `__call__`.
 
         Args:
-            images: uint8 `(n, height, width, channels)`, of as many channels as means.
+            images: uint8 `(n, height, width, channels)`.
 
         Returns:
             float32 array of the same shape.
+
+        Raises:
+            UserError: see `__call__`.
         """
+        self._check_channels(images)
         found = images.astype(np.float32)
         found /= 255
         row = images.shape[2:]  # whole rows of pixels: three numbers at a time are no vectors
         found -= np.ascontiguousarray(np.broadcast_to(np.array(self.mean, np.float32), row))
         found /= np.ascontiguousarray(np.broadcast_to(np.array(self.std, np.float32), row))
         return found
+
+    def _check_channels(self, images: Any) -> None:
+        if len(self.mean) not in (1, images.shape[-1]):
+            raise UserError(
+                f"augmentation: {len(self.mean)} means for images of shape "
+                f"{tuple(images.shape[1:])}; expected one a channel."
+            )
 
     def _crop(self, images: Any, draw: Draw) -> Any:
         """All crops at once: one gather of pixels from the padded batch, laid out flat.

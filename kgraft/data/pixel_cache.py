@@ -18,6 +18,7 @@ from kgraft.files import storing, whole
 
 _log = logging.getLogger("kgraft")
 _PIECE = 32
+_FILTER = "torch"  # other pixels are another file
 
 
 class _Pixels(NamedTuple):
@@ -79,7 +80,8 @@ def cached(
     own = [photos.source.name(int(number)) for number in photos.numbers]
     crop = CentreCrop(1, resize=shorter)
     small = np.array([crop.least(*size) for size in sizes.tolist()], np.int64).reshape(-1, 2)
-    key = hashlib.sha256(stamp + f"\0{shorter}\0{len(own)}".encode()).hexdigest()[:16]
+    facts = f"\0{shorter}\0{len(own)}\0{_FILTER}"
+    key = hashlib.sha256(stamp + facts.encode()).hexdigest()[:16]
     path, total = directory / f"{key}.pixels", int(_starts(small)[-1])
     if not path.is_file() or path.stat().st_size != total:
         _make(photos, small, path, total, workers)

@@ -128,5 +128,7 @@ def test_impossible_settings_are_refused(options, said):
 
 def test_another_number_of_channels_is_refused():
     augment = data.Augment(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    with pytest.raises(UserError, match=r"3 means for images of shape \(6, 5, 1\)"):
-        augment(ops.convert_to_tensor(batch(channels=1)))
+    grey = batch(channels=1)
+    for way, images in ((augment, ops.convert_to_tensor(grey)), (augment.normalised, grey)):
+        with pytest.raises(UserError, match=r"3 means for images of shape \(6, 5, 1\)"):
+            way(images)
