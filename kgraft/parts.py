@@ -160,31 +160,47 @@ def called(what: str, call: Callable[..., Any], /, *given: Any, **named: Any) ->
         return call(*given, **named)
     except _OWN_ERRORS:
         raise
-    except Exception as error:  # somebody else's code may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything
         raise UserError(f"{what} failed: {_told(error, call)}") from error
 
 
 @contextlib.contextmanager
-def blamed(files: Mapping[str, str]) -> Iterator[None]:
+def blamed(files: Mapping[str, str | None]) -> Iterator[None]:
     """Tell in one line what code of somebody else's raises in a block that calls it here and there.
 
     Args:
-        files: their files, and by what a run file names what is in each.
+        files: where each of their parts comes from, by what a run file calls it.
 
     Raises:
         UserError: where an error comes out of one of these files, also by way of a library that it
             called; any other passes.
     """
+    names: dict[str, list[str]] = {}
+    for name, file in files.items():
+        if file is not None:
+            names.setdefault(file, []).append(name)
     try:
         yield
     except _OWN_ERRORS:
         raise
-    except Exception as error:  # somebody else's code may raise anything
-        frames = traceback.extract_tb(error.__traceback__)
-        file = next((own.filename for own in reversed(frames) if own.filename in files), None)
-        if file is None:
-            raise
-        raise UserError(f"{files[file]!r} failed: {_told(error, file=file)}") from error
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything
+        for own in _chain(error):
+            frames = traceback.extract_tb(own.__traceback__)
+            file = next(
+                (frame.filename for frame in reversed(frames) if frame.filename in names), ""
+            )
+            if file:
+                found = names[file]
+                who = repr(found[0]) if len(found) == 1 else Path(file).name
+                raise UserError(f"{who} failed: {_told(own, file=file)}") from error
+        raise
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it was raised because of, or beside."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def brought_by(entry: EntryPoint, what: str) -> str:

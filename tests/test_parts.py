@@ -39,6 +39,14 @@ def fails_below():
     return int("x")
 
 
+def leaves():
+    raise SystemExit(0)
+
+
+def ends():
+    return next(iter(()))
+
+
 def only_by_place(a, /):
     return a
 
@@ -179,13 +187,31 @@ def test_what_fails_later_is_told_where_its_own_file_has_failed(mine):
     own = part("fails_below").call
     with (
         pytest.raises(UserError, match=r"^'m:Own' failed: ValueError: .*\(mine_of_kgraft\.py:25\)"),
-        blamed({file: "m:Own"}),
+        blamed({"m:Own": file, "weights": None}),
     ):
         own()
-    with pytest.raises(ZeroDivisionError), blamed({file: "m:Own"}):
+    with pytest.raises(ZeroDivisionError), blamed({"m:Own": file}):
         1 / 0  # noqa: B018  (raises, outside that file)
-    with pytest.raises(KeyboardInterrupt), blamed({__file__: "m:Own"}):
+    with pytest.raises(KeyboardInterrupt), blamed({"m:Own": __file__}):
         raise KeyboardInterrupt
+
+
+def test_an_end_inside_a_part_and_a_generators_end_are_failures_too(mine):
+    file = str(mine / "mine_of_kgraft.py")
+    leaves, ends = part("leaves"), part("ends")
+    with pytest.raises(UserError, match=r"model 'leaves' failed: SystemExit: 0 \(mine_of_kgraft"):
+        leaves.made({})
+    with pytest.raises(UserError, match="'m:Own' failed: SystemExit: 0"), blamed({"m:Own": file}):
+        leaves.call()
+
+    def batches():
+        yield ends.call()
+
+    with (
+        pytest.raises(UserError, match=r"^mine_of_kgraft\.py failed: StopIteration \(mine_of_kg"),
+        blamed({"m:Own": file, "m:Other": file}),
+    ):
+        list(batches())
 
 
 def test_a_list_is_its_receivers_own(mine):

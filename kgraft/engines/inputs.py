@@ -70,6 +70,8 @@ class Inputs:
             graph = graph_of(self._model)
             expected = "" if graph is None else f" Expected {graph.input_shape}."
             given = keras.tree.map_structure(lambda part: (None, *_shape(part)[1:]), x)
+            if graph is not None and given == graph.input_shape:
+                return  # it is something else, which says more itself
             raise UserError(
                 f"model {self._model.name!r} cannot take inputs of shape {given}: "
                 f"{reason_of(error)}.{expected}"

@@ -61,7 +61,7 @@ def execute(
         told = environment(_seeds(assembly), assembly.config)
         told["images"] = images.told(assembly.dataset)
         directory = RunDirectory(out, assembly.config, told, resumed=resume)
-        with blamed({part["file"]: name for name, part in told["parts"].items()}):
+        with blamed({name: part["file"] for name, part in told["parts"].items()}):
             run = _Execution(assembly, directory, observer or Silent(), stopping or Stopping())
             return run.run()
 

@@ -76,6 +76,27 @@ def layered(input_shape, classes, known=True):
     return keras.Sequential([keras.Input(input_shape), layers.Conv2D(4, 3), own, *last])
 
 
+@keras.saving.register_keras_serializable("mine_of_runs")
+class Late(layers.Layer):
+    """Fails once the network is built."""
+
+    times = 0
+
+    def call(self, x):
+        Late.times += 1
+        if Late.times > 4:
+            raise ValueError("on purpose")
+        return x
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def late(input_shape, classes):
+    last = [layers.GlobalAveragePooling2D(), layers.Dense(classes)]
+    return keras.Sequential([keras.Input(input_shape), layers.Conv2D(4, 3), Late(), *last])
+
+
 def soft(input_shape, classes):
     model = build(input_shape, classes)
     model.add(layers.Softmax())
@@ -435,6 +456,14 @@ def test_a_mixer_that_fails_is_told_in_one_line_with_its_file(mine, tiny, tmp_pa
     with pytest.raises(UserError, match=r"method 'mine_of_runs:Fails' failed: ValueError: a share"):
         settled(configs.parse("[run]\nmethod = 'mine_of_runs:Fails'\n[fails-of-runs]\nshare = 0.95",
                               "r.toml"))  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_a_layer_that_fails_is_told_with_its_own_words(mine, tiny, tmp_path, engine):
+    config = tiny(teachers__count=0, peers__count=1, run__engine=engine)
+    config = changed(config, model__name="mine_of_runs:late")
+    with pytest.raises(UserError, match=r"^'mine_of_runs:late' failed: ValueError: .*_runs\.py:"):
+        execute(assemble(config), tmp_path / "run")
 
 
 def test_a_sets_own_validation_images_are_used_where_nobody_asks_for_others(mine, tiny, tmp_path):
