@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import inspect
 import pkgutil
+import re
 import sys
 import traceback
 import typing
@@ -331,7 +332,8 @@ def _copied(value: Any) -> Any:
 
 def _told(error: BaseException, call: Any = None, file: str | None = None) -> str:
     """An error, in one line, and where it comes from: in the part's own file if it can be."""
-    said = next(filter(None, map(str.strip, str(error).splitlines())), "")
+    bold = re.findall(r"\x1b\[1m(.*?)\x1b\[0m", str(error), re.S)  # so Keras says it of a layer
+    said = next(filter(None, map(str.strip, "".join(bold[-1:] or [str(error)]).splitlines())), "")
     frames = [own for own in traceback.extract_tb(error.__traceback__) if own.filename != __file__]
     frames = [own for own in frames if "importlib" not in own.filename]
     if inspect.isfunction(call):
