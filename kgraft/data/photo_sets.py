@@ -18,6 +18,7 @@ from kgraft.settings import argument
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MOST = 8192  # pixels of a side
+_TESTED = 0.1  # of a folder without a test part
 _NAMED = 3  # unreadable files that a message names
 
 _log = logging.getLogger("kgraft")
@@ -81,7 +82,7 @@ def load_folder(
     size: int,
     limit_train: int | None = None,
     limit_test: int | None = None,
-    test: float = 0.1,
+    test: float | None = None,
     validation: float | None = None,
     seed: int = 0,
     unreadable: Unreadable = "refuse",
@@ -97,7 +98,7 @@ def load_folder(
         limit_train: Only so many training images, in an order that is shuffled once for all.
         limit_test: Only so many test images.
         test: Where the folder has no test part, the share of every class that becomes one, or a
-            whole number of images; the same ones whatever the seed.
+            whole number of images; the same ones whatever the seed. None for a tenth.
         validation: What is taken from the training images for validation, likewise; None for a
             tenth, and for the folder's validation part where it has one.
         seed: Which images are taken for validation.
@@ -142,8 +143,11 @@ def load_folder(
     held_out = None if folder.validation is None else split(folder.validation)
     tested = None if folder.test is None else split(folder.test)
     classes = len(folder.class_names)
+    if tested is not None and test is not None:
+        raise UserError(f"photos.test is {test}, and {root} has a test part: take that out.")
     if tested is None:
-        train, tested = split_validation(train, test, classes=classes, seed=None, what="test")
+        share = _TESTED if test is None else test
+        train, tested = split_validation(train, share, classes=classes, seed=None, what="test")
         if tested is None:
             raise UserError(f"{root} has no test part: expected photos.test above 0.")
     train, tested = train.first(limit_train), tested.first(limit_test)

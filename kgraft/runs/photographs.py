@@ -92,7 +92,7 @@ def load(config: "Config", data_dir: str | None) -> Dataset | None:
         size=size,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
-        test=own.test,
+        test=None if own.test == type(own)().test else own.test,  # a run.toml says defaults too
         validation=held_out(config),
         seed=config.run.seed,
         unreadable=own.unreadable,

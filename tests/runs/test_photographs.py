@@ -289,6 +289,12 @@ def test_a_run_of_an_earlier_kgraft_is_evaluated_without_a_word(of_folder, own_p
     assert evaluate_run(tmp_path / "run")
 
 
+def test_a_share_to_test_on_is_refused_where_the_folder_has_a_test_part(of_folder):
+    with pytest.raises(UserError, match=r"photos\.test is 0\.3, and .* has a test part: take that"):
+        assemble(of_folder(photos__test=0.3))
+    assert len(assemble(of_folder(photos__jitter=0.1)).dataset.test) > 0
+
+
 def test_what_is_tested_on_stays_where_files_come(tmp_path):
     root = folder(tmp_path / "flat", train=40, test=0)
     options = {"size": SIDE, "test": 0.25}
