@@ -227,7 +227,7 @@ class CentreCrop:
 def resized(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """An image in another size, bilinear and antialiased.
 
-    Pillow's filter in torch's whole numbers: a pixel is off by one from Pillow's here and there.
+    Pillow's filter in torch's whole numbers: here and there a pixel is one or two off Pillow's.
 
     Args:
         pixels: uint8 `(rows, columns, 3)`.

@@ -12,8 +12,10 @@ import numpy as np
 from kgraft.data.dataset import Dataset, Split
 from kgraft.errors import UserError
 
-_USUAL = 0.1  # what is held out for validation where nobody says how much
 _ORDER, _AUGMENTATION, _VALIDATION, _WINDOWS, _WITHIN, _CROPS = 1, 2, 3, 4, 5, 6
+
+HELD_OUT = 0.1
+"""Share of every class that is held out where nobody says how much."""
 
 
 def epoch_order(
@@ -136,7 +138,7 @@ def with_validation(dataset: Dataset, share: float | None, *, seed: int) -> Data
     if dataset.validation is None:
         train, taken = split_validation(
             dataset.train,
-            _USUAL if share is None else share,
+            HELD_OUT if share is None else share,
             classes=dataset.classes,
             seed=seed,
         )

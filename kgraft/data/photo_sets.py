@@ -9,7 +9,7 @@ from typing import Literal
 from kgraft.data.dataset import Dataset, Split
 from kgraft.data.examine import Findings, Progress, examined
 from kgraft.data.folder import Folder, Part, read_folder
-from kgraft.data.order import split_validation, with_validation
+from kgraft.data.order import HELD_OUT, split_validation, with_validation
 from kgraft.data.photos import Files, Photos
 from kgraft.data.pixel_cache import cached
 from kgraft.engines.backends.cores import usable_cores
@@ -18,7 +18,6 @@ from kgraft.settings import argument
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MOST = 8192  # pixels of a side
-_TESTED = 0.1  # of a folder without a test part
 _NAMED = 3  # unreadable files that a message names
 
 _log = logging.getLogger("kgraft")
@@ -146,7 +145,7 @@ def load_folder(
     if tested is not None and test is not None:
         raise UserError(f"photos.test is {test}, and {root} has a test part: take that out.")
     if tested is None:
-        share = _TESTED if test is None else test
+        share = HELD_OUT if test is None else test
         train, tested = split_validation(train, share, classes=classes, seed=None, what="test")
         if tested is None:
             raise UserError(f"{root} has no test part: expected photos.test above 0.")

@@ -8,6 +8,7 @@ import keras
 
 from kgraft import data
 from kgraft.data import Augment, BatchStream, Dataset, OrderedPhotos, Photos, PhotoStream, Split
+from kgraft.data.order import HELD_OUT
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.files import is_directory
@@ -124,13 +125,15 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         UserError: the data cannot be had, or the settings do not fit them.
     """
     wanted = config.data
-    dataset = photographs.load(config, data_dir) or data.load(
+    is_default = wanted.validation == HELD_OUT and "data.validation" not in config.given
+    share = None if is_default else wanted.validation  # a set may have such images of its own
+    dataset = photographs.load(config, data_dir, share) or data.load(
         wanted.name,
         data_dir=data_dir or wanted.directory,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
         size=wanted.size,
-        validation=photographs.held_out(config),
+        validation=share,
         seed=config.run.seed,
         **own.arguments(config, "data"),
     )

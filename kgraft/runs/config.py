@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kgraft.data.order import HELD_OUT
 from kgraft.errors import UserError, suggest
 from kgraft.files import read_text
 from kgraft.kinds import to_toml
@@ -58,7 +59,7 @@ class Data:
     limit_train: int | None = setting(None, low=1)
     limit_test: int | None = setting(None, low=1)
     size: int | None = setting(None, low=1, high=4096)
-    validation: float = setting(0.1, low=0.0, high=0.9)
+    validation: float = setting(HELD_OUT, low=0.0, high=0.9)
     pad: int | None = setting(None, low=0)
     flip: bool | None = None
     mean: tuple[float, ...] | None = None

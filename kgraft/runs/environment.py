@@ -17,7 +17,7 @@ from kgraft.grafting.criteria import BY_NAME
 from kgraft.parts import checksum, is_reference, origin
 from kgraft.runs import own
 from kgraft.runs.config import Config
-from kgraft.runs.methods import distribution_of, method_of
+from kgraft.runs.methods import distribution_of, is_foreign, method_of
 from kgraft.settings import words_of
 
 
@@ -59,7 +59,7 @@ def parts_of(config: Config) -> dict[str, dict[str, Any]]:
     }
     method = method_of(config)
     name = config.run.method
-    if name is not None and method.__module__.partition(".")[0] != "kgraft":
+    if name is not None and is_foreign(method):
         found[name] = origin(method, name, distribution_of(name))
     for word in words_of(method, config.of(method.table)).values():
         if is_reference(word):

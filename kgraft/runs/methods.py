@@ -204,11 +204,17 @@ def mixer_of(config: "Config") -> Mixer:
     has_seed = "seed" in getattr(method, "__dataclass_fields__", {})
     seed = {"seed": config.run.seed} if has_seed else {}
     own = config.of(method.table)
-    if method.__module__.partition(".")[0] == "kgraft":
-        made: Mixer = settings.made(method, own, **seed)
-    else:
-        made = called(f"method {config.run.method!r}", settings.made, method, own, **seed)
+    made: Mixer = (
+        called(f"method {config.run.method!r}", settings.made, method, own, **seed)
+        if is_foreign(method)
+        else settings.made(method, own, **seed)
+    )
     return made
+
+
+def is_foreign(method: type[Mixer]) -> bool:
+    """Whether a method is not kgraft's own."""
+    return method.__module__.partition(".")[0] != "kgraft"
 
 
 def settled(config: "Config") -> "Config":

@@ -17,6 +17,7 @@ from kgraft.data import (
     RandomResizedCrop,
     Split,
 )
+from kgraft.data.order import HELD_OUT
 from kgraft.errors import UserError
 from kgraft.files import is_directory
 from kgraft.parts import is_reference
@@ -52,7 +53,7 @@ class Photographs:
     scaled: bool = False
     cache: bool = False
     unreadable: Literal["refuse", "skip"] = "refuse"
-    test: float = setting(0.1, above=0, below=1)
+    test: float = setting(HELD_OUT, above=0, below=1)
     workers: int | None = setting(None, low=1, high=1024)
 
 
@@ -65,13 +66,14 @@ def is_folder(name: str) -> bool:
     return name.startswith((".", "/", "~")) or is_directory(Path(name))
 
 
-def load(config: "Config", data_dir: str | None) -> Dataset | None:
+def load(config: "Config", data_dir: str | None, validation: float | None) -> Dataset | None:
     """The photographs that a run's settings name: a folder, or a prepared set of TFDS.
 
     Args:
         config: the settings.
         data_dir: where prepared sets are, and what is known of a folder's files, if not where the
             settings say.
+        validation: what is taken from the training images, see `load_folder`.
 
     Returns:
         None where they name something else.
@@ -84,7 +86,7 @@ def load(config: "Config", data_dir: str | None) -> Dataset | None:
         return None
     size, place = wanted.size or _SIZE, data.data_directory(data_dir or wanted.directory)
     if not is_folder(wanted.name):
-        return _prepared(config, size, place)
+        return _prepared(config, size, place, validation)
     crop = CentreCrop(size, own.resize)
     return data.load_folder(
         Path(wanted.name).expanduser(),
@@ -92,8 +94,8 @@ def load(config: "Config", data_dir: str | None) -> Dataset | None:
         size=size,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
-        test=None if own.test == type(own)().test else own.test,  # a run.toml says defaults too
-        validation=held_out(config),
+        test=None if own.test == HELD_OUT else own.test,  # a run.toml says defaults too
+        validation=validation,
         seed=config.run.seed,
         unreadable=own.unreadable,
         cache=crop.shorter if own.cache else None,
@@ -101,7 +103,7 @@ def load(config: "Config", data_dir: str | None) -> Dataset | None:
     )
 
 
-def _prepared(config: "Config", size: int, place: Path) -> Dataset | None:
+def _prepared(config: "Config", size: int, place: Path, validation: float | None) -> Dataset | None:
     if not place.is_dir():
         return None
     from kgraft.data.prepared_photos import find_photographs, load_records
@@ -118,20 +120,9 @@ def _prepared(config: "Config", size: int, place: Path) -> Dataset | None:
         size=size,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
-        validation=held_out(config),
+        validation=validation,
         seed=config.run.seed,
     )
-
-
-def held_out(config: "Config") -> float | None:
-    """What is taken from the training images for validation, None where nobody has said.
-
-    Args:
-        config: the settings.
-    """
-    share = config.data.validation
-    is_default = share == type(config.data)().validation
-    return None if is_default and "data.validation" not in config.given else share
 
 
 def in_training(config: "Config", dataset: Dataset, photos: Photos) -> PhotoStream:

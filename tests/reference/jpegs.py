@@ -81,27 +81,39 @@ def arrays(folder, side):
 
 
 def decode(folder, repeats):
-    """Milliseconds a file, on one core, medians over rounds in turns."""
+    """Milliseconds a file, on one core, medians over rounds in turns: decoded, and resized."""
     import simplejpeg
 
+    from kgraft.data.crops import resized
+
     files = [own.read_bytes() for own in sorted(Path(folder).rglob("*.jpg"))[:200]]
-    ways = {
+    decoders = {
         "simplejpeg": simplejpeg.decode_jpeg,
         "Pillow": lambda own: np.asarray(Image.open(io.BytesIO(own)).convert("RGB")),
     }
-    rates = {name: [] for name in ways}
+    _in_turns("decoded", decoders, files, repeats)
+    side, bilinear = (224, 224), Image.Resampling.BILINEAR
+    resizers = {
+        "torch": lambda own: resized(own, *side),
+        "Pillow": lambda own: np.asarray(Image.fromarray(own).resize(side, bilinear)),
+    }
+    _in_turns("resized", resizers, list(map(simplejpeg.decode_jpeg, files)), repeats)
+
+
+def _in_turns(what, ways, given, repeats):
+    times = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
             began = time.perf_counter()
-            for own in files:
+            for own in given:
                 way(own)
-            rates[name].append((time.perf_counter() - began) / len(files) * 1e3)
-    first = np.array(rates["simplejpeg"])
-    for name, own in rates.items():
+            times[name].append((time.perf_counter() - began) / len(given) * 1e3)
+    first = np.array(next(iter(times.values())))
+    for name, own in times.items():
         ratio = np.array(own) / first
         print(
-            f"{name}: {np.median(own):.2f} ms, {np.median(ratio):.2f} "
-            f"({ratio.min():.2f} to {ratio.max():.2f}) times simplejpeg"
+            f"{what} by {name}: {np.median(own):.2f} ms, {np.median(ratio):.2f} "
+            f"({ratio.min():.2f} to {ratio.max():.2f}) times the first"
         )
 
 
