@@ -43,7 +43,8 @@ class PhotoStream:
         peer: Number of the peer whose order and crops these are.
         peers: How many share the memory.
         crop: What is seen of a photograph; its `size` is that of the photographs.
-        augment: How pixels are normalised; None only scales them to 0..1.
+        augment: How pixels are normalised, by its `mean` and `std`; None only scales them to 0..1.
+            Its `pad` and `flip` are for images in memory: `crop` says what is seen here.
         order: `"windowed"` decodes once for all peers: every window of photographs is the same for
             all, in an order of each peer's own. `"independent"` gives each peer an order of the
             whole set, and decodes for each.

@@ -190,7 +190,7 @@ class Measured:
         return np.array([self._number(host_array(kernel)) for kernel in kernels], np.float64)
 
     def _number(self, kernel: np.ndarray) -> float:
-        name = self.measure.__name__ if inspect.isfunction(self.measure) else repr(self.measure)
+        name = called_in_errors(self.measure)
         value = called(f"criterion {name}", self.measure, kernel)
         if keras.ops.is_tensor(value):
             value = keras.ops.convert_to_numpy(value)
@@ -205,6 +205,12 @@ class Measured:
             f"criterion {name} gave {what} for a kernel of shape {kernel.shape}: it must return "
             "one number, larger for more information."
         )
+
+
+def called_in_errors(criterion: Any) -> str:
+    """What a criterion is called in errors: a function by its name."""
+    own = criterion.measure if isinstance(criterion, Measured) else criterion
+    return own.__name__ if inspect.isfunction(own) else repr(own)
 
 
 class _Criteria(Mapping[str, Callable[..., Criterion]]):

@@ -12,7 +12,7 @@ import numpy as np
 from kgraft import equations
 from kgraft.errors import UserError
 from kgraft.grafting import criteria
-from kgraft.grafting.criteria import Criterion, Entropy
+from kgraft.grafting.criteria import Criterion, Entropy, called_in_errors
 from kgraft.grafting.mixer import EpochMixer, State
 from kgraft.grafting.peers import Moment, Peers, plan_of
 from kgraft.grafting.plan import GraftPlan, Grouping
@@ -157,15 +157,16 @@ class Graft(EpochMixer):
         return np.array([self._checked(own, plan) for own in found]).reshape(-1, len(axes))
 
     def _checked(self, information: Any, plan: GraftPlan) -> np.ndarray:
+        name = called_in_errors(self.criterion)
         if np.shape(information) != (len(plan.groups),):
             raise UserError(
-                f"criterion {self.criterion!r} gave information of shape {np.shape(information)} "
+                f"criterion {name} gave information of shape {np.shape(information)} "
                 f"for {len(plan.groups)} kernels: it must return one number a kernel."
             )
         if not np.isfinite(information).all():
             worst = int(np.flatnonzero(~np.isfinite(information))[0])
             raise UserError(
-                f"criterion {self.criterion!r} gave {information[worst]} for "
+                f"criterion {name} gave {information[worst]} for "
                 f"{plan.groups[worst].name}, whose weights are finite: it must return a number."
             )
         return information

@@ -7,7 +7,16 @@ from typing import Any
 import keras
 
 from kgraft import data
-from kgraft.data import Augment, BatchStream, Dataset, OrderedPhotos, Photos, PhotoStream, Split
+from kgraft.data import (
+    Augment,
+    BatchStream,
+    CentreCrop,
+    Dataset,
+    OrderedPhotos,
+    Photos,
+    PhotoStream,
+    Split,
+)
 from kgraft.data.order import HELD_OUT
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
@@ -252,7 +261,10 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
         mean=mean,
         std=std,
     )
-    return replace(config, data=wanted), replace(dataset, mean=mean, std=std)
+    photos = config.photos
+    if are_photographs:  # which the run's file then says, all of it
+        photos = replace(photos, resize=CentreCrop(side, photos.resize).shorter)
+    return replace(config, data=wanted, photos=photos), replace(dataset, mean=mean, std=std)
 
 
 def _built(

@@ -94,7 +94,7 @@ def load(config: "Config", data_dir: str | None, validation: float | None) -> Da
         size=size,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
-        test=None if own.test == HELD_OUT else own.test,  # a run.toml says defaults too
+        test=None if own.test == HELD_OUT else own.test,  # a run.toml says it too
         validation=validation,
         seed=config.run.seed,
         unreadable=own.unreadable,
@@ -108,12 +108,13 @@ def _prepared(config: "Config", size: int, place: Path, validation: float | None
         return None
     from kgraft.data.prepared_photos import find_photographs, load_records
 
-    wanted, folders = config.data, ("photos.cache", "photos.test", "photos.unreadable")
+    wanted, usual = config.data, Photographs()
     builder = find_photographs(wanted.name, place)
     if builder is None:
         return None
-    if vain := sorted(config.given & set(folders)):
-        raise UserError(f"{', '.join(vain)}: {wanted.name} is no folder. Take that out.")
+    for name in ("cache", "test", "unreadable"):  # a run.toml says defaults too
+        if getattr(config.photos, name) != getattr(usual, name):
+            raise UserError(f"photos.{name}: {wanted.name} is no folder. Take that out.")
     return load_records(
         builder,
         name=wanted.name,

@@ -14,6 +14,7 @@ from kgraft.data.photo_stream import OrderedPhotos, PhotoStream
 from kgraft.data.prepared_photos import find_photographs, load_records
 from kgraft.errors import UserError
 from kgraft.runs.assembly import assemble
+from kgraft.runs.evaluation import evaluate_run
 from kgraft.runs.execution import execute
 from tests.data.test_decode import photograph
 from tests.runs.conftest import tiny  # noqa: F401
@@ -80,7 +81,9 @@ def test_a_run_reads_them_by_name(prepared, tiny, tmp_path):  # noqa: F811
     config = tiny(run__batch_size=8, teachers__count=0, data__limit_test=None, **options)
     assembly = assemble(config)
     assert assembly.dataset.name == "shots" and assembly.dataset.source == "https://example.org"
-    execute(assembly, tmp_path / "run")
+    summary = execute(assembly, tmp_path / "run")
+    again = evaluate_run(tmp_path / "run")  # whose file says every setting, also a folder's
+    assert again["peer 1"] == summary["peers"][0]["test_accuracy"]
     with pytest.raises(UserError, match=r"photos\.cache: shots is no folder"):
         assemble(tiny(photos__cache=True, **options))
 

@@ -120,7 +120,7 @@ def test_a_constant_criterion_averages_peers():
 
 
 def test_a_criterion_that_gives_no_number_is_named():
-    with pytest.raises(UserError, match=r"gave nan for .*kernel"):
+    with pytest.raises(UserError, match=r"criterion <lambda> gave nan for .*kernel"):
         Graft(criterion=lambda kernel: np.nan).mix(peers(2))
 
 

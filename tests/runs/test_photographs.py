@@ -1,6 +1,7 @@
 """Runs on a folder of photographs: what they see, what they refuse, how they go on."""
 
 import json
+import tomllib
 
 import keras
 import numpy as np
@@ -185,6 +186,13 @@ def test_the_first_photographs_are_of_all_classes(of_folder):
 def test_settings_that_have_no_part_in_it_are_refused(of_folder, changes, said):
     with pytest.raises(UserError, match=said):
         assemble(of_folder(**changes))
+
+
+def test_a_run_file_says_what_was_seen_of_photographs_also_where_nobody_asked(of_folder, tmp_path):
+    execute(assemble(of_folder(run__epochs=1)), tmp_path / "run")
+    said = tomllib.loads((tmp_path / "run" / "run.toml").read_text())["photos"]
+    assert said["area"] == [0.08, 1.0] and said["resize"] == 18  # 16 * 8 / 7
+    assert said["order"] == "windowed" and said["memory"] == 512  # which give the order
 
 
 def test_a_teacher_and_its_students_read_the_same_folder(of_folder, tmp_path):
