@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "files",
         "structure",
     },
+    "retrieval": {"errors", "settings", "files", "data"},
     "analysis": {"errors"},
     "runs": {
         "backend",

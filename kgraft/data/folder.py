@@ -73,7 +73,7 @@ def read_folder(root: Path) -> Folder:
     """
     if not is_directory(root):
         raise UserError(f"{root} is no folder.")
-    folders = {own.name: own for own in _folders(root)}
+    folders = {own.name: own for own in folders_in(root)}
     if _TRAIN not in folders:
         if alone := [name for name in (*_VALIDATION, _TEST) if name in folders]:
             raise UserError(
@@ -104,7 +104,7 @@ def _read(
     root: Path, folder: Path, known: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], Part, int]:
     """The classes in a folder, their files, and how many others there are."""
-    classes = [own.name for own in _folders(folder)]
+    classes = [own.name for own in folders_in(folder)]
     if known is None and len(classes) < 2:
         count = f"{len(classes)} folder{'s' * (len(classes) != 1)}"
         raise UserError(f"{folder} holds {count}: expected a folder a class, of two or more.")
@@ -114,7 +114,7 @@ def _read(
     names = tuple(classes) if known is None else known
     paths, labels, others = [], [], 0
     for name in classes:
-        own = sorted(_files(folder / name))
+        own = sorted(files_below(folder / name))
         images = [path for path in own if path.lower().endswith(SUFFIXES)]
         others += len(own) - len(images)
         if not images and known is None:
@@ -124,7 +124,7 @@ def _read(
         labels += [names.index(name)] * len(images)
     if not paths:
         raise UserError(f"{folder} holds no image: expected a folder a class.")
-    order = sorted(range(len(paths)), key=lambda k: _rank(paths[k]))
+    order = sorted(range(len(paths)), key=lambda k: rank(paths[k]))
     part = Part(
         folder.relative_to(root).as_posix().strip("."),
         tuple(paths[k] for k in order),
@@ -133,18 +133,30 @@ def _read(
     return names, part, others
 
 
-def _rank(path: str) -> bytes:
-    """A file's place among others, whichever they are."""
+def rank(path: str) -> bytes:
+    """A file's place among others, whichever they are.
+
+    Args:
+        path: Of the file, below the root.
+    """
     return hashlib.sha256(path.encode(errors="surrogateescape")).digest()
 
 
-def _folders(root: Path) -> list[Path]:
-    """The folders in one, sorted by name, and those that links lead to."""
+def folders_in(root: Path) -> list[Path]:
+    """The folders in one, sorted by name, and those that links lead to.
+
+    Args:
+        root: The folder; names that begin with a dot are passed over.
+    """
     return sorted(own for own in root.iterdir() if own.is_dir() and not own.name.startswith("."))
 
 
-def _files(root: Path) -> Iterator[str]:
-    """Paths of all files below a folder, relative, with forward slashes."""
+def files_below(root: Path) -> Iterator[str]:
+    """Paths of all files below a folder, relative, with forward slashes.
+
+    Args:
+        root: The folder; names that begin with a dot are passed over.
+    """
     for where, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(own for own in folders if not own.startswith("."))
         start = Path(where).relative_to(root)
