@@ -72,6 +72,7 @@ NAMES: dict[Any, str] = {
     str: "a string",
     tuple[str, ...]: "a list of strings",
     tuple[float, ...]: "a list of numbers",
+    tuple[int, ...]: "a list of whole numbers",
 }
 
 
@@ -86,6 +87,8 @@ def _typed(value: Any, kinds: tuple[Any, ...]) -> tuple[Any, bool]:
     if isinstance(value, list | tuple):
         if tuple[float, ...] in kinds and all(type(part) in (int, float) for part in value):
             return tuple(map(_as_float, value)), True
+        if tuple[int, ...] in kinds and all(type(part) is int for part in value):
+            return tuple(value), True
         if tuple[str, ...] in kinds and all(type(part) is str for part in value):
             return tuple(value), True
     return value, False

@@ -65,6 +65,7 @@ MAY_IMPORT = {
         "parts",
         "files",
         "structure",
+        "retrieval",
     },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}

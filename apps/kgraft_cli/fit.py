@@ -146,9 +146,10 @@ def _wanted(
     from kgraft.runs import config as configs
     from kgraft.runs.directory import check_free, check_no_file, default_path
     from kgraft.runs.methods import settled
+    from kgraft.runs.toml_text import parse_assignment
 
     config = configs.read(path_of(runfile, "fit")) if runfile else configs.Config()
-    given = [(*configs.parse_assignment(change), "") for change in changes]
+    given = [(*parse_assignment(change), "") for change in changes]
     given += [(_FLAGS[name], own, name) for name, own in flags.items() if own is not None]
     # first what names a part, which may bring a table, or keys of its own
     for key, value, flag in sorted(given, key=lambda own: not configs.names_part(own[0])):

@@ -2,7 +2,7 @@
 
 from kgraft.data.augment import Augment, Draw
 from kgraft.data.crops import CentreCrop, RandomResizedCrop
-from kgraft.data.dataset import Dataset, Split, channel_statistics
+from kgraft.data.dataset import Dataset, OpenSet, Split, channel_statistics
 from kgraft.data.load import Entry, data_directory, describe, load, names, prepare
 from kgraft.data.order import (
     augmentation_rng,
@@ -14,6 +14,7 @@ from kgraft.data.photo_sets import load_folder
 from kgraft.data.photo_stream import OrderedPhotos, PhotoStream
 from kgraft.data.photos import Files, Photos
 from kgraft.data.stream import BatchStream
+from kgraft.data.whole import ShiftedWhole, Whole
 
 __all__ = [
     "load",
@@ -22,6 +23,7 @@ __all__ = [
     "describe",
     "data_directory",
     "Dataset",
+    "OpenSet",
     "Split",
     "Entry",
     "Augment",
@@ -34,6 +36,8 @@ __all__ = [
     "OrderedPhotos",
     "RandomResizedCrop",
     "CentreCrop",
+    "ShiftedWhole",
+    "Whole",
     "epoch_order",
     "augmentation_rng",
     "split_validation",

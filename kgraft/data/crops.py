@@ -56,19 +56,21 @@ class Crop(NamedTuple):
         return Crop(top, left, max(rows, 1), max(columns, 1), self.flip, self.factors)
 
 
-def enough_for(crops: Sequence[Crop], whole: tuple[int, int], size: int) -> tuple[int, int]:
+def enough_for(
+    crops: Sequence[Crop], whole: tuple[int, int], sides: tuple[int, int]
+) -> tuple[int, int]:
     """How large a photograph must be decoded, so that none of its crops is enlarged by that.
 
     Args:
         crops: Parts of it.
         whole: Its rows and columns.
-        size: Side of the square that each becomes.
+        sides: Rows and columns that each crop becomes.
 
     Returns:
         Rows and columns.
     """
-    rows = max(-(-whole[0] * size // crop.height) for crop in crops)
-    columns = max(-(-whole[1] * size // crop.width) for crop in crops)
+    rows = max(-(-whole[0] * sides[0] // crop.height) for crop in crops)
+    columns = max(-(-whole[1] * sides[1] // crop.width) for crop in crops)
     return min(rows, whole[0]), min(columns, whole[1])
 
 
@@ -102,6 +104,11 @@ class RandomResizedCrop:
         for name, own in (("area", self.area), ("ratio", self.ratio)):
             if len(own) != 2 or own[0] > own[1]:
                 raise UserError(f"{name} {own}: expected two numbers, from and to, in this order.")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of what is seen."""
+        return self.size, self.size
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Random numbers for some photographs, of which the sizes need not be known yet.
@@ -197,6 +204,11 @@ class CentreCrop:
                 f"resize {shorter}: expected {self.size} or more, the size that is seen."
             )
         object.__setattr__(self, "shorter", shorter)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of what is seen."""
+        return self.size, self.size
 
     def least(self, height: int, width: int) -> tuple[int, int]:
         """The size that a photograph is resized to.

@@ -28,6 +28,21 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class OpenSet:
+    """Who is on the test images, where those are of other identities than one learns from.
+
+    Attributes:
+        identities: Of every test image, int64 `(n,)`; -1 for one that is neither hit nor miss.
+        cameras: What took each, int64 `(n,)`; None where nobody says.
+        queries: How many of them, the first ones, are looked for; among the others.
+    """
+
+    identities: np.ndarray
+    cameras: np.ndarray | None
+    queries: int
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """A classification set that is ready for training.
 
@@ -44,6 +59,8 @@ class Dataset:
         source: Who made it, and where it is published.
         licence: Terms of use, as its makers state them.
         own_validation: Whether `load` found the validation part in the set, and took none.
+        open_set: Who is on the test images where these are searched, and not classified: their
+            labels are then no classes. None for all other sets.
     """
 
     name: str
@@ -57,6 +74,7 @@ class Dataset:
     source: str
     licence: str
     own_validation: bool = False
+    open_set: OpenSet | None = None
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

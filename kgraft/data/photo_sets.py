@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,16 +63,59 @@ def examine_folder(
         UserError: see `read_folder`.
     """
     folder = read_folder(root)
+    parts = {part.name: part.paths for part in folder.parts}
+    found = examine_parts(root, parts, indexes, workers=workers, progress=progress)
+    return Examined(folder, found)
+
+
+def examine_parts(
+    root: Path,
+    parts: Mapping[str, Sequence[str]],
+    indexes: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Findings]:
+    """Look at every file of some parts of a folder that has not been looked at before.
+
+    Args:
+        root: The folder.
+        parts: By their names, paths below it.
+        indexes: Where findings are kept.
+        workers: Threads that decode; as many as there are cores by default.
+        progress: See `examined`; one part after the other.
+    """
     findings = {}
-    for part in folder.parts:
-        key = hashlib.sha256(f"{root.resolve()}\0{part.name}".encode(errors="surrogateescape"))
-        findings[part.name] = examined(
-            Files(root, part.paths),
+    for name, paths in parts.items():
+        key = hashlib.sha256(f"{root.resolve()}\0{name}".encode(errors="surrogateescape"))
+        findings[name] = examined(
+            Files(root, paths),
             indexes / "photos" / f"{key.hexdigest()[:16]}.npz",
             workers=workers or usable_cores(),
             progress=progress,
         )
-    return Examined(folder, findings)
+    return findings
+
+
+def refuse_unreadable(root: Path, broken: list[tuple[str, str]], unreadable: Unreadable) -> None:
+    """Refuse a folder with files that cannot be read, or say that they are left out.
+
+    Args:
+        root: The folder.
+        broken: Paths of files that cannot be read, and why.
+        unreadable: `"skip"` leaves them out.
+
+    Raises:
+        UserError: there are any, and they are not to be left out.
+    """
+    if broken and unreadable == "refuse":
+        raise UserError(
+            f"{root}: {len(broken)} files cannot be read: {_list(broken)}. Remove them, or set "
+            "photos.unreadable = 'skip'."
+        )
+    if broken:
+        said = "%s: %d files cannot be read and are left out: %s"
+        _log.warning(said, root, len(broken), _list(broken))
 
 
 def load_folder(
@@ -118,15 +162,7 @@ def load_folder(
         argument(name, value, int | None, low=1)
     workers = argument("workers", workers, int | None, low=1) or usable_cores()
     known = examine_folder(root, indexes, workers=workers)
-    broken = known.unreadable()
-    if broken and unreadable == "refuse":
-        raise UserError(
-            f"{root}: {len(broken)} files cannot be read: {_list(broken)}. Remove them, or set "
-            "photos.unreadable = 'skip'."
-        )
-    if broken:
-        said = "%s: %d files cannot be read and are left out: %s"
-        _log.warning(said, root, len(broken), _list(broken))
+    refuse_unreadable(root, known.unreadable(), unreadable)
     folder = known.folder
 
     def split(part: Part) -> Split:

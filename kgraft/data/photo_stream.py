@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -16,6 +17,7 @@ from kgraft.data.crops import CentreCrop, RandomResizedCrop
 from kgraft.data.order import check_batch_size
 from kgraft.data.photos import Photos
 from kgraft.data.prefetch import prefetched
+from kgraft.data.views import TrainingView, View, check_sides, side_of
 from kgraft.data.windows import Seat, WindowedEpoch, Windows
 from kgraft.engines.backends import BACKEND
 from kgraft.engines.backends.cores import usable_cores
@@ -36,13 +38,14 @@ class PhotoStream:
     decodings of an epoch that they read beside each other.
 
     Args:
-        photos: The photographs, and the side of the squares that are seen.
+        photos: The photographs, and the size of what is seen of them.
         labels: Class numbers, integers `(n,)`.
         batch_size: Images a step; the last batch of an epoch may be smaller.
         seed: The run's seed.
         peer: Number of the peer whose order and crops these are.
         peers: How many share the memory.
-        crop: What is seen of a photograph; its `size` is that of the photographs.
+        crop: What is seen of a photograph, of the photographs' size; a `RandomResizedCrop` by
+            default.
         augment: How pixels are normalised, by its `mean` and `std`; None only scales them to 0..1.
             Its `pad` and `flip` are for images in memory: `crop` says what is seen here.
         order: `"windowed"` decodes once for all peers: every window of photographs is the same for
@@ -67,7 +70,7 @@ class PhotoStream:
         seed: int,
         peer: int,
         peers: int = 1,
-        crop: RandomResizedCrop | None = None,
+        crop: TrainingView | None = None,
         augment: Augment | None = None,
         order: Order = "windowed",
         memory: int = 512 * _MIB,
@@ -82,9 +85,8 @@ class PhotoStream:
         argument("workers", workers, int | None, low=1)
         argument("order", order, Order)
         argument("memory", memory, int, low=1)
-        crop = crop or RandomResizedCrop(photos.size)
-        if crop.size != photos.size:
-            raise UserError(f"crop.size {crop.size}: expected {photos.size}, that of the images.")
+        crop = crop or RandomResizedCrop(side_of(photos))
+        check_sides(crop, photos)
         self.count, self.batch_size = len(photos), batch_size
         self.seed, self.peer, self.crops_of = seed, peer, peer
         self.order: Order = order
@@ -136,7 +138,7 @@ class PhotoStream:
             epoch: Number of the epoch, from 0.
 
         Returns:
-            An iterator of `(x, y)`: normalised crops, float32 `(b, size, size, 3)`, and labels,
+            An iterator of `(x, y)`: normalised crops, float32 `(b, height, width, 3)`, and labels,
             int32 `(b,)`, tensors on the device. It is to be closed.
 
         Raises:
@@ -208,7 +210,7 @@ class OrderedPhotos:
     """Batches of photographs for evaluation: their middles, in the order in which they lie.
 
     Args:
-        photos: The photographs, and the side of the squares that are seen.
+        photos: The photographs, and the size of what is seen of them.
         labels: Class numbers, integers `(n,)`.
         batch_size: Images a step.
         crop: What is seen of a photograph; by default the middle after a resize by 8/7.
@@ -227,7 +229,7 @@ class OrderedPhotos:
         labels: np.ndarray,
         *,
         batch_size: int,
-        crop: CentreCrop | None = None,
+        crop: View | None = None,
         augment: Augment | None = None,
         memory: int = 512 * _MIB,
         workers: int | None = None,
@@ -236,7 +238,8 @@ class OrderedPhotos:
         check_labels(photos, labels)
         check_batch_size(batch_size, len(photos), "images")
         self.photos, self.batch_size, self.count = photos, batch_size, len(photos)
-        self.crop = crop or CentreCrop(photos.size)
+        self.crop: View = crop or CentreCrop(side_of(photos))
+        check_sides(self.crop, photos)
         self.augment = Augment(0, False, *_statistics(augment))
         self._labels = np.asarray(labels, np.int32)
         self._workers, self._scaled = workers or usable_cores(), scaled
@@ -373,7 +376,7 @@ def window_of(memory: int, peers: int, photos: Photos, batch_size: int) -> int:
     Returns:
         W, at most all photographs.
     """
-    fitting = memory // (2 * peers * photos.size**2 * 3)
+    fitting = memory // (2 * peers * math.prod(photos.shape[1:]))
     whole = max(fitting // batch_size, 2) * batch_size
     return min(whole, len(photos))
 

@@ -4,6 +4,7 @@
 in.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,20 +85,21 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Photos:
-    """Some of the photographs of a source, which are seen as square images of one size.
+    """Some of the photographs of a source, which are seen as images of one size.
 
     Attributes:
         source: The photographs.
         numbers: Which of them, int64 `(n,)`.
-        size: Side of the images that training and evaluation see, pixels.
+        size: Of the images that training and evaluation see, pixels: the side of a square, or rows
+            and columns.
     """
 
     source: Source
     numbers: np.ndarray
-    size: int
+    size: int | tuple[int, int]
 
     @classmethod
-    def of(cls, source: Source, size: int) -> "Photos":
+    def of(cls, source: Source, size: int | tuple[int, int]) -> "Photos":
         """All photographs of a source."""
         return cls(source, np.arange(len(source)), size)
 
@@ -109,9 +111,14 @@ class Photos:
         return replace(self, numbers=self.numbers[which])
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of the images that are seen."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """The shape of an array of all of them, as they are seen."""
-        return (len(self), self.size, self.size, 3)
+        return (len(self), *self.sides, 3)
 
     @property
     def dtype(self) -> np.dtype[np.uint8]:
@@ -121,7 +128,7 @@ class Photos:
     @property
     def nbytes(self) -> int:
         """The size of such an array."""
-        return len(self) * self.size**2 * 3
+        return math.prod(self.shape)
 
     def opened(self, number: int) -> Opened:
         """One of these, not decoded yet.

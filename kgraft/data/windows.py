@@ -2,7 +2,7 @@
 
 An epoch is cut into windows of W photographs, the same ones for all peers; within a window each
 peer has an order and crops of its own. The next window is made while one is read, so that two are
-held: 2 K W size^2 3 bytes.
+held: 2 K W height width 3 bytes.
 """
 
 import threading
@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kgraft.data.crops import RandomResizedCrop, enough_for
+from kgraft.data.crops import enough_for
 from kgraft.data.order import crops_rng, order_of_windows, order_within_window
 from kgraft.data.photos import Photos
+from kgraft.data.views import TrainingView
 
 _PIECE = 8  # photographs a task
 
@@ -33,7 +34,7 @@ class Windows:
     """
 
     photos: Photos
-    crop: RandomResizedCrop
+    crop: TrainingView
     seed: int
     size: int
     scaled: bool = False
@@ -68,7 +69,7 @@ class _Share:
 
     Attributes:
         order: Which members of the window it sees, one after the other.
-        pixels: Its crops in that order, uint8 `(W, size, size, 3)`.
+        pixels: Its crops in that order, uint8 `(W, height, width, 3)`.
         tasks: By member, what brings its crop.
     """
 
@@ -83,7 +84,7 @@ class _Work(NamedTuple):
     Attributes:
         numbers: Random numbers, a row a member.
         places: By member, where its crop comes to lie.
-        out: Where that is, uint8 `(W, size, size, 3)`.
+        out: Where that is, uint8 `(W, height, width, 3)`.
     """
 
     numbers: np.ndarray
@@ -153,7 +154,7 @@ class WindowedEpoch:
             batch_size: Photographs a batch; the last one may be smaller.
 
         Yields:
-            Which photographs, int64 `(b,)`, and their crops, uint8 `(b, size, size, 3)`.
+            Which photographs, int64 `(b,)`, and their crops, uint8 `(b, height, width, 3)`.
         """
         parts: list[tuple[np.ndarray, np.ndarray]] = []
         missing = batch_size
@@ -189,12 +190,12 @@ class WindowedEpoch:
         """Shares of a window for some readers, at which the threads are now at work."""
         windows, members = self._windows, self._members[window]
         place = {"seed": windows.seed, "epoch": self._epoch, "window": window}
-        count, side = len(members), windows.crop.size
+        count, shape = len(members), (*windows.crop.sides, 3)
         shares, work = {}, []
         for reader in readers:
             seat = self._seats[reader]
             order = order_within_window(count, peer=seat.order_of, **place)
-            shares[reader] = _Share(order, np.empty((count, side, side, 3), np.uint8))
+            shares[reader] = _Share(order, np.empty((count, *shape), np.uint8))
             numbers = windows.crop.draw(crops_rng(peer=seat.crops_of, **place), count)
             work.append(_Work(numbers, np.argsort(order), shares[reader].pixels))
         needed = np.min([own.places for own in work], axis=0)  # by member, where it comes first
@@ -215,7 +216,7 @@ class WindowedEpoch:
             photo = windows.photos.opened(number)
             whole = (photo.height, photo.width)
             crops = [draw.crop(own.numbers[k], *whole) for own in work]
-            least = enough_for(crops, whole, draw.size) if windows.scaled else (0, 0)
+            least = enough_for(crops, whole, draw.sides) if windows.scaled else (0, 0)
             pixels = windows.photos.pixels(number, photo, *least)
             for own, crop in zip(work, crops, strict=True):
                 own.out[own.places[k]] = draw(pixels, crop.scaled(whole, pixels.shape))

@@ -35,7 +35,7 @@ _MANY = 50  # images to be found, from which on sorting is faster than counting 
 
 
 @dataclass(frozen=True, eq=False)
-class Retrieval:
+class RetrievalResult:
     """What was found.
 
     Attributes:
@@ -108,7 +108,7 @@ def evaluate(
     *,
     metric: Metric = "cosine",
     ties: Ties = "pessimistic",
-) -> Retrieval:
+) -> RetrievalResult:
     """How well features find images of the same identity, see the module's table.
 
     Exact: ranks are those of distances in float64 of float32 features. Nothing of the size of all
@@ -158,7 +158,7 @@ def ranked(
     gallery_cameras: np.ndarray | None = None,
     *,
     ties: Ties = "pessimistic",
-) -> Retrieval:
+) -> RetrievalResult:
     """See `evaluate`; of distances that come from elsewhere.
 
     Args:
@@ -182,12 +182,13 @@ def ranked(
     if (query_cameras is None) != (gallery_cameras is None):
         raise UserError("cameras: only one of queries and gallery has any; expected both or none.")
     cameras = None if query_cameras is None else _numbers(query_cameras, "query_cameras", count)
-    found = Retrieval(
-        np.zeros(count, np.int64),
-        *(np.full(count, np.nan) for _ in range(3)),
-        np.zeros(count, np.int64),
+    found = RetrievalResult(
+        first=np.zeros(count, np.int64),
+        precision=np.full(count, np.nan),
+        official_precision=np.full(count, np.nan),
+        inverse_penalty=np.full(count, np.nan),
+        found=np.zeros(count, np.int64),
     )
-
     for start in range(0, count, _CHUNK):
         rows = distances.chunk(start, min(start + _CHUNK, count))
         for query, row in enumerate(rows, start):
@@ -279,7 +280,7 @@ def _measured(
     return found
 
 
-def _write(found: Retrieval, query: int, ranks: np.ndarray) -> None:
+def _write(found: RetrievalResult, query: int, ranks: np.ndarray) -> None:
     """Note the figures of a query, from the ranks of all that is to be found, ascending."""
     i = np.arange(1, len(ranks) + 1)
     precision = i / ranks

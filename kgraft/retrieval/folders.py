@@ -10,7 +10,7 @@ In the first two only `*.jpg` count; identity -1 is junk and 0000 a distractor, 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,16 @@ class Shown:
     def people(self) -> np.ndarray:
         """The different identities, ascending."""
         return np.unique(self.identities)
+
+    def only(self, which: np.ndarray) -> "Shown":
+        """Some of them.
+
+        Args:
+            which: Which, bool `(n,)`.
+        """
+        paths = tuple(path for path, own in zip(self.paths, which, strict=True) if own)
+        cameras = None if self.cameras is None else self.cameras[which]
+        return Shown(self.name, paths, self.identities[which], cameras)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +170,7 @@ def _boxes(root: Path) -> IdentityFolder:
             who.append(int(said[1]))
             cameras.append(int(said[2]))
         parts.append(_shown(root, name, images, who, cameras))
-    train = _only(parts[0], parts[0].identities != JUNK)
+    train = parts[0].only(parts[0].identities != JUNK)
     return _numbered(root, layout, train, parts[1], parts[2], others, "{:04d}".format)
 
 
@@ -190,11 +200,18 @@ def _plain(root: Path, camera: str | None) -> IdentityFolder:
                     cameras.append(known["cameras"].setdefault(said[1], len(known["cameras"])))
         parts.append(_shown(root, part, images, who, cameras if expression is not None else None))
     by_number = {number: name for name, number in known["identities"].items()}
-    return _numbered(root, OTHER, *parts, others, by_number.__getitem__)
+    train, query, gallery = parts
+    return _numbered(root, OTHER, train, query, gallery, others, by_number.__getitem__)
 
 
 def _numbered(
-    root: Path, layout: str, train: Shown, query: Shown, gallery: Shown, others: int, named: object
+    root: Path,
+    layout: str,
+    train: Shown,
+    query: Shown,
+    gallery: Shown,
+    others: int,
+    named: Callable[[int], str],
 ) -> IdentityFolder:
     """The whole, with the training identities counted from 0."""
     people, labels = np.unique(train.identities, return_inverse=True)
@@ -202,7 +219,7 @@ def _numbered(
         raise UserError(
             f"{root / train.name} shows {len(people)} identities: expected two or more."
         )
-    names = tuple(named(own) for own in people.tolist())  # type: ignore[operator]
+    names = tuple(map(named, people.tolist()))
     train = Shown(train.name, train.paths, labels.astype(np.int64), train.cameras)
     return IdentityFolder(root, layout, names, train, query, gallery, others)
 
@@ -220,12 +237,6 @@ def _shown(
         np.array(who, np.int64)[order],
         None if cameras is None else np.array(cameras, np.int64)[order],
     )
-
-
-def _only(part: Shown, which: np.ndarray) -> Shown:
-    paths = tuple(path for path, own in zip(part.paths, which, strict=True) if own)
-    cameras = None if part.cameras is None else part.cameras[which]
-    return Shown(part.name, paths, part.identities[which], cameras)
 
 
 def _expression(camera: str) -> re.Pattern[str]:

@@ -141,7 +141,7 @@ def images_of(config: Config, data_dir: str | None = None) -> tuple[Config, Data
         data_dir=data_dir or wanted.directory,
         limit_train=wanted.limit_train,
         limit_test=wanted.limit_test,
-        size=wanted.size,
+        size=None if isinstance(wanted.size, tuple) else wanted.size,  # refused below
         validation=share,
         seed=config.run.seed,
         **own.arguments(config, "data"),
@@ -250,19 +250,20 @@ def _with_augmentation(config: Config, dataset: Dataset) -> tuple[Config, Datase
             "hold nothing of an image."
         )
     are_photographs = isinstance(dataset.train.images, Photos)
-    usual_pad = 0 if are_photographs else side // 8
+    are_searched = dataset.open_set is not None
+    usual_pad = side // 12 if are_searched else 0 if are_photographs else side // 8
     may_be_mirrored = are_photographs or dataset.name.startswith("cifar")
     wanted = replace(
         wanted,
         validation=0.0 if dataset.own_validation else wanted.validation,
-        size=side if are_photographs else wanted.size,
+        size=dataset.train.images.size if are_photographs else wanted.size,
         pad=usual_pad if wanted.pad is None else wanted.pad,
         flip=may_be_mirrored if wanted.flip is None else wanted.flip,
         mean=mean,
         std=std,
     )
     photos = config.photos
-    if are_photographs:  # which the run's file then says, all of it
+    if are_photographs and not are_searched:  # which the run's file then says, all of it
         photos = replace(photos, resize=CentreCrop(side, photos.resize).shorter)
     return replace(config, data=wanted, photos=photos), replace(dataset, mean=mean, std=std)
 

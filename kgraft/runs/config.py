@@ -5,7 +5,6 @@ field's type and `setting`.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 
 from kgraft.data.order import HELD_OUT
 from kgraft.errors import UserError, suggest
-from kgraft.files import read_text
 from kgraft.kinds import to_toml
+from kgraft.runs.identities import Retrieval
 from kgraft.runs.methods import METHODS, method_of, reads
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import MOVED, modern
@@ -22,6 +21,7 @@ from kgraft.runs.optimizers import OPTIMIZERS
 from kgraft.runs.own import checked as own_value
 from kgraft.runs.own import moot, takes_more
 from kgraft.runs.photographs import Photographs
+from kgraft.runs.toml_text import text_of, toml
 from kgraft.settings import checked, default_of, keys_of, setting, words_of
 
 _MOST_NETWORKS = 1024  # all of them are in memory at once
@@ -58,7 +58,7 @@ class Data:
     directory: str | None = None
     limit_train: int | None = setting(None, low=1)
     limit_test: int | None = setting(None, low=1)
-    size: int | None = setting(None, low=1, high=4096)
+    size: int | tuple[int, ...] | None = setting(None, low=1, high=4096)
     validation: float = setting(HELD_OUT, low=0.0, high=0.9)
     pad: int | None = setting(None, low=0)
     flip: bool | None = None
@@ -163,6 +163,7 @@ class Config:
     run: Run = Run()
     data: Data = Data()
     photos: Photographs = field(default_factory=Photographs)
+    retrieval: Retrieval = field(default_factory=Retrieval)
     model: Model = Model()
     peers: Peers = Peers()
     teachers: Teachers = Teachers()
@@ -235,7 +236,7 @@ class Config:
             f"{table}.{own.name}": getattr(getattr(self, table), own.name)
             for table in TABLES
             for own in dataclasses.fields(getattr(self, table))
-            if table != "photos" or self.photos != Photographs()  # most sets are no folder
+            if self._has(table)
         }
         for key in moot(self):
             del found[key]
@@ -246,6 +247,13 @@ class Config:
             if table in of_methods:
                 found[key] = default_of(of_methods[table], name, self.of(table))
         return {**found, **self.own, **self.methods}
+
+    def _has(self, table: str) -> bool:
+        """Whether a table counts: most sets are no folder, and few of identities."""
+        usual = {"photos": Photographs(), "retrieval": Retrieval()}
+        if table not in usual or isinstance(self.data.size, tuple):
+            return True
+        return getattr(self, table) != usual[table]
 
     def to_toml(self) -> str:
         """The settings as a run file that `parse` reads back to the same settings."""
@@ -265,9 +273,6 @@ class Config:
         """`to_toml` between two lines by which `read` knows a file that is cut off."""
         return f"{_FIRST}\n\n{self.to_toml()}\n{_LAST}\n"
 
-
-MOST_TOML = 1 << 20
-"""Bytes of a run or comparison file: the longest in configs/ has some thousands."""
 
 _FIRST = "# As kgraft has resolved it; without its last line this file is cut off."
 _LAST = "# The end."
@@ -295,27 +300,6 @@ def read(path: str | Path) -> Config:
             "see whether it is whole, and take its first line out."
         )
     return parse(text, str(path))
-
-
-def text_of(path: Path, what: str) -> str:
-    """A TOML file's text, without the mark (BOM) that some editors put before it.
-
-    Args:
-        path: the file.
-        what: to call it in an error, e.g. `"run file"`.
-
-    Raises:
-        UserError: the file is missing, is no UTF-8, or is empty.
-    """
-    try:
-        text = read_text(path, MOST_TOML).removeprefix("\ufeff")
-    except FileNotFoundError:
-        raise UserError(f"{what} {path}: no such file.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{what} {path} cannot be read: {error}.") from None
-    if not text.strip():
-        raise UserError(f"{what} {path} is empty: expected TOML; kgraft configs lists examples.")
-    return text
 
 
 def parse(text: str, source: str) -> Config:
@@ -362,49 +346,3 @@ def names_part(key: str) -> bool:
         return key in ("run.method", "model.name", "data.name", "optimizer.name")
     owner = tables_of_methods().get(table)
     return owner is not None and name in words_of(owner, {})
-
-
-def toml(text: str, source: str) -> dict[str, Any]:
-    """The tables in a TOML file's text.
-
-    Args:
-        text: TOML.
-        source: the file's name, for errors.
-
-    Raises:
-        UserError: it is none, or nested without end.
-    """
-    try:
-        return tomllib.loads(text)
-    except ValueError as error:
-        raise UserError(f"{source} is not TOML: {error}.") from None
-    except RecursionError:
-        raise UserError(f"{source} is not TOML that can be read: it is nested too deep.") from None
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """`key=value` of the command line; the value is TOML, a bare word is a string.
-
-    Args:
-        text: e.g. `"optimizer.lr=0.05"`.
-
-    Returns:
-        Key and value.
-
-    Raises:
-        UserError: there is no `=`, or more than one value.
-
-    Example:
-        >>> parse_assignment("model.name=resnet20")
-        ('model.name', 'resnet20')
-    """
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text}: expected table.key=value, e.g. optimizer.lr=0.05.")
-    try:
-        found = tomllib.loads(f"value = {value}")
-    except (ValueError, RecursionError):
-        return key.strip(), value.strip()
-    if len(found) > 1:
-        raise UserError(f"--set {key.strip()}: expected one value, found {value!r}.")
-    return key.strip(), found["value"]

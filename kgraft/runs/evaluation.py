@@ -16,7 +16,7 @@ from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.images import check_same
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.own import check_trusted
-from kgraft.runs.scoring import TOP, accuracy, ensemble, has_top, predict, top_accuracy
+from kgraft.runs.scoring import TOP, answers, figures
 
 
 def evaluate_run(
@@ -32,7 +32,9 @@ def evaluate_run(
 
     Returns:
         `"peer 1"` ... and, for all of them, `"ensemble"` -> accuracy on the run's test images; with
-        20 classes or more also `"peer 1, top 5"` ..., where five guesses count.
+        20 classes or more also `"peer 1, top 5"` ..., where five guesses count. Where the test
+        images are searched the accuracy is rank-1, and beside it are `"peer 1, mAP"`, `"peer 1,
+        rank5"` and what else `figures` has.
 
     Raises:
         UserError: there is no finished run, or no such peer; or its data come from a function, and
@@ -45,14 +47,15 @@ def evaluate_run(
     config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)
     test = in_order(config, dataset, dataset.test)
     peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
-    logits = {f"peer {k}": predict(own, test) for k, own in zip(chosen, peers, strict=True)}
+    given = [answers(own, test, dataset, config.retrieval) for own in peers]
+    groups = {f"peer {k}": [own] for k, own in zip(chosen, given, strict=True)}
     if peer is None:
-        logits["ensemble"] = ensemble(list(logits.values()))
+        groups["ensemble"] = given
     scores: dict[str, float] = {}
-    for name, part in logits.items():
-        scores[name] = accuracy(part, dataset.test.labels)
-        if has_top(dataset.classes):
-            scores[f"{name}, top {TOP}"] = top_accuracy(part, dataset.test.labels)
+    for name, group in groups.items():
+        for figure, value in figures(group, dataset, config.retrieval).items():
+            told = {"accuracy": "", f"top{TOP}": f", top {TOP}"}.get(figure, f", {figure}")
+            scores[name + told] = value
     return scores
 
 

@@ -18,7 +18,7 @@ from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
 from kgraft.runs.methods import Ema, method_of, mixer_of, taught_epochs
 from kgraft.runs.recorder import Observer, Recorder, Silent
-from kgraft.runs.scoring import accuracy, ensemble, has_top, predict, top_accuracy
+from kgraft.runs.scoring import accuracy, answers, ensemble, figures, predict
 from kgraft.runs.stopping import Stopping
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
@@ -264,18 +264,20 @@ def _scores(models: list[keras.Model], assembly: Assembly) -> dict[str, float | 
 
 
 def _logits(model: keras.Model, assembly: Assembly) -> tuple[Any, Any]:
-    """A network's outputs for the test and the validation images; None without these."""
+    """What a network says of the test images, its logits for the validation images or None."""
     held_out = assembly.validation if assembly.dataset.validation is not None else None
-    return predict(model, assembly.test), held_out and predict(model, held_out)
+    return _tested(model, assembly), held_out and predict(model, held_out)
+
+
+def _tested(model: keras.Model, assembly: Assembly) -> Any:
+    return answers(model, assembly.test, assembly.dataset, assembly.config.retrieval)
 
 
 def _together(logits: list[tuple[Any, Any]], assembly: Assembly) -> dict[str, float | None]:
     dataset, (test, validation) = assembly.dataset, zip(*logits, strict=True)
-    together = ensemble(list(test))
-    among_five = {"test_top5": top_accuracy(together, dataset.test.labels)}
+    found = figures(test, dataset, assembly.config.retrieval)
     return {
-        "test_accuracy": accuracy(together, dataset.test.labels),
-        **(among_five if has_top(dataset.classes) else {}),
+        **{f"test_{name}": value for name, value in found.items()},
         "validation_accuracy": None
         if dataset.validation is None or validation[0] is None
         else accuracy(ensemble(list(validation)), dataset.validation.labels),
@@ -286,12 +288,13 @@ def _best(model: keras.Model, recorder: Recorder, k: int, assembly: Assembly) ->
     """The best-on-validation epoch; its test accuracy is read with the weights put back after."""
     last = model.get_weights()
     model.set_weights(recorder.best_weights[k])
-    test_accuracy = accuracy(predict(model, assembly.test), assembly.dataset.test.labels)
+    found = figures([_tested(model, assembly)], assembly.dataset, assembly.config.retrieval)
     model.set_weights(last)
+    best = found if assembly.dataset.open_set is not None else {"accuracy": found["accuracy"]}
     return {
         "best_epoch": recorder.best_epoch[k],
         "best_validation_accuracy": recorder.best_accuracy[k],
-        "best_test_accuracy": test_accuracy,
+        **{f"best_test_{name}": value for name, value in best.items()},
     }
 
 

@@ -12,6 +12,7 @@ from kgraft.engines.precision import building_in
 from kgraft.errors import UserError
 from kgraft.keras_private import get_global_attribute
 from kgraft.models import registry
+from kgraft.models.neck import with_neck, without_neck
 from kgraft.runs import own
 from kgraft.runs.config import Config
 from kgraft.runs.pretrained import freeze, start_from
@@ -53,9 +54,24 @@ def network(
         arguments.pop("dropout", None)
     with building_in(config.run.precision), _names_from_the_first():
         model = models.build(name, input_shape=shape, classes=classes, **arguments)  # type: ignore[arg-type]
+        wanted = config.retrieval
+        if wanted.neck or wanted.dropout:
+            _check_dense_head(model, name)
+            dropout = 0.0 if teaches else wanted.dropout
+            model = with_neck(model, normalised=wanted.neck, dropout=dropout)
     if registry.is_foreign(name):
         check_logits(model, f"model {name!r}")
     return model
+
+
+def _check_dense_head(model: keras.Model, name: str) -> None:
+    """Refuse to put something before a classifier that is no dense layer of features."""
+    head = model.layers[-1]
+    if not isinstance(head, keras.layers.Dense) or len(head.input.shape) != 2:
+        raise UserError(
+            f"retrieval.neck and dropout: {name!r} does not end with a dense layer on features: "
+            "expected one."
+        )
 
 
 @contextlib.contextmanager
@@ -84,8 +100,11 @@ def start(config: Config, networks: Sequence[keras.Model]) -> None:
         UserError: the weights do not fit, or there is no layer of that name.
     """
     wanted = config.model
-    if wanted.weights is not None:
-        start_from(networks, wanted.weights)
+    if wanted.weights is not None and networks:
+        first, *others = networks
+        start_from([without_neck(first)], wanted.weights)
+        for other in others:
+            other.set_weights(first.get_weights())
     if wanted.trainable_from is not None:
         for model in networks:
             freeze(model, wanted.trainable_from)

@@ -18,10 +18,12 @@ from kgraft.data import (
     Split,
 )
 from kgraft.data.order import HELD_OUT
+from kgraft.data.views import side_of
 from kgraft.errors import UserError
 from kgraft.files import is_directory
 from kgraft.parts import is_reference
-from kgraft.runs import scoring
+from kgraft.runs import identities
+from kgraft.runs.scoring import TOP, has_top
 from kgraft.settings import setting
 
 if TYPE_CHECKING:  # a run's settings have a table from here
@@ -84,7 +86,14 @@ def load(config: "Config", data_dir: str | None, validation: float | None) -> Da
     wanted, own = config.data, config.photos
     if wanted.name in data.names() or wanted.name.endswith(".npz") or is_reference(wanted.name):
         return None
-    size, place = wanted.size or _SIZE, data.data_directory(data_dir or wanted.directory)
+    place = data.data_directory(data_dir or wanted.directory)
+    if is_folder(wanted.name):
+        searched = identities.load(config, place, validation)
+        if searched is not None:
+            return searched
+    if isinstance(wanted.size, tuple):
+        return None  # see `check_settings`
+    size = wanted.size or _SIZE
     if not is_folder(wanted.name):
         return _prepared(config, size, place, validation)
     crop = CentreCrop(size, own.resize)
@@ -135,6 +144,11 @@ def in_training(config: "Config", dataset: Dataset, photos: Photos) -> PhotoStre
         photos: those of them to learn from.
     """
     own, wanted = config.photos, config.data
+    crop = (
+        RandomResizedCrop(side_of(photos), own.area, own.ratio, bool(wanted.flip), own.jitter)
+        if dataset.open_set is None
+        else identities.in_training(config, photos)
+    )
     return PhotoStream(
         photos,
         dataset.train.labels,
@@ -142,7 +156,7 @@ def in_training(config: "Config", dataset: Dataset, photos: Photos) -> PhotoStre
         seed=config.run.seed,
         peer=0,
         peers=config.peers.count,
-        crop=RandomResizedCrop(photos.size, own.area, own.ratio, bool(wanted.flip), own.jitter),
+        crop=crop,
         augment=Augment(0, False, dataset.mean, dataset.std),
         order=own.order,
         memory=own.memory * _MIB,
@@ -165,7 +179,9 @@ def in_order(config: "Config", dataset: Dataset, split: Split, photos: Photos) -
         photos,
         split.labels,
         batch_size=min(256, len(split)),
-        crop=CentreCrop(photos.size, own.resize),
+        crop=CentreCrop(side_of(photos), own.resize)
+        if dataset.open_set is None
+        else identities.in_order(photos),
         augment=Augment(0, False, dataset.mean, dataset.std),
         memory=own.memory * _MIB,
         workers=own.workers,
@@ -179,9 +195,9 @@ def metrics(dataset: Dataset) -> list[keras.metrics.Metric]:
     Args:
         dataset: the images.
     """
-    if not isinstance(dataset.train.images, Photos) or not scoring.has_top(dataset.classes):
+    if not isinstance(dataset.train.images, Photos) or not has_top(dataset.classes):
         return []
-    return [keras.metrics.SparseTopKCategoricalAccuracy(scoring.TOP, name=f"top{scoring.TOP}")]
+    return [keras.metrics.SparseTopKCategoricalAccuracy(TOP, name=f"top{TOP}")]
 
 
 def check_settings(config: "Config", dataset: Dataset) -> None:
@@ -194,8 +210,9 @@ def check_settings(config: "Config", dataset: Dataset) -> None:
     Raises:
         UserError: names what was given in vain.
     """
+    identities.check_settings(config, dataset)
     if isinstance(dataset.train.images, Photos):
-        if config.data.pad:
+        if config.data.pad and dataset.open_set is None:
             raise UserError(
                 f"data.pad is {config.data.pad}: photographs are not padded, photos.area says what "
                 "is seen of them. Take it out."

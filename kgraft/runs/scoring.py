@@ -1,18 +1,109 @@
-"""What models answer, and how often they are right."""
+"""What models answer, and how often they are right: that they classify, or that they find."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 from scipy.special import softmax
 
-from kgraft.data import BatchStream, OrderedPhotos
+from kgraft.data import BatchStream, Dataset, OpenSet, OrderedPhotos
 from kgraft.engines.engine import stepper_for
+from kgraft.retrieval import Reranked, RetrievalResult, embedder, evaluate, ranked
+from kgraft.runs.identities import Retrieval
 
 
 def predict(model: keras.Model, stream: BatchStream | OrderedPhotos) -> np.ndarray:
     """A model's logits, float32 `(n, classes)`."""
+    return _predicted(model, stream.epoch(0))
+
+
+def _predicted(model: keras.Model, batches: Iterator[Any]) -> np.ndarray:
     if not model.compiled:
         model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return stepper_for(model).predict(stream.epoch(0))
+    return stepper_for(model).predict(batches)
+
+
+def answers(
+    model: keras.Model,
+    stream: BatchStream | OrderedPhotos,
+    dataset: Dataset,
+    wanted: Retrieval,
+) -> np.ndarray:
+    """What a model says of a set's test images.
+
+    Args:
+        model: a classifier of its training images.
+        stream: the test images.
+        dataset: the set.
+        wanted: how features are made of images that are searched.
+
+    Returns:
+        Logits, float32 `(n, classes)`; features `(n, d)` where the images are searched.
+    """
+    if dataset.open_set is None:
+        return predict(model, stream)
+    sees = embedder(model)
+    found = _predicted(sees, stream.epoch(0))
+    if wanted.flip:
+        found = found + _predicted(sees, ((ops.flip(x, 2), y) for x, y in stream.epoch(0)))
+    return found
+
+
+def figures(given: Sequence[np.ndarray], dataset: Dataset, wanted: Retrieval) -> dict[str, float]:
+    """How good answers to a set's test images are, all in 0..1.
+
+    Args:
+        given: what each of some models has said, see `answers`; several answer together: by the
+            mean of their probabilities, or by all their features, each model's of length 1.
+        dataset: the set.
+        wanted: how images are compared that are searched.
+
+    Returns:
+        `"accuracy"`, and `"top5"` where there are enough classes. Of images that are searched
+        `"accuracy"` is rank-1, beside `"mAP"`, `"rank5"`, `"rank10"`, `"mAP_official"`, `"mINP"`.
+    """
+    if dataset.open_set is None:
+        labels, scores = dataset.test.labels, ensemble(list(given))
+        five = {f"top{TOP}": top_accuracy(scores, labels)} if has_top(dataset.classes) else {}
+        return {"accuracy": accuracy(scores, labels), **five}
+    found = searched(given, dataset.open_set, wanted).figures()
+    return {"accuracy": found.pop("rank1"), **found}
+
+
+def searched(
+    features: Sequence[np.ndarray], open_set: OpenSet, wanted: Retrieval
+) -> RetrievalResult:
+    """What is found of a set's queries in its gallery.
+
+    Args:
+        features: each model's of all test images, `(n, d)`.
+        open_set: who is on them.
+        wanted: how they are compared.
+    """
+    together = (
+        features[0]
+        if len(features) == 1
+        else np.concatenate(
+            [
+                own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+                for own in features
+            ],
+            axis=1,
+        )
+    )
+    count, people, cameras = open_set.queries, open_set.identities, open_set.cameras
+    who = (
+        people[:count],
+        people[count:],
+        None if cameras is None else cameras[:count],
+        None if cameras is None else cameras[count:],
+    )
+    queries, gallery = together[:count], together[count:]
+    if wanted.rerank:
+        return ranked(Reranked(queries, gallery), *who)
+    return evaluate(queries, gallery, *who, metric=wanted.metric)
 
 
 TOP = 5

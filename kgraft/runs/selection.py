@@ -14,7 +14,7 @@ from kgraft.grafting.lawa import mean_weights
 from kgraft.runs.assembly import in_order, in_training
 from kgraft.runs.directory import best_peer, read_json, read_run, save_uncompiled
 from kgraft.runs.evaluation import images_of_run, peers_of_run
-from kgraft.runs.scoring import accuracy, ensemble, predict
+from kgraft.runs.scoring import TOP, accuracy, answers, ensemble, figures, predict
 from kgraft.training.soup import greedy_soup, reestimate_statistics
 
 _MEASURED = {"networks": int, "test_accuracy": float}
@@ -49,12 +49,10 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
     everybody = list(range(1, count + 1))
     peers = [*peers_of_run(path, config, summary, dataset, everybody, trusted=trusted)]
     _check_alike(peers)
-    streams: dict[str, tuple[BatchStream | OrderedPhotos, np.ndarray] | None] = {
-        "test": (in_order(config, dataset, dataset.test), dataset.test.labels),
-        "validation": None
-        if dataset.validation is None or config.run.select == "test"
-        else (in_order(config, dataset, dataset.validation), dataset.validation.labels),
-    }
+    test = in_order(config, dataset, dataset.test)
+    held_out: tuple[BatchStream | OrderedPhotos, np.ndarray] | None = None
+    if dataset.validation is not None and config.run.select != "test":
+        held_out = (in_order(config, dataset, dataset.validation), dataset.validation.labels)
     train = in_training(config, dataset)
 
     def soup_of(weights: list[np.ndarray]) -> keras.Model:
@@ -64,12 +62,16 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
         return model
 
     def measured(models: list[keras.Model], numbers: list[int]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for part, stream in streams.items():
-            found[f"{part}_accuracy"] = None
-            if stream is not None:
-                scores = ensemble([predict(model, stream[0]) for model in models])
-                found[f"{part}_accuracy"] = accuracy(scores, stream[1])
+        given = [answers(model, test, dataset, config.retrieval) for model in models]
+        found: dict[str, Any] = {
+            f"test_{name}": value
+            for name, value in figures(given, dataset, config.retrieval).items()
+            if name != f"top{TOP}"
+        }
+        found["validation_accuracy"] = None
+        if held_out is not None:
+            scores = ensemble([predict(model, held_out[0]) for model in models])
+            found["validation_accuracy"] = accuracy(scores, held_out[1])
         return {**found, "networks": len(models), "peers": numbers}
 
     weights = [peer.get_weights() for peer in peers]
@@ -80,7 +82,6 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
         "uniform soup": measured([uniform], everybody),
     }
     save_uncompiled(uniform, path / "soup-uniform.keras")
-    held_out = streams["validation"]
     if held_out is not None:
         stream, labels = held_out
         _, chosen = greedy_soup(

@@ -10,6 +10,7 @@ from kgraft.runs import config as configs
 from kgraft.runs.comparisons.file import read_comparison
 from kgraft.runs.config import Config
 from kgraft.runs.methods import tables
+from kgraft.runs.toml_text import parse_assignment
 from kgraft.settings import default_of, keys_of
 
 ROOT = Path(__file__).parents[2]
@@ -212,12 +213,12 @@ def test_an_editors_byte_order_mark_is_no_part_of_a_file(tmp_path):
     ],
 )
 def test_assignments_of_the_command_line(text, expected):
-    assert configs.parse_assignment(text) == expected
+    assert parse_assignment(text) == expected
 
 
 def test_an_assignment_without_a_value_is_refused():
     with pytest.raises(UserError, match=r"expected table\.key=value"):
-        configs.parse_assignment("epochs")
+        parse_assignment("epochs")
     with pytest.raises(UserError, match=r"--set run: expected table\.key=value"):
         Config().changed("run", 3, "--set run")
 
@@ -225,7 +226,7 @@ def test_an_assignment_without_a_value_is_refused():
 @pytest.mark.parametrize("text", ["graft.every=1\nepochs = 0", "graft.every=1\n[run]\nepochs = 0"])
 def test_an_assignment_has_one_value(text):
     with pytest.raises(UserError, match=r"--set graft\.every: expected one value, found '1\\n"):
-        configs.parse_assignment(text)
+        parse_assignment(text)
 
 
 def test_every_setting_has_a_default_of_its_own_type():

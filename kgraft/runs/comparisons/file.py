@@ -32,10 +32,11 @@ from typing import Any
 
 from kgraft.errors import UserError, suggest, told
 from kgraft.kinds import to_toml
-from kgraft.runs.config import TABLES, Config, in_order, text_of, toml
+from kgraft.runs.config import TABLES, Config, in_order
 from kgraft.runs.methods import for_everybody, method_of, settled
 from kgraft.runs.methods import tables as tables_of_methods
 from kgraft.runs.old_files import modern
+from kgraft.runs.toml_text import text_of, toml
 
 _KEYS = ("seeds", "baseline", "against")
 RESULTS = ("peer", "soup", "ensemble", "committee")

@@ -1,0 +1,54 @@
+"""What stands between a network's features and its classifier where images are searched.
+
+Source: Luo et al., "Bag of tricks and a strong baseline for deep person re-identification", CVPRW
+2019, section 3.5: a batch normalisation without a shift, and a classifier without a bias.
+"""
+
+from typing import Any
+
+import keras
+
+from kgraft.models.batch_norm import BatchNormalization
+
+_NECK, _DROPOUT = "neck", "neck_dropout"
+_SPREAD = 0.001  # of the classifier's first weights
+
+
+def with_neck(model: keras.Model, *, normalised: bool, dropout: float = 0.0) -> keras.Model:
+    """A classifier whose features are normalised, or dropped in part, before they are decided on.
+
+    Args:
+        model: A functional or Sequential classifier whose last layer is dense; its other layers are
+            shared with what is returned.
+        normalised: Whether there is a batch normalisation; the classifier then has no bias.
+        dropout: Share of the features that are dropped in training.
+
+    Returns:
+        A functional model of the same name.
+    """
+    head = model.layers[-1]
+    x, options = head.input, head.get_config()
+    if normalised:
+        x = BatchNormalization(center=False, name=_NECK)(x)
+        start = keras.initializers.RandomNormal(stddev=_SPREAD)
+        options |= {"use_bias": False, "kernel_initializer": start}
+    if dropout:
+        x = keras.layers.Dropout(dropout, name=_DROPOUT)(x)
+    logits = keras.layers.Dense.from_config(options)(x)
+    return keras.Model(model.inputs, logits, name=model.name)
+
+
+def without_neck(model: keras.Model) -> keras.Model:
+    """The classifier that `with_neck` was given, with a head of its own; all other layers shared.
+
+    Args:
+        model: What `with_neck` has returned, or any other: that is given back.
+    """
+    names = [layer.name for layer in model.layers]
+    first = next((name for name in (_NECK, _DROPOUT) if name in names), None)
+    if first is None:
+        return model
+    features: Any = model.get_layer(first).input
+    head = model.layers[-1]
+    plain = keras.layers.Dense(head.units, name=head.name)
+    return keras.Model(model.inputs, plain(features), name=model.name)
