@@ -57,7 +57,12 @@ def command(
     from kgraft.errors import UserError
     from kgraft.files import write_text
     from kgraft.runs.comparisons.file import in_directory, read_comparison
-    from kgraft.runs.comparisons.runs import read_results, train_missing, train_missing_beside
+    from kgraft.runs.comparisons.runs import (
+        figures_in,
+        read_results,
+        train_missing,
+        train_missing_beside,
+    )
     from kgraft.runs.stopping import Stopping
     from kgraft_cli.messages import messages_on, say
     from kgraft_cli.output import going_on
@@ -90,18 +95,23 @@ def command(
             else:
                 with progress_on(console) as progress:
                     train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
-    rows = read_results(wanted, path)
     references = (wanted.baseline, *wanted.against)
-    found = lines(rows, references)
     selected_on = wanted.entry(wanted.baseline).config.run.select
     columns = header(references, selected_on)
-    console.print(_table("accuracy on the test images, %", columns, [found]))
-    console.print(_table("by compute", columns, by_compute(found)))
+    text, content = [], {}
+    figures = figures_in(wanted, path)
+    for figure, title in figures.items():
+        rows = read_results(wanted, path, figure)
+        found = lines(rows, references)
+        console.print(_table(f"{title}, %", columns, [found]))
+        console.print(_table("by compute", columns, by_compute(found)))
+        text.append(markdown(found, references, selected_on, title * (len(figures) > 1)))
+        content[figure] = {"runs": rows, "entries": [line.to_json() for line in found]}
     for note in notes(found, references):
         say(console, note)
-    write_text(path / "comparison.md", markdown(found, references, selected_on))
-    content = {"runs": rows, "entries": [line.to_json() for line in found]}
-    write_text(path / "comparison.json", json.dumps(content, indent=2) + "\n")
+    write_text(path / "comparison.md", "\n".join(text))
+    told = content.pop("accuracy")  # where others stand beside it, rank-1
+    write_text(path / "comparison.json", json.dumps({**told, **content}, indent=2) + "\n")
     console.print(f"comparison.md and comparison.json are in {path}", highlight=False)
 
 

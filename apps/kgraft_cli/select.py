@@ -27,12 +27,15 @@ def command(run: str, data_dir: str | None, here: bool, trust: bool) -> None:
 
     quiet_tensorflow()
     found = select(Path(run), data_dir=data_dir, trusted=here or trust)
-    table = Figures(run, ("what", "networks", "validation", "test", "peers"), left=("peers",))
+    is_searched = "test_mAP" in found["ensemble"]
+    test = ("mAP", "rank-1") if is_searched else ("test",)
+    table = Figures(run, ("what", "networks", "validation", *test, "peers"), left=("peers",))
     for name, row in found.items():
         table.add_row(
             name,
             str(row["networks"]),
             "-" if row["validation_accuracy"] is None else f"{row['validation_accuracy']:.2%}",
+            *([f"{row['test_mAP']:.2%}"] if is_searched else []),
             f"{row['test_accuracy']:.2%}",
             " ".join(map(str, row["peers"])),
         )

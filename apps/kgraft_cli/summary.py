@@ -4,6 +4,15 @@ from typing import Any
 
 from kgraft_cli.figures import Figures
 
+_SEARCHED = {
+    "test_mAP": "mAP",
+    "test_accuracy": "rank-1",
+    "test_rank5": "rank-5",
+    "test_rank10": "rank-10",
+    "test_mAP_official": "mAP by trapezoids",
+    "test_mINP": "mINP",
+}
+
 
 def summary_table(summary: dict[str, Any]) -> Figures:
     """Every peer's last and best epoch, the ensemble, the teachers.
@@ -11,14 +20,21 @@ def summary_table(summary: dict[str, Any]) -> Figures:
     Args:
         summary: what `summary.json` holds.
     """
-    has_top = "test_top5" in summary["ensemble"]
+    is_searched = "test_mAP" in summary["ensemble"]
     best_on = f"best on {summary['selected_on']}"
-    columns = ("model", "lr", "last epoch", *(["top 5"] if has_top else []), best_on)
-    table = Figures("accuracy on the test images", columns)
+    shown = {"test_accuracy": "last epoch", "test_top5": "top 5"}
+    if is_searched:
+        shown = _SEARCHED
+    shown = {key: name for key, name in shown.items() if key in summary["ensemble"]}
+    columns = ("model", "lr", *shown.values(), f"{best_on}, rank-1" if is_searched else best_on)
+    title = (
+        "the queries, searched for in the gallery" if is_searched else "accuracy on the test images"
+    )
+    table = Figures(title, columns)
 
     def add(name: str, lr: str, row: dict[str, Any], best: str) -> None:
-        top = [f"{row['test_top5']:.2%}" if "test_top5" in row else ""] if has_top else []
-        table.add_row(name, lr, f"{row['test_accuracy']:.2%}", *top, best)
+        cells = [f"{row[key]:.2%}" if key in row else "" for key in shown]
+        table.add_row(name, lr, *cells, best)
 
     for row in summary["peers"]:
         add(f"peer {row['peer']}", f"{row['lr']:.4f}", row, _best(row))

@@ -159,15 +159,20 @@ def notes(found: Sequence[Line], references: Sequence[str]) -> list[str]:
     return [f"{text}." for text in said]
 
 
-def markdown(found: Sequence[Line], references: Sequence[str], selected_on: str) -> str:
+def markdown(
+    found: Sequence[Line], references: Sequence[str], selected_on: str, title: str = ""
+) -> str:
     """The lines as a Markdown table, with the notes below it.
 
     Args:
         found: what `lines` gave.
         references: see `lines`.
         selected_on: `"validation"` or `"test"`.
+        title: What stands over the column of the last epoch, where that is not the accuracy.
     """
     names = header(references, selected_on)
+    if title:
+        names = [f"{title}, {name}" if name == "last epoch" else name for name in names]
     rows = [names, ["---"] * len(names), *(line.cells() for line in found)]
     table = "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows)
     return table + "".join(f"\n{note}\n" for note in notes(found, references))

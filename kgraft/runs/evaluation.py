@@ -1,6 +1,7 @@
 """A finished run, evaluated again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,24 @@ from kgraft.parts import is_reference
 from kgraft.runs.assembly import images_of, in_order
 from kgraft.runs.config import Config
 from kgraft.runs.directory import peer_file, read_run
+from kgraft.runs.identities import Retrieval
 from kgraft.runs.images import check_same
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.own import check_trusted
 from kgraft.runs.scoring import TOP, answers, figures
+from kgraft.settings import checked
+
+_TOLD = {"accuracy": "", f"top{TOP}": f", top {TOP}"}
+_SEARCHED = {"accuracy": ", rank1"}
 
 
 def evaluate_run(
-    path: Path, *, peer: int | None = None, data_dir: str | None = None, trusted: bool = False
+    path: Path,
+    *,
+    peer: int | None = None,
+    data_dir: str | None = None,
+    trusted: bool = False,
+    search: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Test accuracy of a run's peers, from their files.
 
@@ -29,12 +40,13 @@ def evaluate_run(
         peer: which peer, counted from 1; None for all of them and their ensemble.
         data_dir: where prepared data sets are, if not where the run found them.
         trusted: whether functions that the run names may be called.
+        search: settings of `[retrieval]` that are others than the run's, by key: how the test
+            images are compared where they are searched.
 
     Returns:
         `"peer 1"` ... and, for all of them, `"ensemble"` -> accuracy on the run's test images; with
         20 classes or more also `"peer 1, top 5"` ..., where five guesses count. Where the test
-        images are searched the accuracy is rank-1, and beside it are `"peer 1, mAP"`, `"peer 1,
-        rank5"` and what else `figures` has.
+        images are searched: `"peer 1, rank1"`, `"peer 1, mAP"` and what else `figures` has.
 
     Raises:
         UserError: there is no finished run, or no such peer; or its data come from a function, and
@@ -45,16 +57,22 @@ def evaluate_run(
     for k in chosen:
         peer_file(path, summary, k)
     config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)
+    wanted = config.retrieval
+    for key, value in (search or {}).items():
+        if dataset.open_set is None:
+            raise UserError(f"{path}: its images are classified, and not searched: no {key}.")
+        wanted = replace(wanted, **{key: checked(Retrieval, key, value, "evaluate:")})
     test = in_order(config, dataset, dataset.test)
     peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
-    given = [answers(own, test, dataset, config.retrieval) for own in peers]
+    given = [answers(own, test, dataset, wanted) for own in peers]
     groups = {f"peer {k}": [own] for k, own in zip(chosen, given, strict=True)}
     if peer is None:
         groups["ensemble"] = given
     scores: dict[str, float] = {}
     for name, group in groups.items():
-        for figure, value in figures(group, dataset, config.retrieval).items():
-            told = {"accuracy": "", f"top{TOP}": f", top {TOP}"}.get(figure, f", {figure}")
+        for figure, value in figures(group, dataset, wanted).items():
+            words = _TOLD if dataset.open_set is None else _SEARCHED
+            told = words.get(figure, f", {figure}")
             scores[name + told] = value
     return scores
 

@@ -86,7 +86,7 @@ def test_peers_find_whom_they_have_never_seen(of_people, tmp_path, metric):
     assert summary["ensemble"]["test_mAP"] > 0.5
     assert summary["peers"][0]["best_test_mAP"] > 0.3
     again = evaluate_run(tmp_path / "run")
-    assert again["peer 1"] == summary["peers"][0]["test_accuracy"]
+    assert again["peer 1, rank1"] == summary["peers"][0]["test_accuracy"]
     assert again["ensemble, mAP"] == pytest.approx(summary["ensemble"]["test_mAP"], abs=1e-6)
     chosen = select(tmp_path / "run")
     assert chosen["ensemble"]["test_mAP"] == pytest.approx(
@@ -101,7 +101,7 @@ def test_peers_find_whom_they_have_never_seen(of_people, tmp_path, metric):
 def test_they_find_on_every_backend(of_people, tmp_path):
     summary = execute(assemble(of_people(run__epochs=4)), tmp_path / "run")
     assert 0 < summary["ensemble"]["test_mAP"] <= 1
-    assert evaluate_run(tmp_path / "run")["peer 2"] == summary["peers"][1]["test_accuracy"]
+    assert evaluate_run(tmp_path / "run")["peer 2, rank1"] == summary["peers"][1]["test_accuracy"]
 
 
 def test_together_they_answer_with_all_their_features(of_people, tmp_path):
@@ -124,6 +124,10 @@ def test_mirror_images_and_reranking_are_asked_for(of_people, tmp_path):
     plain = execute(assemble(of_people()), tmp_path / "plain")["peers"][0]["test_mAP"]
     other = execute(assemble(of_people(retrieval__rerank=True)), tmp_path / "other")
     assert other["peers"][0]["test_mAP"] != plain
+    again = evaluate_run(tmp_path / "plain", search={"rerank": True})
+    assert again["peer 1, mAP"] == pytest.approx(other["peers"][0]["test_mAP"], abs=1e-6)
+    with pytest.raises(UserError, match="metric = "):
+        evaluate_run(tmp_path / "plain", search={"metric": "l1"})
 
 
 @pytest.mark.core
@@ -135,7 +139,7 @@ def test_a_neck_stands_before_a_classifier_without_bias(of_people, tmp_path):
     assert not model.get_layer("neck").center and not model.layers[-1].use_bias
     assert embedder(model).output_shape == (None, 64)
     summary = execute(assembly, tmp_path / "run")
-    assert evaluate_run(tmp_path / "run")["peer 1"] == summary["peers"][0]["test_accuracy"]
+    assert evaluate_run(tmp_path / "run")["peer 1, rank1"] == summary["peers"][0]["test_accuracy"]
 
 
 def test_a_run_that_was_broken_off_sees_what_it_would_have_seen(of_people, tmp_path):

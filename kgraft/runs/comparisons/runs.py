@@ -112,12 +112,15 @@ def _train(
     _ensure(comparison, entry, seed, out, observer, lambda text: None, stopping)
 
 
-def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
+def read_results(
+    comparison: Comparison, out: Path, figure: str = "accuracy"
+) -> list[dict[str, Any]]:
     """Results of all runs that are finished.
 
     Args:
         comparison: what to compare.
         out: directory of the runs.
+        figure: which one of the test images, one of `figures_in`.
 
     Returns:
         One row an entry and seed, see `result_row`, with what the entry costs: `trainings` and
@@ -138,24 +141,43 @@ def read_results(comparison: Comparison, out: Path) -> list[dict[str, Any]]:
             path = _path(out, source, seed)
             if (path / "summary.json").is_file():
                 _check_settings(path, _seeded(comparison, source, seed, out))
-                rows.append({**result_row(entry, seed, path), **costs})
+                rows.append({**result_row(entry, seed, path, figure), **costs})
     if not rows:
         raise UserError(f"{out} holds no finished run of this comparison.")
     return rows
 
 
-def result_row(entry: Entry, seed: int, path: Path) -> dict[str, Any]:
+def figures_in(comparison: Comparison, out: Path) -> dict[str, str]:
+    """What is compared: by the figure's name, what it is called.
+
+    Args:
+        comparison: what to compare.
+        out: directory of the runs, of which one is finished at least.
+    """
+    for entry in comparison.entries:
+        for seed in comparison.seeds:
+            path = _path(out, comparison.entry(entry.runs_of), seed)
+            if (path / "summary.json").is_file():
+                _, summary = read_run(path)
+                if "test_mAP" in summary["ensemble"]:
+                    return {"mAP": "mAP", "accuracy": "rank-1"}
+                return {"accuracy": "accuracy on the test images"}
+    raise UserError(f"{out} holds no finished run of this comparison.")
+
+
+def result_row(entry: Entry, seed: int, path: Path, figure: str = "accuracy") -> dict[str, Any]:
     """What one run says for one entry.
 
     Args:
         entry: the entry.
         seed: the run's seed.
         path: the run's directory.
+        figure: see `read_results`.
 
     Returns:
-        `entry`, `seed`, `networks`, `seconds`, and accuracies on the test images:
-        `last` (the entry's result), `best` (the best-on-validation epoch of the peer that is best
-        then; None for soups and ensembles), `mean_peer`, `uniform_soup` and `ensemble`.
+        `entry`, `seed`, `networks`, `seconds`, and the figure, in 0..1: `last` (the entry's
+        result), `best` (the best-on-validation epoch of the peer that is best then; None for soups
+        and ensembles), `mean_peer`, `uniform_soup` and `ensemble`.
     """
     config, summary = read_run(path)
     found = selected(path)
@@ -176,11 +198,11 @@ def result_row(entry: Entry, seed: int, path: Path) -> dict[str, Any]:
         "method": config.run.method,
         "networks": own["networks"],
         "seconds": summary["seconds"],
-        "last": own["test_accuracy"],
-        "best": None if best is None else best["best_test_accuracy"],
-        "mean_peer": sum(row["test_accuracy"] for row in peers) / len(peers),
-        "uniform_soup": found["uniform soup"]["test_accuracy"],
-        "ensemble": found["ensemble"]["test_accuracy"],
+        "last": own[f"test_{figure}"],
+        "best": None if best is None else best[f"best_test_{figure}"],
+        "mean_peer": sum(row[f"test_{figure}"] for row in peers) / len(peers),
+        "uniform_soup": found["uniform soup"][f"test_{figure}"],
+        "ensemble": found["ensemble"][f"test_{figure}"],
     }
 
 
