@@ -8,9 +8,13 @@ from kgraft_cli.main import Commands
 from kgraft_cli.parameters import PLACE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
+    from kgraft.data.examine import Findings, Progress
     from kgraft.data.photo_sets import Checked
+    from kgraft.retrieval.folders import IdentityFolder
     from kgraft_cli.figures import Figures
 
 _NAMED = 10  # files that a list shows
@@ -67,11 +71,16 @@ def prepare(name: str, archive: str | None, data_dir: str | None) -> None:
 @command.command("check")
 @click.argument("folder", type=PLACE)
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where what was found is kept.")
-def check(folder: str, data_dir: str | None) -> None:
+@click.option(
+    "--camera", metavar="EXPRESSION", help="In folders of identities: its group is the camera."
+)
+def check(folder: str, data_dir: str | None, camera: str | None) -> None:
     """Look at every file of FOLDER, a folder of photographs, before training does.
 
     Counts, sizes, files that cannot be read, files with the same bytes in training and test, and
-    the pixels' mean and deviation. Ends with 1 where files cannot be read.
+    the pixels' mean and deviation. Ends with 1 where files cannot be read. Of a folder of
+    identities, as Market-1501: images, identities and cameras of each part, beside the published
+    numbers, and queries of which nothing is to be found.
     """
     from pathlib import Path
 
@@ -80,6 +89,7 @@ def check(folder: str, data_dir: str | None) -> None:
 
     from kgraft import data
     from kgraft.data.photo_sets import check_folder
+    from kgraft.retrieval.folders import has_identities
 
     console = Console(markup=False, emoji=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -90,7 +100,14 @@ def check(folder: str, data_dir: str | None) -> None:
             bar.update(task, completed=done, total=count)
 
         place = data.data_directory(data_dir)
-        found = check_folder(Path(folder), place, progress=progress)
+        people = None
+        if has_identities(Path(folder)):
+            people = _checked_people(Path(folder), camera, place, progress)
+        else:
+            found = check_folder(Path(folder), place, progress=progress)
+    if people is not None:
+        _tell_people(console, *people)
+        return
     console.print(_parts(found))
     mean, std = (", ".join(f"{own:.3f}" for own in part) for part in (found.mean, found.std))
     said = f"pixels to learn from, 0..1: mean {mean}; deviation {std}"
@@ -103,6 +120,52 @@ def check(folder: str, data_dir: str | None) -> None:
     ):
         _list(console, what, [f"{first} = {second}" for first, second in pairs])
     unreadable = [f"{path}: {error}" for path, error in found.unreadable]
+    _list(console, "cannot be read", unreadable)
+    if unreadable:
+        raise SystemExit(1)
+
+
+def _checked_people(
+    root: "Path", camera: str | None, place: "Path", progress: "Progress"
+) -> tuple["IdentityFolder", dict[str, "Findings"]]:
+    from kgraft.data.photo_sets import examine_parts
+    from kgraft.retrieval.folders import read_identities
+
+    folder = read_identities(root, camera=camera)
+    parts = {part.name: part.paths for part in folder.parts}
+    return folder, examine_parts(root, parts, place, progress=progress)
+
+
+def _tell_people(
+    console: "Console", folder: "IdentityFolder", findings: dict[str, "Findings"]
+) -> None:
+    import numpy as np
+
+    from kgraft.retrieval.sets import unreadable_of
+    from kgraft_cli.figures import Figures
+
+    columns = ("part", "images", "identities", "cameras", "junk", "nobody's", "unreadable")
+    table = Figures(f"{folder.root}: {folder.layout}", columns)
+    sought = folder.query.people
+    for part in folder.parts:
+        people = part.identities
+        is_gallery = part is folder.gallery
+        table.add_row(
+            part.name,
+            f"{len(part):,}",
+            f"{len(part.people):,}",
+            "-" if part.cameras is None else str(len(np.unique(part.cameras))),
+            f"{(people == -1).sum():,}" if is_gallery else "",
+            f"{(~np.isin(people, [-1, *sought])).sum():,}" if is_gallery else "",
+            str(int((~findings[part.name].readable).sum())),
+        )
+    console.print(table)
+    if folder.others:
+        console.print(f"other files, passed over: {folder.others}", highlight=False)
+    _list(console, "not as published", folder.differences())
+    lost = folder.unmatched()
+    _list(console, "queries of which nothing is to be found", lost)
+    unreadable = [f"{path}: {error}" for path, error in unreadable_of(folder, findings)]
     _list(console, "cannot be read", unreadable)
     if unreadable:
         raise SystemExit(1)

@@ -101,6 +101,20 @@ class IdentityFolder:
         """All three."""
         return self.train, self.query, self.gallery
 
+    def unmatched(self) -> list[str]:
+        """Paths of the queries of whose identity the gallery has nothing by another camera."""
+        query, gallery = self.query, self.gallery
+        seen: dict[int, set[int | None]] = {}
+        for who, camera in zip(gallery.identities.tolist(), _cameras(gallery), strict=True):
+            seen.setdefault(who, set()).add(camera)
+        return [
+            path
+            for path, who, camera in zip(
+                query.paths, query.identities.tolist(), _cameras(query), strict=True
+            )
+            if who == JUNK or not seen.get(who, set()) - ({camera} if camera is not None else set())
+        ]
+
     def differences(self) -> list[str]:
         """What is not as published, a line each; none for a layout that nobody has published."""
         found = []
@@ -150,6 +164,10 @@ def read_identities(root: Path, *, camera: str | None = None) -> IdentityFolder:
     if boxed and camera is not None:
         raise UserError(f"camera {camera!r}: the names in {root} say the cameras. Take that out.")
     return _boxes(root) if boxed else _plain(root, camera)
+
+
+def _cameras(part: Shown) -> list[int | None]:
+    return [None] * len(part) if part.cameras is None else part.cameras.tolist()
 
 
 def _boxes(root: Path) -> IdentityFolder:

@@ -115,3 +115,17 @@ def test_other_mistakes_are_told(tmp_path):
     touch(tmp_path, "query/somebody.jpg")
     with pytest.raises(UserError, match=r"query/somebody.jpg: the name says no identity"):
         read_identities(tmp_path)
+
+
+def test_queries_without_anything_to_be_found_are_named(tmp_path):
+    root = touch(
+        market(tmp_path),
+        "query/0009_c1s1_001051_00.jpg",
+        "query/0008_c1s1_001051_00.jpg",
+        "bounding_box_test/0008_c1s1_001976_01.jpg",
+    )
+    expected = ["query/0008_c1s1_001051_00.jpg", "query/0009_c1s1_001051_00.jpg"]
+    assert sorted(read_identities(root).unmatched()) == expected
+    plain = touch(tmp_path / "plain", "train/a/1.jpg", "train/b/1.jpg", "query/c/1.jpg")
+    touch(plain, "query/d/1.jpg", "gallery/c/2.jpg")
+    assert read_identities(plain).unmatched() == ["query/d/1.jpg"]
