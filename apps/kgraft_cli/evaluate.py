@@ -1,5 +1,7 @@
 """`kgraft evaluate`: test a finished run's peers again."""
 
+from typing import Any
+
 import click
 
 from kgraft_cli.parameters import HERE, PLACE, TRUST
@@ -15,6 +17,9 @@ from kgraft_cli.parameters import HERE, PLACE, TRUST
 )
 @click.option("--flip", is_flag=True, help="With the features of mirror images too.")
 @click.option("--rerank", is_flag=True, help="After k-reciprocal re-ranking.")
+@click.option(
+    "--worst", type=PLACE, metavar="FILE", help="A picture of the ten queries that fare worst."
+)
 @HERE
 @TRUST
 def command(
@@ -25,26 +30,43 @@ def command(
     metric: str | None,
     flip: bool,
     rerank: bool,
+    worst: str | None,
     here: bool,
     trust: bool,
 ) -> None:
     """Accuracy of the peers of RUN, a run's directory, and of their ensemble on the test images.
 
     Where these are searched, and not classified: CMC, mAP and mINP, as the run compares features
-    unless --metric, --flip or --rerank say otherwise.
+    unless --metric, --flip or --rerank say otherwise. --worst FILE draws a row a query, with its
+    first ten results, those of its identity framed.
     """
     from pathlib import Path
 
     from kgraft.errors import UserError
-    from kgraft.runs.evaluation import evaluate_run
+    from kgraft.runs.evaluation import evaluate_run, worst_queries
 
     if peer is not None and only_ensemble:
         raise UserError("--peer and --ensemble: one or the other.")
     given = {"metric": metric, "flip": flip or None, "rerank": rerank or None}
     search = {key: value for key, value in given.items() if value is not None}
-    scores = evaluate_run(
-        Path(run), peer=peer, data_dir=data_dir, trusted=here or trust, search=search
-    )
+    how: dict[str, Any] = {
+        "peer": peer,
+        "data_dir": data_dir,
+        "trusted": here or trust,
+        "search": search,
+    }
+    if worst is not None:
+        from kgraft.files import check_place, whole
+
+        check_place(Path(worst))
+        if Path(worst).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise UserError(f"--worst {worst}: expected a picture's name, .png, .jpg or .webp.")
+        picture = worst_queries(Path(run), **how)
+        with whole(Path(worst)) as file:
+            picture.save(file)
+        click.echo(f"the queries that fare worst are in {worst}")
+        return
+    scores = evaluate_run(Path(run), **how)
     for name, score in scores.items():
         if not only_ensemble or name.startswith("ensemble"):
             click.echo(f"{name}: {score:.2%}")

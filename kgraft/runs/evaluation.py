@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+from PIL.Image import Image
 
 from kgraft.data import Dataset
 from kgraft.errors import UserError
 from kgraft.models import registry
 from kgraft.parts import is_reference
+from kgraft.retrieval.page import page, worst
 from kgraft.runs.assembly import images_of, in_order
 from kgraft.runs.config import Config
 from kgraft.runs.directory import peer_file, read_run
@@ -18,7 +21,7 @@ from kgraft.runs.identities import Retrieval
 from kgraft.runs.images import check_same
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.own import check_trusted
-from kgraft.runs.scoring import TOP, answers, figures
+from kgraft.runs.scoring import TOP, answers, distances, figures, searched
 from kgraft.settings import checked
 
 _TOLD = {"accuracy": "", f"top{TOP}": f", top {TOP}"}
@@ -52,22 +55,10 @@ def evaluate_run(
         UserError: there is no finished run, or no such peer; or its data come from a function, and
             it is not trusted.
     """
-    config, summary = read_run(path)
-    chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
-    for k in chosen:
-        peer_file(path, summary, k)
-    config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)
-    wanted = config.retrieval
-    for key, value in (search or {}).items():
-        if dataset.open_set is None:
-            raise UserError(f"{path}: its images are classified, and not searched: no {key}.")
-        wanted = replace(wanted, **{key: checked(Retrieval, key, value, "evaluate:")})
-    test = in_order(config, dataset, dataset.test)
-    peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
-    given = [answers(own, test, dataset, wanted) for own in peers]
-    groups = {f"peer {k}": [own] for k, own in zip(chosen, given, strict=True)}
+    dataset, wanted, given = _answers(path, peer, data_dir, trusted, search or {})
+    groups = {f"peer {k}": [own] for k, own in given.items()}
     if peer is None:
-        groups["ensemble"] = given
+        groups["ensemble"] = list(given.values())
     scores: dict[str, float] = {}
     for name, group in groups.items():
         for figure, value in figures(group, dataset, wanted).items():
@@ -75,6 +66,58 @@ def evaluate_run(
             told = words.get(figure, f", {figure}")
             scores[name + told] = value
     return scores
+
+
+def worst_queries(
+    path: Path,
+    *,
+    peer: int | None = None,
+    count: int = 10,
+    data_dir: str | None = None,
+    trusted: bool = False,
+    search: Mapping[str, Any] | None = None,
+) -> Image:
+    """A picture of the queries that fared worst, each with its first ten results.
+
+    Args:
+        path: see `evaluate_run`.
+        peer: whose features, counted from 1; None for all peers' together.
+        count: how many queries.
+        data_dir: see `evaluate_run`.
+        trusted: see `evaluate_run`.
+        search: see `evaluate_run`.
+
+    Raises:
+        UserError: see `evaluate_run`; or the run's images are not searched.
+    """
+    dataset, wanted, given = _answers(path, peer, data_dir, trusted, search or {})
+    if dataset.open_set is None:
+        raise UserError(f"{path}: its images are classified, and not searched: no worst queries.")
+    features = list(given.values())
+    found = searched(features, dataset.open_set, wanted)
+    compared = distances(features, dataset.open_set, wanted)
+    rows = worst(found, count).tolist()
+    return page(dataset.test.images, compared, dataset.open_set, found, rows)
+
+
+def _answers(
+    path: Path, peer: int | None, data_dir: str | None, trusted: bool, search: Mapping[str, Any]
+) -> tuple[Dataset, Retrieval, dict[int, np.ndarray]]:
+    """A run's images, how they are searched, and what each chosen peer says of its test images."""
+    config, summary = read_run(path)
+    chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
+    for k in chosen:
+        peer_file(path, summary, k)
+    config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)
+    wanted = config.retrieval
+    for key, value in search.items():
+        if dataset.open_set is None:
+            raise UserError(f"{path}: its images are classified, and not searched: no {key}.")
+        wanted = replace(wanted, **{key: checked(Retrieval, key, value, "evaluate:")})
+    test = in_order(config, dataset, dataset.test)
+    peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
+    given = (answers(own, test, dataset, wanted) for own in peers)
+    return dataset, wanted, dict(zip(chosen, given, strict=True))
 
 
 def images_of_run(

@@ -10,7 +10,8 @@ from scipy.special import softmax
 
 from kgraft.data import BatchStream, Dataset, OpenSet, OrderedPhotos
 from kgraft.engines.engine import stepper_for
-from kgraft.retrieval import Reranked, RetrievalResult, embedder, evaluate, ranked
+from kgraft.retrieval import Reranked, RetrievalResult, embedder, ranked
+from kgraft.retrieval.distances import Distances, FeatureDistances, checked_features
 from kgraft.runs.identities import Retrieval
 
 
@@ -82,6 +83,24 @@ def searched(
         open_set: who is on them.
         wanted: how they are compared.
     """
+    count, people, cameras = open_set.queries, open_set.identities, open_set.cameras
+    return ranked(
+        distances(features, open_set, wanted),
+        people[:count],
+        people[count:],
+        None if cameras is None else cameras[:count],
+        None if cameras is None else cameras[count:],
+    )
+
+
+def distances(features: Sequence[np.ndarray], open_set: OpenSet, wanted: Retrieval) -> Distances:
+    """How far a set's queries are from its gallery.
+
+    Args:
+        features: each model's of all test images, `(n, d)`.
+        open_set: which of them are queries.
+        wanted: how they are compared.
+    """
     together = (
         features[0]
         if len(features) == 1
@@ -93,17 +112,12 @@ def searched(
             axis=1,
         )
     )
-    count, people, cameras = open_set.queries, open_set.identities, open_set.cameras
-    who = (
-        people[:count],
-        people[count:],
-        None if cameras is None else cameras[:count],
-        None if cameras is None else cameras[count:],
-    )
-    queries, gallery = together[:count], together[count:]
+    queries, gallery = together[: open_set.queries], together[open_set.queries :]
     if wanted.rerank:
-        return ranked(Reranked(queries, gallery), *who)
-    return evaluate(queries, gallery, *who, metric=wanted.metric)
+        return Reranked(queries, gallery)
+    return FeatureDistances(
+        checked_features(queries, "queries"), checked_features(gallery, "gallery"), wanted.metric
+    )
 
 
 TOP = 5
