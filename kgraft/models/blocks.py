@@ -198,6 +198,19 @@ def batch_norm(x: Any, *, name: str, scale: Any = "ones") -> Any:
     return BatchNormalization(gamma_initializer=scale, name=name)(x)
 
 
+def check_last_stride(strides: Any) -> None:
+    """Refuse a last stride that is neither 1 nor 2.
+
+    Args:
+        strides: What was given.
+
+    Raises:
+        UserError: it is another number.
+    """
+    if strides not in (1, 2):
+        raise UserError(f"last_stride {strides}: expected 1 or 2.")
+
+
 def relu(x: Any, *, name: str, negative_slope: float = 0.0) -> Any:
     """Rectifier, any shape; leaky where there is a slope."""
     if negative_slope:

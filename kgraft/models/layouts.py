@@ -18,6 +18,7 @@ State = dict[str, np.ndarray]
 Rules = tuple[tuple[str, str], ...]
 
 _BLOCK = r"stage(?P<stage>\d+)_block(?P<block>\d+)_"
+_FIRST = r"stage(?P<stage>1)_block(?P<block>1)_"
 _STEM: Rules = (("stem", "conv1"), ("stem_bn", "bn1"))
 _RESIDUAL: Rules = ((_BLOCK + r"(?P<part>(conv|bn)\d)", "layer{stage}.{block}.{part}"),)
 _RULES: dict[str, Rules] = {
@@ -52,6 +53,24 @@ _RULES: dict[str, Rules] = {
         ("last_bn", "bn2"),
         ("logits", "linear"),
     ),
+    # torchvision's MobileNetV2; the first block expands nothing
+    "torchvision-mobilenet": (
+        ("stem", "features.0.0"),
+        ("stem_bn", "features.0.1"),
+        (_FIRST + "depthwise", "features.{feature}.conv.0.0"),
+        (_FIRST + "depthwise_bn", "features.{feature}.conv.0.1"),
+        (_FIRST + "project", "features.{feature}.conv.1"),
+        (_FIRST + "project_bn", "features.{feature}.conv.2"),
+        (_BLOCK + "expand", "features.{feature}.conv.0.0"),
+        (_BLOCK + "expand_bn", "features.{feature}.conv.0.1"),
+        (_BLOCK + "depthwise", "features.{feature}.conv.1.0"),
+        (_BLOCK + "depthwise_bn", "features.{feature}.conv.1.1"),
+        (_BLOCK + "project", "features.{feature}.conv.2"),
+        (_BLOCK + "project_bn", "features.{feature}.conv.3"),
+        ("last", "features.18.0"),
+        ("last_bn", "features.18.1"),
+        ("logits", "classifier.1"),
+    ),
     "vgg": (
         (r"stage(?P<stage>\d+)_conv(?P<block>\d+)", "features.{convolution}"),
         (r"stage(?P<stage>\d+)_bn(?P<block>\d+)", "features.{normalisation}"),
@@ -73,6 +92,7 @@ _RULES: dict[str, Rules] = {
         ("logits", "fc"),
     ),
 }
+_NEEDED = {"mobilenet": "stage1_block1_expand"}  # by which it is told from torchvision's
 _NORMALISATION = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -105,7 +125,7 @@ def layouts(model: keras.Model) -> list[Layout]:
     found: list[Layout] = []
     for name, rules in _RULES.items():
         modules = _modules(layers, rules) if all(map(_has_parts, layers)) else None
-        if modules is not None and "logits" in modules:
+        if modules is not None and _NEEDED.get(name, "logits") in modules:
             found.append(Layout(name, modules))
     if not found:
         raise UserError(
@@ -257,6 +277,7 @@ def _place(groups: dict[str, str], blocks: list[tuple[str, str]]) -> dict[str, i
         "block": int(groups["block"]) - 1,
         "ordinal": int(groups["block"]),
         "number": number,
+        "feature": number + 1,
         "convolution": convolution,
         "normalisation": convolution + 1,
     }

@@ -15,6 +15,7 @@ from kgraft.models import applications
 from kgraft.models.classifier import check_classifier
 from kgraft.models.cost import filters, macs, parameters
 from kgraft.models.mobilenet import mobilenet_v2
+from kgraft.models.mobilenet_imagenet import mobilenet_v2_imagenet
 from kgraft.models.resnet_cifar import LEAKY_SLOPE, resnet_cifar
 from kgraft.models.resnet_imagenet import resnet18, resnet34, resnet50
 from kgraft.models.vgg import vgg16
@@ -32,6 +33,7 @@ _BUILDERS: dict[str, Callable[..., keras.Model]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    "mobilenet_v2-224": mobilenet_v2_imagenet,
 }
 _LEAKY: dict[str, Callable[..., keras.Model]] = {
     f"resnet{depth}-leaky": partial(
@@ -43,6 +45,11 @@ _WIDE = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
 _GIVEN = ("input_shape", "classes")
 _EXAMPLE = "mypkg.nets:build"
 _GROUP = "kgraft.models"  # of entry points
+_HAVE = {
+    "dropout": "wrn-D-K",
+    "head_init": "wrn-D-K",
+    "last_stride": "resnet18, 34, 50 or mobilenet_v2-224",
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,7 @@ def build(
     classes: int,
     dropout: float | None = None,
     head_init: str | None = None,
+    last_stride: int | None = None,
     **own: Any,
 ) -> keras.Model:
     """A new model of a named architecture.
@@ -156,6 +164,8 @@ def build(
         dropout: Share of activations dropped in a wide ResNet's blocks, in [0, 1).
         head_init: What a wide ResNet's classifier starts from, `"kaiming"` or `"torch"`; None for
             what is usual for the architecture.
+        last_stride: Stride of the last stage of an ImageNet ResNet and of `mobilenet_v2-224`, 1 or
+            2; None for the usual 2.
         own: Further arguments of a function that is not kgraft's.
 
     Returns:
@@ -171,7 +181,11 @@ def build(
         >>> build("wrn-10-1", input_shape=(8, 8, 1), classes=10).output_shape
         (None, 10)
     """
-    options: dict[str, Any] = {"dropout": dropout, "head_init": head_init}
+    options: dict[str, Any] = {
+        "dropout": dropout,
+        "head_init": head_init,
+        "last_stride": last_stride,
+    }
     foreign = part(argument("name", name, str))
     if foreign is not None:
         own |= {option: value for option, value in options.items() if value is not None}
@@ -185,7 +199,7 @@ def build(
         if option not in options:
             raise UserError(f"model {name!r} has no {option}." + suggest(option, options))
         if option not in inspect.signature(builder).parameters:
-            raise UserError(f"model {name!r} has no {option}: only wrn-D-K has.")
+            raise UserError(f"model {name!r} has no {option}: only {_HAVE[option]} has.")
     return builder(input_shape=input_shape, classes=classes, **wanted)
 
 

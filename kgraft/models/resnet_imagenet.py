@@ -20,6 +20,7 @@ def resnet_imagenet(
     name: str,
     classes: int,
     input_shape: tuple[int, int, int] = (224, 224, 3),
+    last_stride: int = 2,
 ) -> keras.Model:
     """ImageNet ResNet.
 
@@ -30,13 +31,16 @@ def resnet_imagenet(
         name: Of the model.
         classes: Number of classes, at least 2.
         input_shape: (height, width, channels), pixels, at least 8x8.
+        last_stride: Stride of the last stage, 1 or 2; with 1 the features are twice as fine, as in
+            person re-identification.
 
     Returns:
         Functional model, images `(n, height, width, channels)` -> logits `(n, classes)`.
 
     Raises:
-        UserError: `classes` or `input_shape` is out of range.
+        UserError: `classes` or `input_shape` is out of range, or `last_stride` another number.
     """
+    blocks.check_last_stride(last_stride)
     images = blocks.image_input(input_shape, classes)
     x = _conv_bn(images, 64, 7, strides=2, conv="stem", bn="stem_bn")
     x = blocks.relu(x, name="stem_relu")
@@ -45,6 +49,8 @@ def resnet_imagenet(
     for stage, (depth, filters) in enumerate(zip(depths, (64, 128, 256, 512), strict=True), 1):
         for block in range(1, depth + 1):
             strides = 2 if stage > 1 and block == 1 else 1
+            if stage == 4 and block == 1:
+                strides = last_stride
             layer = f"stage{stage}_block{block}"
             shortcut, x = x, residual(x, filters, strides=strides, name=layer)
             if shortcut.shape != x.shape:

@@ -71,7 +71,8 @@ class Data:
 class Model:
     """The peers' architecture, and what all of them start from.
 
-    A wide ResNet's `head_init` is what its classifier starts from. A name of `keras.applications`,
+    A wide ResNet's `head_init` is what its classifier starts from, `last_stride` an ImageNet
+    network's, of which 1 leaves its features twice as fine. A name of `keras.applications`,
     or `module:function` of one's own, takes the table's further keys as arguments. With `weights`,
     a file's, all peers start alike; the layers before `trainable_from` are frozen. Teachers of this
     architecture that the run trains have the same.
@@ -80,6 +81,7 @@ class Model:
     name: str = "resnet8"
     dropout: float = setting(0.0, low=0.0, high=0.99)
     head_init: str | None = setting(None, choices=("kaiming", "torch"))
+    last_stride: int | None = setting(None, low=1, high=2)
     weights: str | None = None
     trainable_from: str | None = None
 

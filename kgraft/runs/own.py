@@ -25,7 +25,7 @@ _PARTS: Mapping[str, Callable[[str], Part | None]] = {
     "data": loader,
     "optimizer": optimizer,
 }
-_SHARED = {"model": ("dropout", "head_init"), "optimizer": SGD_ALONE, "data": ()}
+_SHARED = {"model": ("dropout", "head_init", "last_stride"), "optimizer": SGD_ALONE, "data": ()}
 
 
 def takes_more(table: str, name: str) -> bool:

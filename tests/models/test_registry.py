@@ -28,6 +28,7 @@ def test_names_are_listed_in_a_fixed_order():
         "resnet18",
         "resnet34",
         "resnet50",
+        "mobilenet_v2-224",
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from kgraft import models
 from tests.reference.torch_models import (
     TWINS,
+    MobileNetV2,
     NamedWideResNet,
     copy_to,
     randomise,
@@ -16,7 +17,17 @@ from tests.reference.torch_models import (
 
 pytestmark = pytest.mark.core
 SMALL = ["resnet20", "resnet20-leaky", "mobilenet_v2", "vgg16", "wrn-10-1", "wrn-16-2", "resnet18"]
-LARGE = ["resnet32", "resnet44", "resnet56", "resnet110", "resnet34", "resnet50", "wrn-28-10"]
+FINE = ["resnet18", "mobilenet_v2-224"]
+LARGE = [
+    "mobilenet_v2-224",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet34",
+    "resnet50",
+    "wrn-28-10",
+]
 
 
 def pair(name, input_shape, classes):
@@ -52,6 +63,22 @@ def test_logits_equal_the_twins(name, input_shape):
     difference = relative_difference(ours, theirs)
     print(f"{name} {input_shape}: largest relative difference of a logit {difference:.1e}")
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_the_last_stride_may_be_one(name):
+    model = models.build(name, input_shape=(64, 32, 3), classes=7, last_stride=1)
+    usual = models.build(name, input_shape=(64, 32, 3), classes=7)
+    assert model.get_layer("pool").input.shape[1:3] == (4, 2)
+    assert usual.get_layer("pool").input.shape[1:3] == (2, 1)
+    twin = MobileNetV2(3, 7, 1) if name != "resnet18" else TWINS[name](3, 7)
+    if name == "resnet18":
+        first = twin.layer4[0]
+        first.conv1.stride = first.downsample[0].stride = (1, 1)
+    randomise(twin, torch.Generator().manual_seed(1))
+    copy_to(model, twin)
+    ours, theirs = logits(model, twin, images((64, 32, 3)), training=False)
+    assert relative_difference(ours, theirs) < 1e-5
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -111,6 +138,7 @@ def test_imagenet_kernels_start_from_their_fan_out():
         ("resnet34", 1000, 21_797_672),
         ("resnet50", 1000, 25_557_032),
         ("vgg16", 10, 14_728_266),
+        ("mobilenet_v2-224", 1000, 3_504_872),
     ],
 )
 @pytest.mark.slow

@@ -126,6 +126,76 @@ class CifarMobileNetV2(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))
 
 
+class Expanded(nn.Module):
+    def __init__(self, channels, filters, expansion, stride):
+        super().__init__()
+        wide = channels * expansion
+        made = [self.active(conv(channels, wide, 1), wide)] if expansion > 1 else []
+        made.append(self.active(conv(wide, wide, 3, stride, groups=wide), wide))
+        self.conv = nn.Sequential(*made, conv(wide, filters, 1), nn.BatchNorm2d(filters))
+        self.adds = stride == 1 and channels == filters
+
+    @staticmethod
+    def active(convolution, filters):
+        return nn.Sequential(convolution, nn.BatchNorm2d(filters), nn.ReLU6())
+
+    def forward(self, x):
+        return x + self.conv(x) if self.adds else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """As torchvision names and makes it."""
+
+    table = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
+    table += ((6, 160, 3, 2), (6, 320, 1, 1))
+    names = (
+        (r"features\.0\.0", "stem"),
+        (r"features\.0\.1", "stem_bn"),
+        (r"features\.18\.0", "last"),
+        (r"features\.18\.1", "last_bn"),
+        (r"features\.1\.conv\.0\.0", "stage1_block1_depthwise"),
+        (r"features\.1\.conv\.0\.1", "stage1_block1_depthwise_bn"),
+        (r"features\.1\.conv\.1", "stage1_block1_project"),
+        (r"features\.1\.conv\.2", "stage1_block1_project_bn"),
+        *(
+            (rf"features\.{number}\.conv\.{place}", f"{block}_{part}")
+            for number, block in enumerate(
+                (
+                    f"stage{stage}_block{own + 1}"
+                    for stage, (_, _, count, _) in enumerate(table, 1)
+                    for own in range(count)
+                ),
+                1,
+            )
+            if number > 1
+            for place, part in (
+                (r"0\.0", "expand"),
+                (r"0\.1", "expand_bn"),
+                (r"1\.0", "depthwise"),
+                (r"1\.1", "depthwise_bn"),
+                ("2", "project"),
+                ("3", "project_bn"),
+            )
+        ),
+        (r"classifier\.1", "logits"),
+    )
+
+    def __init__(self, channels, classes, last_stride=2):
+        super().__init__()
+        width, made = 32, [Expanded.active(conv(channels, 32, 3, 2), 32)]
+        for stage, (expansion, filters, count, stride) in enumerate(self.table, 1):
+            for block in range(count):
+                own = last_stride if stage == 6 else stride
+                made.append(Expanded(width, filters, expansion, own if block == 0 else 1))
+                width = filters
+        made.append(Expanded.active(conv(320, 1280, 1), 1280))
+        self.features = nn.Sequential(*made)
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean(dim=(2, 3)))
+
+
 class WideBlock(nn.Module):
     def __init__(self, channels, filters, stride):
         super().__init__()
@@ -317,6 +387,7 @@ TWINS = {
     "resnet110": lambda channels, classes: CifarResNet(18, channels, classes),
     "resnet20-leaky": lambda channels, classes: CifarResNet(3, channels, classes, 0.01),
     "mobilenet_v2": CifarMobileNetV2,
+    "mobilenet_v2-224": MobileNetV2,
     "vgg16": CifarVGG16,
     "wrn-10-1": lambda channels, classes: WideResNet(1, 1, channels, classes),
     "wrn-16-2": lambda channels, classes: WideResNet(2, 2, channels, classes),
