@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.toml"))
 CIFAR = [file for file in FILES if file.parent.parent.name == "cifar"]
 IMAGENET = [file for file in FILES if file.parent.parent.name == "imagenet"]
+REID = [file for file in FILES if file.parent.name == "reid"]
 AUTHORS = [file for file in CIFAR if file.parent.name == "authors"]
 MODELS = ("resnet32", "resnet56", "resnet110", "mobilenet_v2", "wrn-28-10")
 # row -> table of FG, then CIFAR-10 and CIFAR-100 of each model
@@ -64,6 +65,13 @@ OF_IMAGENET = {
     "resnet34": (("72.60", "90.91"), ("74.58", "92.05")),
     "resnet50": (("75.92", "92.81"), ("76.76", "93.34")),
 }
+# mAP and rank-1 of one network, of two grafted peers, of four
+OF_REID = {
+    "market1501-resnet50": (("67.6", "86.7"), ("70.6", "87.8"), ("73.33", "89.2")),
+    "market1501-mobilenet_v2": (("56.8", "81.3"), ("63.7", "85.2"), ("64.5", "85.8")),
+    "duke-resnet50": (("56.2", "76.2"), ("60.8", "79.8"), ("62.1", "79.8")),
+    "duke-mobilenet_v2": (("47.6", "71.7"), ("53.4", "76.1"), ("54.3", "76.3")),
+}
 IN_THEIR_CODE = ("baseline", "entropy-slr", "entropy-dlr")  # of all models but WRN
 QUOTED = {"mutual": "Zhang et al.", "repr": "Prakash et al."}
 NO_COUNTERPART = "no counterpart in the authors' present code"
@@ -95,7 +103,7 @@ def test_every_file_names_its_command_its_source_and_its_published_figure(file):
     text = told.text
     *before, command = told.command.split(" && ")
     assert f"{command} ".startswith(f"kgraft {verb} {name} ")
-    assert ("--dataset DIR" in command) == (file in IMAGENET)
+    assert ("--dataset DIR" in command) == (file in [*IMAGENET, *REID])
     assert before in ([], ["kgraft data prepare cifar100"])
     assert told.what.endswith((".", "?")) and {"Source", "Cost", "Published"} <= {*told.parts}
     for word in ("Source: ", "Cost: ", "Published"):
@@ -104,6 +112,12 @@ def test_every_file_names_its_command_its_source_and_its_published_figure(file):
         model, row = file.stem.split("-")
         top, five = OF_IMAGENET[model][row == "entropy"]
         figures = f"Published (Meng et al., CVPR 2020): {top} top-1, {five} top-5. Ours: "
+        assert figures in told.figures
+        return
+    if file in REID:
+        setting, _, row = file.stem.rpartition("-")
+        found, first = OF_REID[setting][("baseline", "graft2", "graft4").index(row)]
+        figures = f"Published (Meng et al., CVPR 2020): {found} mAP, {first} rank-1. Ours: "
         assert figures in told.figures
         return
     if file not in CIFAR:
@@ -180,3 +194,15 @@ def test_imagenet_is_trained_as_the_papers_say_and_a_fair_pair_differs_by_its_me
         one, other = (configs.read(file).flat() for file in pair)
         differ = {key for key in {*one, *other} if one.get(key) != other.get(key)}
         assert {key for key in differ if not key.startswith("graft.")} == {"peers.count"}
+
+
+def test_reid_is_trained_as_the_papers_say_and_rows_differ_by_their_peers_alone():
+    assert {file.stem.rpartition("-")[0] for file in REID} == {*OF_REID} and len(REID) == 12
+    for file in REID:
+        own = configs.read(file)
+        assert (own.run.epochs, own.run.batch_size, own.data.size) == (60, 32, (256, 128))
+        assert (own.schedule.name, own.schedule.every, own.schedule.factor) == ("step", 20, 0.1)
+        assert own.optimizer.lr == 0.1 and own.data.validation == 0
+        peers = {"baseline": 1, "graft2": 2, "graft4": 4}[file.stem.rpartition("-")[2]]
+        plain = configs.read(file.with_name(f"{file.stem.rpartition('-')[0]}-baseline.toml"))
+        assert own.changed("peers.count", 1, "test") == plain and own.peers.count == peers
