@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.apps.test_fit import kgraft  # noqa: F401
 from tests.reference import people
 
@@ -58,6 +60,7 @@ def test_check_of_any_other_folder_asks_for_cameras(kgraft, tmp_path):  # noqa: 
     assert code == 2 and "has 0 groups" in err
 
 
+@pytest.mark.slow
 def test_runs_and_comparisons_tell_what_is_found(kgraft, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("KGRAFT_DATA", str(tmp_path / "known"))
     people.write(tmp_path / "market", (8, 6, 3, (96, 18, 90), 6, 8), "market1501")

@@ -74,7 +74,7 @@ def features_of(model, assembly):
     return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("metric", ["cosine", pytest.param("euclidean", marks=pytest.mark.slow)])
 def test_peers_find_whom_they_have_never_seen(of_people, tmp_path, metric):
     config = of_people(run__epochs=8, optimizer__lr=0.05, retrieval__metric=metric)
     assembly = assemble(config)
@@ -104,6 +104,7 @@ def test_they_find_on_every_backend(of_people, tmp_path):
     assert evaluate_run(tmp_path / "run")["peer 2, rank1"] == summary["peers"][1]["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_together_they_answer_with_all_their_features(of_people, tmp_path):
     assembly = assemble(of_people())
     summary = execute(assembly, tmp_path / "run")
@@ -113,6 +114,7 @@ def test_together_they_answer_with_all_their_features(of_people, tmp_path):
     assert summary["ensemble"]["test_mAP"] == pytest.approx(expected["mAP"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_mirror_images_and_reranking_are_asked_for(of_people, tmp_path):
     assembly = assemble(of_people(retrieval__flip=True))
     summary = execute(assembly, tmp_path / "run")
@@ -142,6 +144,7 @@ def test_a_neck_stands_before_a_classifier_without_bias(of_people, tmp_path):
     assert evaluate_run(tmp_path / "run")["peer 1, rank1"] == summary["peers"][0]["test_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_sees_what_it_would_have_seen(of_people, tmp_path):
     config = of_people(run__epochs=3, retrieval__erase=0.5)
     execute(assemble(config), tmp_path / "whole")
@@ -167,6 +170,7 @@ def test_pretrained_weights_go_below_the_neck(of_people, tmp_path):
     assert any(np.array_equal(first[0], own) for own in begun)
 
 
+@pytest.mark.slow
 def test_other_methods_and_teachers_find_too(of_people, tmp_path):
     summary = execute(assemble(of_people(teachers__count=1, run__epochs=1)), tmp_path / "plus")
     assert 0 < summary["teachers"][0]["test_mAP"] <= 1
