@@ -139,8 +139,8 @@ def test_a_crop_of_a_photograph_that_is_decoded_smaller_is_the_same_part():
     assert crop.scaled((160, 240), (80, 120)) == Crop(10, 20, 30, 40, flip=True)
     assert crop.scaled((160, 240), (160, 240, 3)) is crop
     assert Crop(0, 0, 1, 1).scaled((160, 240), (20, 30)) == Crop(0, 0, 1, 1)
-    assert enough_for([crop, Crop(0, 0, 160, 200)], (160, 240), 32) == (86, 96)
-    assert enough_for([crop], (160, 240), 200) == (160, 240)
+    assert enough_for([crop, Crop(0, 0, 160, 200)], (160, 240), (32, 32)) == (86, 96)
+    assert enough_for([crop], (160, 240), (200, 200)) == (160, 240)
 
 
 @pytest.mark.parametrize(

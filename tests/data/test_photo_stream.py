@@ -327,7 +327,7 @@ def test_a_set_ten_times_as_large_as_the_memory_stays_within_it(files):
         ({"peer": -1}, "peer=-1"),
         ({"seed": 1.5}, "seed=1.5"),
         ({"workers": 0}, "workers=0"),
-        ({"crop": RandomResizedCrop(8)}, "crop.size 8: expected 16"),
+        ({"crop": RandomResizedCrop(8)}, "it shows 8x8; expected 16x16"),
     ],
 )
 def test_a_stream_that_cannot_be_is_refused(files, options, said):
