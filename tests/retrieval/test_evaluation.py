@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
 
 from kgraft.errors import UserError
 from kgraft.retrieval import evaluate
@@ -83,17 +82,6 @@ def test_the_oracle_agrees_whatever_the_scene(seed, gallery, width, cameras):
     else:
         with pytest.raises(UserError, match="of no query is anything to be found"):
             evaluate(*own, metric="euclidean", ties="stable")
-
-
-def test_precision_is_sklearns():
-    q, g, q_ids, g_ids, _, _ = scene(11, gallery=300)
-    keep = g_ids != -1
-    g, g_ids = g[keep], g_ids[keep]
-    found = evaluate(q, g, q_ids, g_ids, metric="euclidean")
-    for k in range(len(q)):
-        near = -np.linalg.norm(g.astype(np.float64) - q[k].astype(np.float64), axis=1)
-        own = average_precision_score(g_ids == q_ids[k], near)
-        np.testing.assert_allclose(found.precision[k], own, rtol=1e-9)
 
 
 def test_ranks_are_counted_by_hand():
