@@ -14,6 +14,7 @@ from kgraft.errors import UserError
 
 Metric = Literal["cosine", "euclidean"]
 _EPSILON = float(np.finfo(np.float32).eps)
+_NOTHING = 1e-30  # a length that float32 has no inverse of
 _DECIMALS = 12  # beyond which float64 has other digits for features that point the same way
 _ROUNDINGS = 4  # of a product, beside those of its sum, which err like sqrt(d) where independent
 
@@ -115,7 +116,7 @@ class FeatureDistances:
         own = self._queries[query].astype(np.float64)
         others = self._gallery[rows].astype(np.float64)
         if self._metric == "cosine":
-            cosines = self._own[query] * self._theirs[rows] * np.vecdot(others, own)
+            cosines = self._own[query] * self._theirs[rows] * np.einsum("nd,d->n", others, own)
             return np.round(-cosines, _DECIMALS)
         mantissa, exponent = np.frexp(np.square(others - own).sum(axis=1))
         return np.ldexp(np.round(mantissa, _DECIMALS), exponent)
@@ -126,13 +127,17 @@ def _products(features: np.ndarray, other: np.ndarray | None = None) -> np.ndarr
     found = np.empty(len(features))
     for start in range(0, len(features), 256):
         part = features[start : start + 256].astype(np.float64)
-        found[start : start + 256] = np.vecdot(part, part if other is None else other)
+        found[start : start + 256] = (
+            np.einsum("nd,nd->n", part, part)
+            if other is None
+            else np.einsum("nd,d->n", part, other)
+        )
     return found
 
 
 def _inverse(lengths: np.ndarray) -> np.ndarray:
-    """1 / length, 0 for 0."""
-    return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    """1 / length, 0 for what is as good as 0."""
+    return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > _NOTHING)
 
 
 def checked_features(features: np.ndarray, name: str, width: int | None = None) -> np.ndarray:
