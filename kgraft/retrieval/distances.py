@@ -13,10 +13,10 @@ import numpy as np
 from kgraft.errors import UserError
 
 Metric = Literal["cosine", "euclidean"]
-_EPSILON = float(np.finfo(np.float32).eps)
+EPSILON = float(np.finfo(np.float32).eps)
 _NOTHING = 1e-30  # a length that float32 has no inverse of
-_DECIMALS = 12  # beyond which float64 has other digits for features that point the same way
-_ROUNDINGS = 4  # of a product, beside those of its sum, which err like sqrt(d) where independent
+DECIMALS = 12  # beyond which float64 has other digits for features that point the same way
+ROUNDINGS = 4  # of a product, beside those of its sum, which err like sqrt(d) where independent
 
 
 class Distances(Protocol):
@@ -70,7 +70,7 @@ class FeatureDistances:
 
     def __init__(self, queries: np.ndarray, gallery: np.ndarray, metric: Metric) -> None:
         self._metric, self._queries, self._gallery = metric, queries, gallery
-        rounding = _EPSILON * (np.sqrt(gallery.shape[1]) + _ROUNDINGS)
+        rounding = EPSILON * (np.sqrt(gallery.shape[1]) + ROUNDINGS)
         if metric == "cosine":
             self._own = _inverse(np.sqrt(_products(queries)))
             self._theirs = _inverse(np.sqrt(_products(gallery)))
@@ -117,9 +117,9 @@ class FeatureDistances:
         others = self._gallery[rows].astype(np.float64)
         if self._metric == "cosine":
             cosines = self._own[query] * self._theirs[rows] * np.einsum("nd,d->n", others, own)
-            return np.round(-cosines, _DECIMALS)
+            return np.round(-cosines, DECIMALS)
         mantissa, exponent = np.frexp(np.square(others - own).sum(axis=1))
-        return np.ldexp(np.round(mantissa, _DECIMALS), exponent)
+        return np.ldexp(np.round(mantissa, DECIMALS), exponent)
 
 
 def _products(features: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:

@@ -8,7 +8,7 @@ the k1 + 1 nearest of each, and encodings with some dozens of numbers an image.
 import numpy as np
 from scipy import sparse
 
-from kgraft.retrieval.distances import checked_features
+from kgraft.retrieval.distances import DECIMALS, EPSILON, ROUNDINGS, checked_features
 from kgraft.settings import argument
 
 _CHUNK = 256  # images
@@ -74,16 +74,21 @@ class Reranked:
         found = self._squares(start, stop)[:, self._count :]
         found *= np.float32(self._share) / self._largest[start:stop, None]
         for row, query in zip(found, range(start, stop), strict=True):
-            row += np.float32(1 - self._share) * self._jaccard(query)
+            row += ((1 - self._share) * self._jaccard(query)).astype(np.float32)
         return found
 
     def error(self, query: int) -> float:
-        """See `Distances`: these are what they are."""
-        return 0.0
+        """See `Distances`."""
+        rounding = EPSILON * (np.sqrt(self._all.shape[1]) + ROUNDINGS)
+        return float(rounding * (1 + 4 * self._share / self._largest[query]))
 
     def exact(self, query: int, rows: np.ndarray) -> np.ndarray:
         """See `Distances`."""
-        return self.chunk(query, query + 1)[0, rows].astype(np.float64)
+        own = self._all[query].astype(np.float64)
+        others = self._all[self._count + rows].astype(np.float64)
+        squares = np.square(others - own).sum(axis=1) / float(self._largest[query])
+        found = self._share * squares + (1 - self._share) * self._jaccard(query)[rows]
+        return np.round(found, DECIMALS)
 
     def _squares(self, start: int, stop: int) -> np.ndarray:
         """Squared distances of some images to all, float32."""
@@ -138,7 +143,7 @@ class Reranked:
             column, weight = own.indices[place], own.data[place]
             start, stop = theirs.indptr[column], theirs.indptr[column + 1]
             shared[theirs.indices[start:stop]] += np.minimum(weight, theirs.data[start:stop])
-        return (1 - shared / (2 - shared)).astype(np.float32)
+        return 1 - shared / (2 - shared)
 
 
 def _reciprocal(nearest: np.ndarray) -> list[np.ndarray]:
