@@ -256,12 +256,17 @@ def _same_runs(own: tuple[str, ...], other: tuple[str, ...]) -> bool:
 def _filled(config: Config, known: Config) -> Config:
     """Settings with what a run fills in by itself taken from a run that has done so."""
     wanted = settled(config)
-    data = {
-        f.name: getattr(known.data, f.name)
-        for f in dataclasses.fields(wanted.data)
-        if getattr(wanted.data, f.name) is None
-    }
-    return dataclasses.replace(wanted, data=dataclasses.replace(wanted.data, **data))
+
+    def filled(own: Any, theirs: Any) -> Any:
+        fields = [field.name for field in dataclasses.fields(own)]
+        missing = [name for name in fields if getattr(own, name) is None]
+        return dataclasses.replace(own, **{name: getattr(theirs, name) for name in missing})
+
+    return dataclasses.replace(
+        wanted,
+        data=filled(wanted.data, known.data),
+        photos=filled(wanted.photos, known.photos),
+    )
 
 
 def _seeded(comparison: Comparison, entry: Entry, seed: int, out: Path) -> Config:

@@ -12,6 +12,7 @@ from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import read_comparison
 from kgraft.runs.comparisons.runs import read_results, train_missing
 from kgraft.runs.recorder import Silent
+from tests.runs.test_photographs import folder
 
 COMMON = """
 [comparison]
@@ -257,6 +258,20 @@ def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     taught = entries.replace("@plain", "@two")
     with pytest.raises(UserError, match=r"taught.*teachers\.files = .*plain.*wants.*two"):
         read_results(read_comparison(written(taught)), out)
+
+
+def test_runs_on_photographs_are_read_again(written, tmp_path):
+    """What is seen of them is filled in by the run, as padding is."""
+    root = folder(tmp_path / "photos", classes=2, train=12, test=4)
+    common = COMMON.replace("limit_train = 96\nlimit_test = 40", f'name = "{root}"\nsize = 16')
+    common = common.replace("batch_size = 32", "batch_size = 8").replace("[0, 1]", "[0]")
+    common += f'directory = "{tmp_path / "known"}"\n'
+    comparison = read_comparison(written(PLAIN, common))
+    train_missing(comparison, tmp_path / "out", Silent(), lambda text: None)
+    assert len(read_results(comparison, tmp_path / "out")) == 1
+    other = read_comparison(written(PLAIN, common + "[common.photos]\nresize = 20\n"))
+    with pytest.raises(UserError, match=r"photos\.resize = 18, the comparison wants 20"):
+        read_results(other, tmp_path / "out")
 
 
 def test_only_runs_are_removed(written, tmp_path):
