@@ -19,7 +19,7 @@ batch_size = 16
 
 [common.data]
 name = "market"
-size = [32, 16]
+size = 32
 validation = 0.125
 
 [entries.baseline]
@@ -65,7 +65,7 @@ def test_runs_and_comparisons_tell_what_is_found(kgraft, tmp_path, monkeypatch):
     monkeypatch.setenv("KGRAFT_DATA", str(tmp_path / "known"))
     people.write(tmp_path / "market", (8, 6, 3, (96, 18, 90), 6, 8), "market1501")
     options = ["--peers", 2, "--teachers", 0, "--epochs", 1, "--batch-size", 16]
-    sized = ["--set", "data.size=[32, 16]", "--set", "data.validation=0.125"]
+    sized = ["--set", "data.size=32", "--set", "data.validation=0.125"]
     code, out, err = kgraft("fit", "--dataset", "market", *options, *sized, "--out", "run")
     assert code == 0, err
     assert "rank-10" in out and "mAP by trapezoids" in out and "mINP" in out
@@ -80,7 +80,8 @@ def test_runs_and_comparisons_tell_what_is_found(kgraft, tmp_path, monkeypatch):
     assert code == 0 and "rank-1" in out
 
     (tmp_path / "mine.toml").write_text(COMPARISON)
-    code, out, err = kgraft("compare", "mine.toml", "--out", "all")
+    assert kgraft("compare", "mine.toml", "--out", "all")[0] == 0
+    code, out, err = kgraft("compare", "mine.toml", "--out", "all")  # read again
     assert code == 0, err
     assert "mAP, %" in out and "rank-1, %" in out
     found = json.loads(Path("all/comparison.json").read_text())

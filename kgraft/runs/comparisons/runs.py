@@ -262,9 +262,12 @@ def _filled(config: Config, known: Config) -> Config:
         missing = [name for name in fields if getattr(own, name) is None]
         return dataclasses.replace(own, **{name: getattr(theirs, name) for name in missing})
 
+    data = filled(wanted.data, known.data)
+    if known.data.size == (data.size, data.size):  # of identities: rows and columns
+        data = dataclasses.replace(data, size=known.data.size)
     return dataclasses.replace(
         wanted,
-        data=filled(wanted.data, known.data),
+        data=data,
         photos=filled(wanted.photos, known.photos),
     )
 
