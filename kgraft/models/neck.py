@@ -38,6 +38,16 @@ def with_neck(model: keras.Model, *, normalised: bool, dropout: float = 0.0) -> 
     return keras.Model(model.inputs, logits, name=model.name)
 
 
+def heads_of(model: keras.Model) -> list[str]:
+    """Names of the layers that decide on features: the last one with weights, and its neck.
+
+    Args:
+        model: A classifier.
+    """
+    weighty = [layer.name for layer in model.layers if layer.weights]
+    return [name for name in weighty if name == _NECK or name == weighty[-1]]
+
+
 def without_neck(model: keras.Model) -> keras.Model:
     """The classifier that `with_neck` was given, with a head of its own; all other layers shared.
 

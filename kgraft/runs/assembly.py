@@ -21,6 +21,7 @@ from kgraft.data.order import HELD_OUT
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.files import is_directory
+from kgraft.models.neck import heads_of
 from kgraft.runs import optimizers, own, photographs
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer_file
@@ -306,7 +307,7 @@ def _compile(
     rate = _rate(config, lr, epochs, stream.steps)
     model.compile(
         optimizer=optimizers.made(
-            config.optimizer.name, own.arguments(config, "optimizer"), rate, ema
+            config.optimizer.name, own.arguments(config, "optimizer"), rate, ema, heads_of(model)
         ),
         loss=_loss(config),
         metrics=["accuracy", *photographs.metrics(dataset)],

@@ -120,7 +120,8 @@ class Optimizer:
     """SGD as torch does it; or one of `keras.optimizers`, or one's own, by `module:Class`.
 
     Those take the table's further keys as arguments, `lr` is their own default where nobody says,
-    and `momentum`, `l2` and `nesterov` are SGD's alone.
+    and `momentum`, `l2`, `nesterov` and `backbone` are SGD's alone: that is how many times the rate
+    all layers before the classifier (and its neck) move by, which have been trained before.
     """
 
     name: str = setting("sgd", choices=OPTIMIZERS)
@@ -128,6 +129,7 @@ class Optimizer:
     momentum: float = setting(0.9, low=0.0, below=1.0)
     l2: float = setting(5e-4, low=0.0)
     nesterov: bool = False
+    backbone: float = setting(1.0, low=0.0, high=1.0)
 
 
 @dataclass(frozen=True)

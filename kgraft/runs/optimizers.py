@@ -1,6 +1,7 @@
 """Optimizers by the name that a run file gives: kgraft's SGD, Keras' by theirs, one's own."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ from kgraft.errors import UserError, told
 from kgraft.parts import Part, is_reference, load
 from kgraft.training.optimizers import SGD
 
-SGD_ALONE = ("momentum", "l2", "nesterov")
+SGD_ALONE = ("momentum", "l2", "nesterov", "backbone")
 """Settings of kgraft's SGD; another optimizer has those of its own arguments that are given."""
 
 _EXAMPLE = "mypkg.optim:MyOptimizer"
@@ -68,7 +69,11 @@ def optimizer(name: str) -> Part | None:
 
 
 def made(
-    name: str, arguments: Mapping[str, Any], rate: Any, decay: float | None
+    name: str,
+    arguments: Mapping[str, Any],
+    rate: Any,
+    decay: float | None,
+    heads: Sequence[str] = (),
 ) -> keras.optimizers.Optimizer:
     """A new optimizer.
 
@@ -77,6 +82,7 @@ def made(
         arguments: its settings without the rate.
         rate: its learning rate, a number or a schedule.
         decay: share of the weights' moving average that a step keeps, None without averages.
+        heads: names of the layers that are not of the backbone, which may have a rate of its own.
 
     Raises:
         UserError: it cannot be made so.
@@ -84,7 +90,12 @@ def made(
     averages: dict[str, Any] = {} if decay is None else {"use_ema": True, "ema_momentum": decay}
     part = optimizer(name)
     if part is None:
-        return SGD(rate, **arguments, **averages)
+        own = dict(arguments)
+        backbone = own.pop("backbone", 1.0)
+        if backbone != 1:
+            names = "|".join(map(re.escape, heads))
+            own["rate_scales"] = {rf"^(?!(.*/)?({names})/)": backbone}
+        return SGD(rate, **own, **averages)
     found: keras.optimizers.Optimizer = part.made({**arguments, **averages}, learning_rate=rate)
     return found
 

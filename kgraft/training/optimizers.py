@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -40,12 +40,15 @@ class SGD(keras.optimizers.Optimizer):
             `("bias", "gamma", "beta")`; none by default, as in torch. To exclude single
             variables call Keras' `exclude_from_weight_decay(var_list=...)`, which replaces these
             names and is not saved.
+        rate_scales: by paths of variables (regular expressions, looked for in e.g.
+            `"stem/kernel"`), how many times lr they move by: torch's groups of parameters. The
+            first that is found counts; 1 for all others.
         **options: what every Keras optimizer takes: `name`, `clipnorm`, `clipvalue`,
             `global_clipnorm`, `use_ema`, `ema_momentum`, `ema_overwrite_frequency`,
             `loss_scale_factor`, `gradient_accumulation_steps`. Not `weight_decay`.
 
     Raises:
-        UserError: an argument is of the wrong kind or out of range, a name is no regular
+        UserError: an argument is of the wrong kind or out of range, a name or path is no regular
             expression, `nesterov` without momentum, or `weight_decay` is given.
 
     Example:
@@ -65,6 +68,7 @@ class SGD(keras.optimizers.Optimizer):
         l2: float = 0.0,
         nesterov: bool = False,
         exclude_from_l2: Sequence[str] = (),
+        rate_scales: Mapping[str, float] | None = None,
         **options: Any,
     ) -> None:
         if "weight_decay" in options:
@@ -75,13 +79,17 @@ class SGD(keras.optimizers.Optimizer):
         l2 = argument("l2", l2, float, low=0)
         nesterov = argument("nesterov", nesterov, bool)
         exclude_from_l2 = argument("exclude_from_l2", exclude_from_l2, tuple[str, ...])
-        for pattern in exclude_from_l2:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise UserError(
-                    f"exclude_from_l2 holds {pattern!r}, no regular expression: {error}."
-                ) from error
+        rate_scales = dict(argument("rate_scales", rate_scales or {}, Mapping))
+        for name, patterns in (("exclude_from_l2", exclude_from_l2), ("rate_scales", rate_scales)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, TypeError) as error:
+                    raise UserError(
+                        f"{name} holds {pattern!r}, no regular expression: {error}."
+                    ) from error
+        for pattern, scale in rate_scales.items():
+            rate_scales[pattern] = argument(f"rate_scales[{pattern!r}]", scale, float, low=0)
         if inspect.isclass(learning_rate) or not callable(learning_rate):
             learning_rate = argument("learning_rate", learning_rate, float, low=0)
         if nesterov and not momentum:
@@ -91,6 +99,7 @@ class SGD(keras.optimizers.Optimizer):
         self.l2 = l2
         self.nesterov = nesterov
         self.exclude_from_l2 = tuple(exclude_from_l2)
+        self.rate_scales = rate_scales
         self.velocities: list[Any] = []
         self.exclude_from_weight_decay(var_names=list(self.exclude_from_l2))
 
@@ -122,7 +131,19 @@ class SGD(keras.optimizers.Optimizer):
             moved = self.momentum * ops.convert_to_tensor(velocity) + step
             self.assign(velocity, moved)
             step = step + self.momentum * moved if self.nesterov else moved
+        scale = self.scale_of(variable)
+        if scale != 1:
+            learning_rate = scale * ops.convert_to_tensor(learning_rate)
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
+
+    def scale_of(self, variable: Any) -> float:
+        """How many times the learning rate a variable moves by.
+
+        Args:
+            variable: one of the model's.
+        """
+        found = (own for at, own in self.rate_scales.items() if re.search(at, variable.path))
+        return next(found, 1.0)
 
     def _backend_update_step(
         self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any
@@ -142,6 +163,7 @@ class SGD(keras.optimizers.Optimizer):
             momentum=self.momentum,
             l2=[self.l2 if self.l2 and self._use_weight_decay(v) else 0.0 for v in variables],
             nesterov=self.nesterov,
+            scales=[self.scale_of(v) for v in variables] if self.rate_scales else None,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -154,4 +176,5 @@ class SGD(keras.optimizers.Optimizer):
             "l2": self.l2,
             "nesterov": self.nesterov,
             "exclude_from_l2": list(self.exclude_from_l2),
+            **({"rate_scales": dict(self.rate_scales)} if self.rate_scales else {}),
         }

@@ -154,6 +154,25 @@ def test_a_run_that_was_broken_off_sees_what_it_would_have_seen(of_people, tmp_p
     assert_one(tmp_path / "whole", tmp_path / "out")
 
 
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_the_backbone_has_a_rate_of_its_own(of_people, tmp_path, engine):
+    def moved(backbone):
+        options = {"retrieval__neck": True, "peers__count": 1, "run__method": "baseline"}
+        config = of_people(run__engine=engine, optimizer__backbone=backbone, **options)
+        assembly = assemble(config)
+        before = {own.path: np.array(own) for own in assembly.peers[0].trainable_weights}
+        execute(assembly, tmp_path / f"{backbone}")
+        after = {own.path: np.array(own) for own in assembly.peers[0].trainable_weights}
+        return {path: np.abs(after[path] - before[path]).max() for path in before}
+
+    still, slow, usual = moved(0.0), moved(0.1), moved(1.0)
+    for path in still:
+        of_head = path.split("/")[-2] in ("neck", "logits")
+        assert (still[path] > 0) == of_head, path
+        assert usual[path] > 0 and slow[path] > 0
+    assert slow["stem/kernel"] < 0.5 * usual["stem/kernel"]
+
+
 def test_pretrained_weights_go_below_the_neck(of_people, tmp_path):
     execute(assemble(of_people(run__epochs=1)), tmp_path / "first")
     config = of_people(model__weights=str(tmp_path / "first"), retrieval__neck=True)

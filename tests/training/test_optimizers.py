@@ -114,6 +114,24 @@ def test_excluded_variables_have_no_l2():
     np.testing.assert_allclose(ops.convert_to_numpy(dense.bias), np.ones(2))
 
 
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_groups_of_variables_move_by_rates_of_their_own(rule):
+    """As torch's groups of parameters; the first path that is found counts."""
+    rates = {"a": 0.1, "b": 0.01, "c": 0.03}
+    variables = {name: keras.Variable(START, name=name) for name in rates}
+    optimizer = SGD(0.1, rate_scales={"^b$": 0.1, "[bc]": 0.3}, **rule)
+    for step in range(STEPS):
+        given = [slope(ops.convert_to_numpy(own), step) for own in variables.values()]
+        optimizer.apply([ops.convert_to_tensor(own) for own in given], [*variables.values()])
+    for name, rate in rates.items():
+        expected = reference.trajectory(START.astype("float64"), slope, [rate] * STEPS, **rule)
+        found = ops.convert_to_numpy(variables[name])
+        np.testing.assert_allclose(found, expected[-1], rtol=1e-5, atol=1e-6)
+    again = SGD.from_config(optimizer.get_config())
+    assert again.rate_scales == {"^b$": 0.1, "[bc]": 0.3}
+    assert "rate_scales" not in SGD().get_config()
+
+
 def test_accumulated_gradients_step_once():
     weight = keras.Variable(np.array([1.0], "float32"))
     optimizer = SGD(0.1, momentum=0.9, l2=0.5, gradient_accumulation_steps=2)
@@ -160,6 +178,12 @@ def test_saved_model_goes_on_as_if_it_had_not_stopped(tmp_path):
             "at position 0.",
         ),
         ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs a momentum above 0."),
+        (
+            {"rate_scales": {"(": 0.1}},
+            "rate_scales holds '(', no regular expression: missing ), unterminated subpattern at "
+            "position 0.",
+        ),
+        ({"rate_scales": {"a": -1.0}}, "rate_scales['a']=-1.0: expected 0 or more."),
         (
             {"weight_decay": 5e-4},
             "SGD has no weight_decay, which in Keras is decoupled: torch's weight decay is l2=.",

@@ -36,6 +36,7 @@ def sgd(
     momentum: float,
     l2: Sequence[float],
     nesterov: bool,
+    scales: Sequence[float] | None = None,
 ) -> None:
     """Move all variables by one step of `kgraft.SGD`, in place.
 
@@ -47,13 +48,15 @@ def sgd(
         momentum: m.
         l2: coefficient of each variable's L2 term.
         nesterov: whether to step ahead along the new velocity.
+        scales: how many times the rate each variable moves by; None for once.
     """
     rate = learning_rate
     if not isinstance(rate, int | float):
         rate = keras.ops.convert_to_tensor(rate)
     with torch.no_grad():
-        for coefficient in sorted(set(l2)):
-            members = [i for i, own in enumerate(l2) if own == coefficient]
+        kinds = list(zip(l2, scales or [1.0] * len(l2), strict=True))
+        for coefficient, scale in sorted(set(kinds)):
+            members = [i for i, own in enumerate(kinds) if own == (coefficient, scale)]
             moved = [variables[i].value for i in members]
             torch._fused_sgd_(
                 moved,
@@ -61,7 +64,7 @@ def sgd(
                 [velocities[i].value for i in members] if velocities else [],
                 weight_decay=coefficient,
                 momentum=momentum,
-                lr=rate,
+                lr=rate if scale == 1 else rate * scale,
                 dampening=0.0,
                 nesterov=nesterov,
                 maximize=False,
