@@ -21,7 +21,6 @@ def drawn(view, count, seed=0):
     return [view.crop(row, *SIZE) for row in numbers]
 
 
-@pytest.mark.core
 def test_the_whole_is_resized_as_torchvision_does():
     v2 = torchvision.v2()
     import torch

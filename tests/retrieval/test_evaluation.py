@@ -51,11 +51,10 @@ def agree(found, oracle):
         assert found.rank(k) == np.mean([own[0] <= k for own in counted])
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "stable"])
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_every_figure_is_the_oracles(metric, ties, whole, seed):
     own = scene(seed, whole=whole)
     agree(evaluate(*own, metric=metric, ties=ties), expected(*own, metric, ties))

@@ -18,7 +18,6 @@ def people(seed, *, identities=8, each=9, width=12, spread=0.8):
     return features[query], features[~query], ids[query], ids[~query]
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("options", [(20, 6, 0.3), (5, 1, 0.0), (7, 3, 0.8), (100, 90, 0.3)])
 @pytest.mark.parametrize("chunk", [256, 5])
 def test_distances_are_the_papers(options, chunk, monkeypatch):

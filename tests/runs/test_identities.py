@@ -97,13 +97,6 @@ def test_peers_find_whom_they_have_never_seen(of_people, tmp_path, metric):
     assert said["photos"]["order"] == "windowed"
 
 
-@pytest.mark.core
-def test_they_find_on_every_backend(of_people, tmp_path):
-    summary = execute(assemble(of_people(run__epochs=4)), tmp_path / "run")
-    assert 0 < summary["ensemble"]["test_mAP"] <= 1
-    assert evaluate_run(tmp_path / "run")["peer 2, rank1"] == summary["peers"][1]["test_accuracy"]
-
-
 @pytest.mark.slow
 def test_together_they_answer_with_all_their_features(of_people, tmp_path):
     assembly = assemble(of_people())
