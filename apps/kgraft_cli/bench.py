@@ -47,6 +47,8 @@ def command(
 
     photographs reads a folder of them (--dataset DIR, --size N) for K peers, and trains nothing.
 
+    methods are the contenders of methods, each beside the baseline.
+
     profile shows what a step of one contender, kgraft by default, spends its time on (torch).
 
     Every contender of speed works in a process of its own; they take turns, and ratios are formed
@@ -74,6 +76,10 @@ def command(
     if file is not None:
         check_place(Path(file))
     known = contenders.names(keras.config.backend())
+    if what == "methods":
+        from kgraft.runs.methods import METHODS
+
+        known = tuple(METHODS)
     for name in chosen:
         if name not in known:
             raise UserError(f"--contender {name!r} is unknown." + suggest(name, known))
@@ -112,7 +118,7 @@ def command(
         elif what == "methods":
             from kgraft_cli.benchmarks.methods import measure_methods
 
-            rows += measure_methods(tasks[0], repeats)
+            rows += measure_methods(tasks[0], repeats, chosen)
         elif what == "profile":
             from kgraft_cli.benchmarks.profile import profile
 

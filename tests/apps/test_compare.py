@@ -110,3 +110,14 @@ def test_the_cost_of_every_method_is_measured(kgraft, tmp_path):
     assert rows[0]["over_baseline"] == 1
     assert all(row["step_seconds"] > 0 for row in rows)
     assert "mutual" in out
+
+
+def test_the_cost_of_some_methods_is_measured_beside_the_baseline(kgraft, tmp_path):
+    options = ("--model", "resnet8", "--peers", 2, "--batch-size", 16, "--steps", 1)
+    chosen = ("--contender", "lawa", "--contender", "online", "--repeats", 1)
+    code, _, err = kgraft("bench", "methods", *options, *chosen, "--json", "costs.json")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "costs.json").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["baseline", "lawa", "online"]
+    code, _, err = kgraft("bench", "methods", "--contender", "onlin")
+    assert code == 2 and "Did you mean 'online'?" in err

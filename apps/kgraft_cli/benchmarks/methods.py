@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,13 @@ class _Measured:
     epoch: int = 0
 
 
-def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
-    """Train all methods a little, in turns, in one process.
+def measure_methods(task: Task, repeats: int, chosen: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Train methods a little, in turns, in one process.
 
     Args:
         task: architecture, K for the methods that need several peers, batch size, data, steps.
         repeats: rounds; ratios are taken within a round.
+        chosen: which methods, beside the baseline; all by default.
 
     Returns:
         One JSON-able row a method: seconds of one peer's step (what happens between steps
@@ -34,7 +36,8 @@ def measure_methods(task: Task, repeats: int) -> list[dict[str, Any]]:
     """
     from kgraft.runs.methods import METHODS
 
-    measured = {method: _prepared(task, method) for method in METHODS}
+    names = dict.fromkeys(["baseline", *(chosen or METHODS)])
+    measured = {method: _prepared(task, method) for method in names}
     for own in measured.values():
         _round(own, task)
         own.steps.clear()
