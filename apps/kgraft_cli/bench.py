@@ -79,7 +79,7 @@ def command(
     if what == "methods":
         from kgraft.runs.methods import METHODS
 
-        known = tuple(METHODS)
+        known = list(METHODS)
     for name in chosen:
         if name not in known:
             raise UserError(f"--contender {name!r} is unknown." + suggest(name, known))
