@@ -240,8 +240,14 @@ FLOATS = [key for key, value in flat(Config()).items() if isinstance(value, floa
 
 
 def test_the_numbers_of_every_method_are_tried():
-    assert {"optimizer.lr", "graft.sharpness", "papa.rate", "mutual.weight"} < set(FLOATS)
-    assert len(FLOATS) == 24
+    assert {
+        "optimizer.lr",
+        "optimizer.backbone",
+        "graft.sharpness",
+        "papa.rate",
+        "mutual.weight",
+    } < set(FLOATS)
+    assert len(FLOATS) == 25
 
 
 @pytest.mark.parametrize("key", FLOATS)
