@@ -79,7 +79,8 @@ class SGD(keras.optimizers.Optimizer):
         l2 = argument("l2", l2, float, low=0)
         nesterov = argument("nesterov", nesterov, bool)
         exclude_from_l2 = argument("exclude_from_l2", exclude_from_l2, tuple[str, ...])
-        rate_scales = dict(argument("rate_scales", rate_scales or {}, Mapping))
+        rate_scales = {} if rate_scales is None else rate_scales
+        rate_scales = dict(argument("rate_scales", rate_scales, Mapping))
         for name, patterns in (("exclude_from_l2", exclude_from_l2), ("rate_scales", rate_scales)):
             for pattern in patterns:
                 try:

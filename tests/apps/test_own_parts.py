@@ -114,7 +114,10 @@ def test_flags_and_settings_may_come_in_any_order(kgraft):
         (["--set", "model.widht=1"], "--set model.widht: [model] unknown key 'widht': model 'nets"),
         (["--set", "model.width=x"], "--set model.width: [model] width='x': expected a number."),
         (["--model", "resnet8"], "--set model.width: [model] unknown key 'width'. Known: dropout"),
-        (["--set", "optimizer.weight_decay=1"], "unknown key 'weight_decay'. Known: l2, lr, mom"),
+        (
+            ["--set", "optimizer.weight_decay=1"],
+            "unknown key 'weight_decay'. Known: backbone, l2, lr, mom",
+        ),
         (["--optimizer", "adamw", "--set", "optimizer.momentum=0.9"], "'adamw' has no such argum"),
         (["--method", "mix_of_apps:Left", "--set", "left-of-apps.shar=1"], "Did you mean 'share'?"),
         (["--dataset", "nets_of_apps:laod"], "has no 'laod'. Did you mean 'load'?"),

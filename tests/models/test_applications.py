@@ -174,7 +174,11 @@ def test_plans_of_applications_hold_every_weight_that_trains(name):
         ("MobileNetV3Small", {}, "failed: ValueError: Input size must be at least 32x32"),
         ("MobileNetV3Smal", {}, "is unknown. Did you mean 'MobileNetV3Small'?"),
         ("keras.applications:VGG16", {}, "Keras' own are asked for by name alone: 'VGG16'."),
-        ("resnet8", {"width": 3}, "model 'resnet8' has no width. Known: dropout, head_init."),
+        (
+            "resnet8",
+            {"width": 3},
+            "model 'resnet8' has no width. Known: dropout, head_init, last_stride.",
+        ),
         ("mypkg.nets.build", {}, "module:function of your own, e.g. mypkg.nets:build."),
     ],
 )
