@@ -29,6 +29,7 @@ PINNED = {
     ("resnet34", "default"): (36, "30e6e000af81"),
     ("resnet50", "default"): (53, "992dbe391b79"),
     ("resnet50", "authors"): (49, "7a5ff36cd6b5"),
+    ("mobilenet_v2-224", "default"): (52, "c4981df4fa18"),
 }
 APPLICATIONS = {
     "ResNet50": (53, "24234cd39f0c"),
