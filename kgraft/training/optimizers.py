@@ -101,6 +101,7 @@ class SGD(keras.optimizers.Optimizer):
         self.nesterov = nesterov
         self.exclude_from_l2 = tuple(exclude_from_l2)
         self.rate_scales = rate_scales
+        self._scales: list[float] = []
         self.velocities: list[Any] = []
         self.exclude_from_weight_decay(var_names=list(self.exclude_from_l2))
 
@@ -113,6 +114,7 @@ class SGD(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
+        self._scales = [self._scale_at(variable.path) for variable in variables]
         if self.momentum:
             self.velocities = self.add_optimizer_variables(variables, "velocity")
 
@@ -132,18 +134,14 @@ class SGD(keras.optimizers.Optimizer):
             moved = self.momentum * ops.convert_to_tensor(velocity) + step
             self.assign(velocity, moved)
             step = step + self.momentum * moved if self.nesterov else moved
-        scale = self.scale_of(variable)
+        scale = self._scales[self._get_variable_index(variable)]
         if scale != 1:
             learning_rate = scale * ops.convert_to_tensor(learning_rate)
         self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * step)
 
-    def scale_of(self, variable: Any) -> float:
-        """How many times the learning rate a variable moves by.
-
-        Args:
-            variable: one of the model's.
-        """
-        found = (own for at, own in self.rate_scales.items() if re.search(at, variable.path))
+    def _scale_at(self, path: str) -> float:
+        """How many times the learning rate the variable of a path moves by."""
+        found = (own for at, own in self.rate_scales.items() if re.search(at, path))
         return next(found, 1.0)
 
     def _backend_update_step(
@@ -164,7 +162,9 @@ class SGD(keras.optimizers.Optimizer):
             momentum=self.momentum,
             l2=[self.l2 if self.l2 and self._use_weight_decay(v) else 0.0 for v in variables],
             nesterov=self.nesterov,
-            scales=[self.scale_of(v) for v in variables] if self.rate_scales else None,
+            scales=[self._scales[self._get_variable_index(v)] for v in variables]
+            if self.rate_scales
+            else None,
         )
 
     def get_config(self) -> dict[str, Any]:
