@@ -9,7 +9,7 @@ from kgraft import backend as _backend
 _backend.settle()
 
 # Only now may Keras be imported.
-from kgraft import data, grafting, models  # noqa: E402
+from kgraft import data, grafting, models, retrieval  # noqa: E402
 from kgraft.errors import DivergedError, StorageError, UserError  # noqa: E402
 from kgraft.grafting import (  # noqa: E402
     Entropy,
@@ -55,6 +55,7 @@ __all__ = [
     "grafting",
     "models",
     "data",
+    "retrieval",
     "UserError",
     "StorageError",
     "DivergedError",

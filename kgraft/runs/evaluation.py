@@ -94,8 +94,8 @@ def worst_queries(
     if dataset.open_set is None:
         raise UserError(f"{path}: its images are classified, and not searched: no worst queries.")
     features = list(given.values())
-    found = searched(features, dataset.open_set, wanted)
     compared = distances(features, dataset.open_set, wanted)
+    found = searched(compared, dataset.open_set)
     rows = worst(found, count).tolist()
     return page(dataset.test.images, compared, dataset.open_set, found, rows)
 

@@ -69,23 +69,21 @@ def figures(given: Sequence[np.ndarray], dataset: Dataset, wanted: Retrieval) ->
         labels, scores = dataset.test.labels, ensemble(list(given))
         five = {f"top{TOP}": top_accuracy(scores, labels)} if has_top(dataset.classes) else {}
         return {"accuracy": accuracy(scores, labels), **five}
-    found = searched(given, dataset.open_set, wanted).figures()
+    compared = distances(given, dataset.open_set, wanted)
+    found = searched(compared, dataset.open_set).figures()
     return {"accuracy": found.pop("rank1"), **found}
 
 
-def searched(
-    features: Sequence[np.ndarray], open_set: OpenSet, wanted: Retrieval
-) -> RetrievalResult:
+def searched(compared: Distances, open_set: OpenSet) -> RetrievalResult:
     """What is found of a set's queries in its gallery.
 
     Args:
-        features: each model's of all test images, `(n, d)`.
-        open_set: who is on them.
-        wanted: how they are compared.
+        compared: how far these are from each other, see `distances`.
+        open_set: who is on the test images.
     """
     count, people, cameras = open_set.queries, open_set.identities, open_set.cameras
     return ranked(
-        distances(features, open_set, wanted),
+        compared,
         people[:count],
         people[count:],
         None if cameras is None else cameras[:count],

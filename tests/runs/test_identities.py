@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 
+from kgraft.data import ShiftedWhole, Whole
 from kgraft.errors import UserError
 from kgraft.retrieval import embedder, evaluate
 from kgraft.runs.assembly import assemble
@@ -131,6 +132,11 @@ def test_a_neck_stands_before_a_classifier_without_bias(of_people, tmp_path):
     assembly = assemble(config)
     model = assembly.peers[0]
     assert [layer.name for layer in model.layers[-3:]] == ["neck", "neck_dropout", "logits"]
+    assert model.get_layer("neck_dropout").rate == 0.3
+    assert assembly.train.windows.crop == ShiftedWhole(
+        (32, 16), pad=2, flip=True, erase=0.5, fill=(0.485, 0.456, 0.406)
+    )
+    assert assembly.test.crop == Whole((32, 16))
     assert not model.get_layer("neck").center and not model.layers[-1].use_bias
     assert embedder(model).output_shape == (None, 64)
     summary = execute(assembly, tmp_path / "run")
