@@ -32,6 +32,7 @@ from kgraft.training.schedules import (  # noqa: E402
     step_decay,
     warmup,
 )
+from kgraft.training.triplets import Triplet  # noqa: E402
 
 __all__ = [
     "GraftingFit",
@@ -39,6 +40,7 @@ __all__ = [
     "Distiller",
     "Mutual",
     "Online",
+    "Triplet",
     "Checkpoints",
     "Graft",
     "GraftPlan",

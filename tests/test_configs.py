@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.toml"))
 CIFAR = [file for file in FILES if file.parent.parent.name == "cifar"]
 IMAGENET = [file for file in FILES if file.parent.parent.name == "imagenet"]
-REID = [file for file in FILES if file.parent.name == "reid"]
+OTHERS = ("staged", "strong")
+RECIPES = [f for f in FILES if f.parent.name == "reid" and f.stem.endswith(OTHERS)]
+REID = [file for file in FILES if file.parent.name == "reid" and file not in RECIPES]
 AUTHORS = [file for file in CIFAR if file.parent.name == "authors"]
 MODELS = ("resnet32", "resnet56", "resnet110", "mobilenet_v2", "wrn-28-10")
 # row -> table of FG, then CIFAR-10 and CIFAR-100 of each model
@@ -66,6 +68,10 @@ OF_IMAGENET = {
     "resnet50": (("75.92", "92.81"), ("76.76", "93.34")),
 }
 # mAP and rank-1 of one network, of two grafted peers, of four
+OF_RECIPES = {
+    "market1501-resnet50-staged": ("70.4", "87.9"),
+    "market1501-resnet50-strong": ("85.7", "94.1"),
+}
 OF_REID = {
     "market1501-resnet50": (("67.6", "86.7"), ("70.6", "87.8"), ("73.33", "89.2")),
     "market1501-mobilenet_v2": (("56.8", "81.3"), ("63.7", "85.2"), ("64.5", "85.8")),
@@ -103,7 +109,7 @@ def test_every_file_names_its_command_its_source_and_its_published_figure(file):
     text = told.text
     *before, command = told.command.split(" && ")
     assert f"{command} ".startswith(f"kgraft {verb} {name} ")
-    assert ("--dataset DIR" in command) == (file in [*IMAGENET, *REID])
+    assert ("--dataset DIR" in command) == (file in [*IMAGENET, *REID, *RECIPES])
     assert before in ([], ["kgraft data prepare cifar100"])
     assert told.what.endswith((".", "?")) and {"Source", "Cost", "Published"} <= {*told.parts}
     for word in ("Source: ", "Cost: ", "Published"):
@@ -119,6 +125,10 @@ def test_every_file_names_its_command_its_source_and_its_published_figure(file):
         found, first = OF_REID[setting][("baseline", "graft2", "graft4").index(row)]
         figures = f"Published (Meng et al., CVPR 2020): {found} mAP, {first} rank-1. Ours: "
         assert figures in told.figures
+        return
+    if file in RECIPES:
+        found, first = OF_RECIPES[file.stem]
+        assert f"): {found} mAP, {first} rank-1. Ours: " in told.figures
         return
     if file not in CIFAR:
         assert "Source: kgraft's own, in no paper." in text

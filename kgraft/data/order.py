@@ -12,7 +12,7 @@ import numpy as np
 from kgraft.data.dataset import Dataset, Split
 from kgraft.errors import UserError
 
-_ORDER, _AUGMENTATION, _VALIDATION, _WINDOWS, _WITHIN, _CROPS = 1, 2, 3, 4, 5, 6
+_ORDER, _AUGMENTATION, _VALIDATION, _WINDOWS, _WITHIN, _CROPS, _IDENTITIES = 1, 2, 3, 4, 5, 6, 7
 
 HELD_OUT = 0.1
 """Share of every class that is held out where nobody says how much."""
@@ -66,7 +66,18 @@ def order_within_window(count: int, *, seed: int, peer: int, epoch: int, window:
     Returns:
         A permutation of 0..count-1, int64 `(count,)`.
     """
-    return np.random.default_rng([seed, peer, epoch, window, _WITHIN]).permutation(count)
+    rng = within_window_rng(seed=seed, peer=peer, epoch=epoch, window=window)
+    return rng.permutation(count)
+
+
+def within_window_rng(*, seed: int, peer: int, epoch: int, window: int) -> np.random.Generator:
+    """Generator of the order in which a peer sees the photographs of a window."""
+    return np.random.default_rng([seed, peer, epoch, window, _WITHIN])
+
+
+def identities_rng(*, seed: int, peer: int, epoch: int) -> np.random.Generator:
+    """Generator of how an epoch's images are dealt into groups of one identity."""
+    return np.random.default_rng([seed, peer, epoch, _IDENTITIES])
 
 
 def crops_rng(*, seed: int, peer: int, epoch: int, window: int) -> np.random.Generator:

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import math
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -14,11 +13,12 @@ from keras import ops
 
 from kgraft.data.augment import Augment
 from kgraft.data.crops import CentreCrop, RandomResizedCrop
+from kgraft.data.identity_batches import IdentityBatches
 from kgraft.data.order import check_batch_size
 from kgraft.data.photos import Photos
 from kgraft.data.prefetch import prefetched
 from kgraft.data.views import TrainingView, View, check_sides, side_of
-from kgraft.data.windows import Seat, WindowedEpoch, Windows
+from kgraft.data.windows import Seat, WindowedEpoch, Windows, window_of
 from kgraft.engines.backends import BACKEND
 from kgraft.engines.backends.cores import usable_cores
 from kgraft.errors import UserError
@@ -55,10 +55,13 @@ class PhotoStream:
         workers: Threads that decode; as many as there are cores by default.
         scaled: Whether a JPEG may be decoded to a half, a quarter or an eighth of its size where
             that is enough for its crops: faster, and other pixels.
+        instances: I, for batches of `batch_size` / I labels with I images of each, which losses
+            between images need; every image is seen in every epoch, and some twice. None: whatever
+            comes.
 
     Raises:
-        UserError: there are not as many labels, `batch_size` is not in 1..n, or a number is out of
-            range.
+        UserError: there are not as many labels, `batch_size` is not in 1..n or no multiple of
+            `instances`, or a number is out of range.
     """
 
     def __init__(
@@ -76,9 +79,15 @@ class PhotoStream:
         memory: int = 512 * _MIB,
         workers: int | None = None,
         scaled: bool = False,
+        instances: int | None = None,
     ) -> None:
         check_labels(photos, labels)
         check_batch_size(batch_size, len(photos))
+        identities = (
+            None
+            if instances is None
+            else IdentityBatches(labels, batch_size=batch_size, instances=instances)
+        )
         argument("seed", seed, int, low=0)
         argument("peer", peer, int, low=0)
         argument("peers", peers, int, low=1)
@@ -87,12 +96,14 @@ class PhotoStream:
         argument("memory", memory, int, low=1)
         crop = crop or RandomResizedCrop(side_of(photos))
         check_sides(crop, photos)
-        self.count, self.batch_size = len(photos), batch_size
+        self.count = len(photos) if identities is None else identities.count
+        self.batch_size = batch_size
         self.seed, self.peer, self.crops_of = seed, peer, peer
         self.order: Order = order
         self.augment = Augment(0, False, *_statistics(augment))
-        window = window_of(memory, peers if order == "windowed" else 1, photos, batch_size)
-        self.windows = Windows(photos, crop, seed, window, scaled)
+        sharing = peers if order == "windowed" else 1
+        window = window_of(memory, sharing, photos, batch_size, self.count)
+        self.windows = Windows(photos, crop, seed, window, scaled, identities)
         self._labels = np.asarray(labels, np.int32)
         self._hall = _Hall(workers)
 
@@ -362,23 +373,6 @@ def on_device(
         else:
             x = augment(pixels)
         yield x, ops.convert_to_tensor(y)
-
-
-def window_of(memory: int, peers: int, photos: Photos, batch_size: int) -> int:
-    """How many photographs a window holds: two windows of all peers' crops fit in the memory.
-
-    Args:
-        memory: Bytes.
-        peers: How many have crops of their own.
-        photos: The photographs.
-        batch_size: At least two batches make a window, and as far as they go it holds whole ones.
-
-    Returns:
-        W, at most all photographs.
-    """
-    fitting = memory // (2 * peers * math.prod(photos.shape[1:]))
-    whole = max(fitting // batch_size, 2) * batch_size
-    return min(whole, len(photos))
 
 
 def check_labels(photos: Photos, labels: np.ndarray) -> None:

@@ -5,6 +5,7 @@ peer has an order and crops of its own. The next window is made while one is rea
 held: 2 K W height width 3 bytes.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from kgraft.data.crops import enough_for
-from kgraft.data.order import crops_rng, order_of_windows, order_within_window
+from kgraft.data.identity_batches import IdentityBatches
+from kgraft.data.order import (
+    crops_rng,
+    order_of_windows,
+    order_within_window,
+    within_window_rng,
+)
 from kgraft.data.photos import Photos
 from kgraft.data.views import TrainingView
 
@@ -31,6 +38,7 @@ class Windows:
         seed: The run's seed.
         size: W, photographs a window.
         scaled: Whether a JPEG may be decoded to a part of its size, where its crops are large.
+        identities: How images of an identity are kept together, None where they are not.
     """
 
     photos: Photos
@@ -38,6 +46,7 @@ class Windows:
     seed: int
     size: int
     scaled: bool = False
+    identities: IdentityBatches | None = None
 
     def members(self, epoch: int, group: int) -> list[np.ndarray]:
         """Which photographs each window holds, in the order in which they are decoded.
@@ -46,8 +55,27 @@ class Windows:
             epoch: Number of the epoch.
             group: Number of the peers that share it.
         """
-        order = order_of_windows(len(self.photos), seed=self.seed, group=group, epoch=epoch)
+        own = {"seed": self.seed, "group": group, "epoch": epoch}
+        order = (
+            order_of_windows(len(self.photos), **own)
+            if self.identities is None
+            else self.identities.dealt(**own)
+        )
         return [order[start : start + self.size] for start in range(0, len(order), self.size)]
+
+    def order(self, members: np.ndarray, *, peer: int, epoch: int, window: int) -> np.ndarray:
+        """Order in which a peer sees the members of a window, a permutation of their places.
+
+        Args:
+            members: Which photographs they are.
+            peer: Number of the peer.
+            epoch: Number of the epoch.
+            window: Number of the window.
+        """
+        own = {"seed": self.seed, "peer": peer, "epoch": epoch, "window": window}
+        if self.identities is None:
+            return order_within_window(len(members), **own)
+        return self.identities.order(members, within_window_rng(**own))
 
 
 @dataclass(frozen=True)
@@ -90,6 +118,26 @@ class _Work(NamedTuple):
     numbers: np.ndarray
     places: np.ndarray
     out: np.ndarray
+
+
+def window_of(
+    memory: int, peers: int, photos: Photos, batch_size: int, count: int | None = None
+) -> int:
+    """How many photographs a window holds: two windows of all peers' crops fit in the memory.
+
+    Args:
+        memory: Bytes.
+        peers: How many have crops of their own.
+        photos: The photographs.
+        batch_size: At least two batches make a window, and as far as they go it holds whole ones.
+        count: How many an epoch has; as many as there are by default.
+
+    Returns:
+        W, at most all of an epoch.
+    """
+    fitting = memory // (2 * peers * math.prod(photos.shape[1:]))
+    whole = max(fitting // batch_size, 2) * batch_size
+    return min(whole, len(photos) if count is None else count)
 
 
 class WindowedEpoch:
@@ -194,7 +242,7 @@ class WindowedEpoch:
         shares, work = {}, []
         for reader in readers:
             seat = self._seats[reader]
-            order = order_within_window(count, peer=seat.order_of, **place)
+            order = windows.order(members, peer=seat.order_of, epoch=self._epoch, window=window)
             shares[reader] = _Share(order, np.empty((count, *shape), np.uint8))
             numbers = windows.crop.draw(crops_rng(peer=seat.crops_of, **place), count)
             work.append(_Work(numbers, np.argsort(order), shares[reader].pixels))

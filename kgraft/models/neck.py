@@ -35,7 +35,7 @@ def with_neck(model: keras.Model, *, normalised: bool, dropout: float = 0.0) -> 
     if dropout:
         x = keras.layers.Dropout(dropout, name=_DROPOUT)(x)
     logits = keras.layers.Dense.from_config(options)(x)
-    return keras.Model(model.inputs, logits, name=model.name)
+    return keras.Model(_inputs(model), logits, name=model.name)
 
 
 def heads_of(model: keras.Model) -> list[str]:
@@ -48,17 +48,40 @@ def heads_of(model: keras.Model) -> list[str]:
     return [name for name in weighty if name == _NECK or name == weighty[-1]]
 
 
+def before_neck(model: keras.Model) -> str | None:
+    """The layer whose output are the features before a neck.
+
+    Args:
+        model: What `with_neck` has returned, or any other, of which nothing is known: None.
+    """
+    first = _first_of(model)
+    if first is None:
+        return None
+    features = model.get_layer(first).input
+    return next(layer.name for layer in model.layers if layer.output is features)
+
+
+def _first_of(model: keras.Model) -> str | None:
+    """The first layer that `with_neck` has put into a model."""
+    names = [layer.name for layer in model.layers]
+    return next((name for name in (_NECK, _DROPOUT) if name in names), None)
+
+
 def without_neck(model: keras.Model) -> keras.Model:
     """The classifier that `with_neck` was given, with a head of its own; all other layers shared.
 
     Args:
         model: What `with_neck` has returned, or any other: that is given back.
     """
-    names = [layer.name for layer in model.layers]
-    first = next((name for name in (_NECK, _DROPOUT) if name in names), None)
+    first = _first_of(model)
     if first is None:
         return model
     features: Any = model.get_layer(first).input
     head = model.layers[-1]
     plain = keras.layers.Dense(head.units, name=head.name)
-    return keras.Model(model.inputs, plain(features), name=model.name)
+    return keras.Model(_inputs(model), plain(features), name=model.name)
+
+
+def _inputs(model: keras.Model) -> Any:
+    """One alone, not in a list: Keras warns of arrays that are in none."""
+    return model.inputs if len(model.inputs) > 1 else model.inputs[0]

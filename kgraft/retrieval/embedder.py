@@ -33,7 +33,8 @@ def embedder(model: keras.Model, layer: str | None = None) -> keras.Model:
         raise UserError(
             f"{model.name!r}: {where} {tuple(features.shape)}; expected (None, d), features."
         )
-    return keras.Model(model.inputs, features, name=f"{model.name}_features")
+    inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+    return keras.Model(inputs, features, name=f"{model.name}_features")
 
 
 def head_of(model: keras.Model) -> Any:

@@ -12,7 +12,7 @@ from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
 from kgraft.grafting.lawa import mean_weights
 from kgraft.parts import blamed
-from kgraft.runs import images
+from kgraft.runs import identities, images
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
@@ -117,6 +117,7 @@ def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit
         temperature=config.teachers.temperature,
         distillation_weight=config.teachers.weight,
         label_weight=config.teachers.labels if teachers else 1.0,
+        triplet=identities.triplet_of(config, assembly.peers[0]),
         seed=config.run.seed,
         engine=config.run.engine,  # type: ignore[arg-type]
     )

@@ -4,17 +4,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import keras
+
 from kgraft.data import Dataset, Photos, ShiftedWhole, Whole
 from kgraft.errors import UserError
+from kgraft.models.neck import before_neck
 from kgraft.retrieval import load_identities
 from kgraft.retrieval.distances import Metric
 from kgraft.retrieval.folders import has_identities
+from kgraft.runs.methods import method_of
 from kgraft.settings import setting
+from kgraft.training.mutual import Mutual
+from kgraft.training.triplets import Triplet
 
 if TYPE_CHECKING:  # a run's settings have a table from here
     from kgraft.runs.config import Config
 
 _SIZE = (256, 128)  # as all person re-identification has it
+_MARGIN = 0.3
 _SEEN = ("area", "ratio", "jitter", "resize", "cache", "test")  # of crops, or of other folders
 
 
@@ -26,8 +33,10 @@ class Retrieval:
     own, and the classifier has no bias (Luo et al., CVPRW 2019); `dropout` is between the two. They
     are compared by `metric`, with `flip` as the sum of an image's and its mirror image's, with
     `rerank` after k-reciprocal re-ranking (Zhong et al., CVPR 2017). In training `erase` is the
-    share of images of which a rectangle is painted over. Where the folders' files say no camera,
-    `camera` is an expression whose group does.
+    share of images of which a rectangle is painted over; `triplet` is what the triplet loss of the
+    features before the neck weighs beside the cross entropy, with `margin` (Hermans et al., 2017),
+    and `instances` how many images of an identity come in a batch. Where the folders' files say no
+    camera, `camera` is an expression whose group does.
     """
 
     neck: bool = False
@@ -36,6 +45,9 @@ class Retrieval:
     flip: bool = False
     rerank: bool = False
     erase: float = setting(0.0, low=0.0, high=1.0)
+    triplet: float = setting(0.0, low=0.0)
+    margin: float = setting(_MARGIN, low=0.0)
+    instances: int | None = setting(None, low=2, high=1024)
     camera: str | None = None
 
 
@@ -108,6 +120,30 @@ def in_training(config: "Config", photos: Photos) -> ShiftedWhole:
     )
 
 
+def triplet_of(config: "Config", peer: keras.Model) -> Triplet | None:
+    """How the peers' features learn distances, None where they do not.
+
+    Args:
+        config: the settings.
+        peer: one of the peers.
+    """
+    own = config.retrieval
+    return Triplet(own.triplet, own.margin, before_neck(peer)) if own.triplet else None
+
+
+def _check_triplet(config: "Config") -> None:
+    own = config.retrieval
+    if own.triplet:
+        method = method_of(config)
+        if config.teachers.count or issubclass(method, Mutual):
+            raise UserError(
+                f"retrieval.triplet is {own.triplet}, and {config.run.method or 'the method'} "
+                "learns from other networks: expected a method without, and teachers.count = 0."
+            )
+    elif own.margin != _MARGIN:
+        raise UserError("retrieval.margin is the triplet loss's: set retrieval.triplet, e.g. 1.")
+
+
 def in_order(photos: Photos) -> Whole:
     """What is seen of images in evaluation.
 
@@ -133,6 +169,7 @@ def check_settings(config: "Config", dataset: Dataset) -> None:
                 "run.select is 'test', and the test images are of other identities than those that "
                 "are learnt: expected 'validation'."
             )
+        _check_triplet(config)
         return
     if isinstance(config.data.size, tuple):
         raise UserError(

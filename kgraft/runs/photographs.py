@@ -162,6 +162,7 @@ def in_training(config: "Config", dataset: Dataset, photos: Photos) -> PhotoStre
         memory=own.memory * _MIB,
         workers=own.workers,
         scaled=own.scaled,
+        instances=config.retrieval.instances,
     )
 
 

@@ -22,9 +22,9 @@ from kgraft.training.students import (
     check_pair,
     check_steps,
     check_teachers,
+    compile_as,
     overrides,
     own_loss,
-    single,
 )
 
 
@@ -273,7 +273,8 @@ class Distiller(keras.Model):
         if not self.student.compiled:
             super().compile_from_config(config)
             return
-        _share(self, keras.saving.deserialize_keras_object({**config, "optimizer": None}))
+        settings = keras.saving.deserialize_keras_object({**config, "optimizer": None})
+        compile_as(self, self.student, settings)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "Distiller":
@@ -336,33 +337,8 @@ def distil(
     lesson = (temperature, weight, feature_losses, label_weight)
     distiller = Distiller(student, teachers, *lesson, dtype=student.dtype_policy)
     check_loss(student.loss, f"student {student.name!r}")
-    settings = student.get_compile_config()
-    settings.pop("optimizer")
-    settings.pop("loss")
-    try:
-        settings = keras.saving.deserialize_keras_object(settings)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"a metric of student {student.name!r} cannot be made anew: register it with "
-            "keras.saving.register_keras_serializable, or compile a Distiller yourself."
-        ) from error
-    _share(distiller, {**settings, "loss": student.loss, "run_eagerly": student.run_eagerly})
+    compile_as(distiller, student)
     return distiller
-
-
-def _share(distiller: Distiller, settings: dict[str, Any]) -> None:
-    """Compile a Distiller with the optimizer and the loss of its student, the objects."""
-    student = distiller.student
-    distiller.compile(
-        **{
-            **settings,
-            "optimizer": student.optimizer,
-            "metrics": single(settings.get("metrics")),
-            "weighted_metrics": single(settings.get("weighted_metrics")),
-            "auto_scale_loss": False,  # its student's compile() has settled that
-        }
-    )
-    distiller._compile_loss = student._compile_loss
 
 
 def student_of(model: keras.Model) -> keras.Model:

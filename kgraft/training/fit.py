@@ -40,12 +40,12 @@ from kgraft.training.fit_arguments import (
 )
 from kgraft.training.identity import identity_of, lost_place
 from kgraft.training.learners import check_optimizers
-from kgraft.training.learning import Learning
+from kgraft.training.lessons import learning_of
 from kgraft.training.loop import PeerLoop
-from kgraft.training.mutual import FromEachOther, Mutual
+from kgraft.training.mutual import Mutual
 from kgraft.training.saved_fit import SavedFit, SavedFits
 from kgraft.training.session import Session
-from kgraft.training.teaching import FromTeachers
+from kgraft.training.triplets import Triplet
 from kgraft.training.watchers import (
     Callbacks,
     backed_up,
@@ -86,6 +86,8 @@ class GraftingFit:
         distillation_weight: weight of the distillation loss beside the peers' own.
         label_weight: weight of the peers' own loss, in training with teachers.
         feature_losses: see `Distiller`; teachers then run for each peer anew.
+        triplet: with `Triplet()` each peer's features learn distances too; neither with teachers
+            nor with `mutual`.
         seed: the peers' data orders follow from it.
         engine: `"auto"` and `"compiled"` for the fastest steps there are on this backend, with
             Keras' own where a model cannot be compiled; `"eager"` for Keras' own. All give the same
@@ -130,6 +132,7 @@ class GraftingFit:
         distillation_weight: float = 1.0,
         label_weight: float = 1.0,
         feature_losses: Sequence[keras.distillation.DistillationLoss] = (),
+        triplet: Triplet | None = None,
         seed: int = 0,
         engine: Literal["auto", "eager", "compiled"] = "auto",
         graft: Mixer | None = None,
@@ -148,14 +151,9 @@ class GraftingFit:
         check_lesson(self.teachers, *lesson)
         check_optimizers(self.peers)
         mutual = checked_mutual(mutual, mixer, self.teachers)
-        students = Engine(self.peers, engine)
-        if mutual is not None:
-            learning: Learning = FromEachOther(students, mutual)
-        elif self.teachers:
-            learning = FromTeachers(students, self.teachers, *lesson)
-        else:
-            learning = Learning(students)
-        self._learning = learning
+        self._learning = learning_of(
+            Engine(self.peers, engine), self.teachers, lesson, mutual, triplet
+        )
         self._session = Session(self.peers, mixer, [])
         self._session.check()
         self._fits = SavedFits()

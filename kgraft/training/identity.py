@@ -206,6 +206,8 @@ def _data(feed: Feed) -> dict[str, Any]:
             "window": feed.windows.size,
             "augmentation": repr(feed.augment),
         }
+        if feed.windows.identities is not None:
+            told["instances"] = feed.windows.identities.instances
         told |= {"photographs": _names(feed), "labels": _values(feed.labels)}
     return told
 

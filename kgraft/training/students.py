@@ -287,6 +287,42 @@ def _fit(own: Any, other: Any) -> bool:
     return own == other
 
 
+def compile_as(model: Any, student: Any, settings: dict[str, Any] | None = None) -> None:
+    """Compile a model around a student with the optimizer and the loss of that, the objects.
+
+    Args:
+        model: trains the student in its own step.
+        student: a compiled model.
+        settings: what else it is compiled with; the student's by default, its metrics made anew.
+
+    Raises:
+        UserError: its metrics cannot be made anew.
+    """
+    if settings is None:
+        told = student.get_compile_config()
+        told.pop("optimizer")
+        told.pop("loss")
+        try:
+            settings = keras.saving.deserialize_keras_object(told)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"a metric of student {student.name!r} cannot be made anew: register it with "
+                f"keras.saving.register_keras_serializable, or compile a {type(model).__name__} "
+                "yourself."
+            ) from error
+        settings |= {"loss": student.loss, "run_eagerly": student.run_eagerly}
+    model.compile(
+        **{
+            **settings,
+            "optimizer": student.optimizer,
+            "metrics": single(settings.get("metrics")),
+            "weighted_metrics": single(settings.get("weighted_metrics")),
+            "auto_scale_loss": False,  # its student's compile() has settled that
+        }
+    )
+    model._compile_loss = student._compile_loss
+
+
 def single(settings: Any) -> Any:
     """Compile settings of the one output, where they are given by its name."""
     if isinstance(settings, dict) and len(settings) == 1:

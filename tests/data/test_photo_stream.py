@@ -11,8 +11,9 @@ from PIL import Image
 
 from kgraft.data import Augment
 from kgraft.data.crops import CentreCrop, RandomResizedCrop
-from kgraft.data.photo_stream import OrderedPhotos, PhotoStream, window_of
+from kgraft.data.photo_stream import OrderedPhotos, PhotoStream
 from kgraft.data.photos import Files, Photos
+from kgraft.data.windows import window_of
 from kgraft.errors import UserError
 from tests.data.test_decode import photograph
 

@@ -11,6 +11,7 @@ from kgraft.retrieval import embedder, evaluate
 from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
 from kgraft.runs.execution import execute
+from kgraft.runs.identities import triplet_of
 from kgraft.runs.selection import select
 from kgraft.runs.unfinished import read_unfinished
 from tests.reference import people
@@ -153,6 +154,33 @@ def test_a_run_that_was_broken_off_sees_what_it_would_have_seen(of_people, tmp_p
     assert_one(tmp_path / "whole", tmp_path / "out")
 
 
+def test_distances_are_learnt_too_and_go_on_after_a_stop(of_people, tmp_path):
+    options = {"retrieval__triplet": 2.0, "retrieval__instances": 4, "retrieval__neck": True}
+    config = of_people(run__epochs=3, **options)
+    execute(assemble(config), tmp_path / "whole")
+    rows = [json.loads(row) for row in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["triplet_loss"] > 0
+        parts = row["student_loss"] + 2 * row["triplet_loss"]
+        assert row["loss"] == pytest.approx(parts, rel=1e-5)
+    with pytest.raises(Broken):
+        execute(assemble(config), tmp_path / "out", Breaks("peers", 2))
+    execute(assemble(read_unfinished(tmp_path / "out")), tmp_path / "out", resume=True)
+    assert_one(tmp_path / "whole", tmp_path / "out")
+    (labels, *_) = (np.asarray(y) for _, y in assemble(config).train.epoch(0))
+    assert (labels.reshape(-1, 4) == labels.reshape(-1, 4)[:, :1]).all()
+
+
+@pytest.mark.parametrize("neck", [False, True])
+def test_features_before_the_neck_are_what_distances_are_of(of_people, neck):
+    config = of_people(retrieval__triplet=1.0, retrieval__neck=neck)
+    (peer, *_) = assemble(config).peers
+    layer = triplet_of(config, peer).layer
+    assert layer == ("pool" if neck else None)
+    usual = of_people()
+    assert triplet_of(usual, peer) is None
+
+
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_the_backbone_has_a_rate_of_its_own(of_people, tmp_path, engine):
     def moved(backbone):
@@ -206,6 +234,10 @@ def test_other_methods_and_teachers_find_too(of_people, tmp_path):
         ({"run__select": "test", "data__validation": 0.0}, "of other identities than those"),
         ({"data__pad": 16}, r"data\.pad is 16, the images' side is 16"),
         ({"retrieval__camera": "c([0-9])"}, "say the cameras"),
+        ({"retrieval__margin": 0.5}, r"retrieval\.margin is the triplet loss's"),
+        ({"retrieval__triplet": 1.0, "run__method": "mutual"}, "learns from other networks"),
+        ({"retrieval__triplet": 1.0, "teachers__count": 1}, "learns from other networks"),
+        ({"retrieval__instances": 3}, "batch size 16 with 3 images"),
         (
             {"data__name": "digits", "data__pad": None},
             r"data\.size is \[32, 16\]: only photographs",
