@@ -81,7 +81,8 @@ class FeatureDistances:
             self._centre = gallery.mean(axis=0)
             squares = _products(gallery)
             along = _products(gallery, self._centre)
-            self._columns = (squares - 2 * along).astype(np.float32)
+            columns = squares - 2 * along
+            self._columns = (columns - columns.mean()).astype(np.float32)  # small, so errs less
             own = np.sqrt(_products(queries - self._centre))
             reach = 2 * own * np.sqrt(squares.max()) + float(np.abs(self._columns).max())
             self._error = rounding * reach
@@ -114,11 +115,12 @@ class FeatureDistances:
     def exact(self, query: int, rows: np.ndarray) -> np.ndarray:
         """See `Distances`."""
         own = self._queries[query].astype(np.float64)
-        others = self._gallery[rows].astype(np.float64)
         if self._metric == "cosine":
+            others = self._gallery[rows].astype(np.float64)
             cosines = self._own[query] * self._theirs[rows] * np.einsum("nd,d->n", others, own)
             return np.round(-cosines, DECIMALS)
-        mantissa, exponent = np.frexp(np.square(others - own).sum(axis=1))
+        apart = self._gallery[rows] - own
+        mantissa, exponent = np.frexp(np.einsum("nd,nd->n", apart, apart))
         return np.ldexp(np.round(mantissa, DECIMALS), exponent)
 
 

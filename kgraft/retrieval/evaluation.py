@@ -31,7 +31,7 @@ Ties = Literal["pessimistic", "optimistic", "stable"]
 JUNK = -1
 """The identity of images that count neither as hits nor as misses."""
 _CHUNK = 256  # queries
-_MANY = 50  # images to be found, from which on sorting is faster than counting for each
+_AT_ONCE = 1 << 22  # of hits with rivals
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,41 +243,46 @@ def _before(
     row[hits], row[left_out] = np.inf, np.inf
     others = np.flatnonzero(row <= near.max() + error)
     values = row[others]
-    before, within = _counted(values, near - error, near + error)
-    unsure = np.flatnonzero(within > before)
-    if len(unsure):
-        rivals = [others[(values >= own - error) & (values <= own + error)] for own in near[unsure]]
-        before[unsure] += _measured(distances, query, hits[unsure], rivals, ties)
+    low, high = near - error, near + error
+    ascending = np.sort(values)
+    before = np.searchsorted(ascending, low, "left")
+    unsure = np.flatnonzero(np.searchsorted(ascending, high, "right") > before)
+    at_once = max(_AT_ONCE // len(values), 1) if len(unsure) else 1
+    for start in range(0, len(unsure), at_once):
+        part = unsure[start : start + at_once]
+        inside = (values >= low[part, None]) & (values <= high[part, None])
+        which, place = np.divmod(np.flatnonzero(inside), len(values))  # nonzero is slow in 2-D
+        before[part] += _measured(distances, query, hits[part], which, others[place], ties)
     return np.sort(before)
 
 
-def _counted(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, ...]:
-    """How many values are below each of some, and how many are not above each of others."""
-    if len(low) > _MANY:
-        values = np.sort(values)
-        return np.searchsorted(values, low, "left"), np.searchsorted(values, high, "right")
-    below = [np.count_nonzero(values < bound) for bound in low]
-    return np.array(below), np.array([np.count_nonzero(values <= bound) for bound in high])
-
-
 def _measured(
-    distances: Distances, query: int, hits: np.ndarray, rivals: list[np.ndarray], ties: Ties
+    distances: Distances,
+    query: int,
+    hits: np.ndarray,
+    which: np.ndarray,
+    rivals: np.ndarray,
+    ties: Ties,
 ) -> np.ndarray:
-    """How many rivals, which rounding cannot tell from a hit, come before each hit."""
-    known, place = np.unique(np.concatenate([hits, *rivals]), return_inverse=True)
-    own, *theirs = np.split(
-        distances.exact(query, known)[place],
-        np.cumsum([len(hits), *map(len, rivals[:-1])]),
-    )
-    found = np.empty(len(hits), np.int64)
-    for k, (hit, numbers) in enumerate(zip(hits, rivals, strict=True)):
-        ahead = theirs[k] < own[k]
-        if ties == "pessimistic":
-            ahead |= theirs[k] == own[k]
-        elif ties == "stable":
-            ahead |= (theirs[k] == own[k]) & (numbers < hit)
-        found[k] = ahead.sum()
-    return found
+    """How many rivals come before each hit, of those that rounding cannot tell from it.
+
+    Args:
+        distances: Of all.
+        query: Whose.
+        hits: Images.
+        which: Places of hits, `(n,)`.
+        rivals: A rival of each of these.
+        ties: See `evaluate`.
+    """
+    known, place = np.unique(np.concatenate([hits, rivals]), return_inverse=True)
+    exact = distances.exact(query, known)[place]
+    own, theirs = exact[: len(hits)][which], exact[len(hits) :]
+    ahead = theirs < own
+    if ties == "pessimistic":
+        ahead |= theirs == own
+    elif ties == "stable":
+        ahead |= (theirs == own) & (rivals < hits[which])
+    return np.bincount(which[ahead], minlength=len(hits))
 
 
 def _write(found: RetrievalResult, query: int, ranks: np.ndarray) -> None:
