@@ -46,10 +46,19 @@ def answers(
     if dataset.open_set is None:
         return predict(model, stream)
     sees = embedder(model)
-    found = _predicted(sees, stream.epoch(0))
-    if wanted.flip:
-        found = found + _predicted(sees, ((ops.flip(x, 2), y) for x, y in stream.epoch(0)))
-    return found
+    if not wanted.flip:
+        return predict(sees, stream)
+    found = _predicted(sees, _with_mirror_images(stream))
+    size, whole = stream.batch_size, len(found) // 2
+    ends = [2 * min(start + size, whole) for start in range(0, whole, size)]
+    return np.concatenate([sum(np.split(part, 2)) for part in np.split(found, ends[:-1])])
+
+
+def _with_mirror_images(stream: BatchStream | OrderedPhotos) -> Iterator[Any]:
+    """Every batch, and after it its mirror images: photographs may have to be decoded for each."""
+    for x, y in stream.epoch(0):
+        yield x, y
+        yield ops.flip(x, 2), y
 
 
 def figures(given: Sequence[np.ndarray], dataset: Dataset, wanted: Retrieval) -> dict[str, float]:

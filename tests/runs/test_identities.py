@@ -12,6 +12,7 @@ from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
 from kgraft.runs.execution import execute
 from kgraft.runs.identities import triplet_of
+from kgraft.runs.scoring import answers
 from kgraft.runs.selection import select
 from kgraft.runs.unfinished import read_unfinished
 from tests.reference import people
@@ -107,6 +108,25 @@ def test_together_they_answer_with_all_their_features(of_people, tmp_path):
     whole = np.concatenate([own / np.linalg.norm(own, axis=1, keepdims=True) for own in parts], 1)
     expected = oracle(whole, assembly.dataset.open_set)
     assert summary["ensemble"]["test_mAP"] == pytest.approx(expected["mAP"], abs=1e-6)
+
+
+def test_mirror_images_are_of_the_same_decoding(of_people, monkeypatch):
+    assembly = assemble(of_people(retrieval__flip=True))
+    stream, model = assembly.test, assembly.peers[0]
+    stream.batch_size, times = 30, []
+    once = type(stream).epoch
+    monkeypatch.setattr(type(stream), "epoch", lambda *own: times.append(1) or once(*own))
+    found = answers(model, stream, assembly.dataset, assembly.config.retrieval)
+    assert len(times) == 1
+    sees = embedder(model)
+    parts = [
+        sees(x, training=False) + sees(keras.ops.flip(x, 2), training=False)
+        for x, _ in stream.epoch(0)
+    ]
+    assert len(parts) > 3 and len(parts[-1]) not in (0, 30)
+    np.testing.assert_allclose(
+        found, np.concatenate([own.detach() for own in parts]), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
