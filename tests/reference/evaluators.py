@@ -1,9 +1,11 @@
 """What a retrieval of Market-1501's size costs, beside the evaluators of torchreid and fast-reid.
 
-    python -m tests.reference.evaluators --torchreid DIR --fastreid DIR
+    python -m tests.reference.evaluators --torchreid DIR --fastreid DIR --metric-learning
 
 `DIR` is a checkout (github.com/KaiyangZhou/deep-person-reid, github.com/JDAI-CV/fast-reid) whose
-`rank_cylib` has been built; each may be left out. Features are random, of a difficulty at which mAP
+`rank_cylib` has been built; each may be left out.
+`--metric-learning` is pytorch-metric-learning's calculator, if that is installed; it knows no
+cameras, so its figures are others. Features are random, of a difficulty at which mAP
 is about .7; identities, cameras, junk and distractors as many as in Market-1501. Everything runs in
 one process, one after the other, three times; the median is told.
 """
@@ -100,11 +102,31 @@ def others(torchreid, fastreid):
     return found
 
 
+def metric_learning():
+    """Pytorch-metric-learning's calculator, which takes `scene` too; junk is left out before."""
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    wanted = ("mean_average_precision", "precision_at_1")
+
+    def run(q, g, q_ids, g_ids, *_):
+        keep = g_ids != -1
+        knn = CustomKNN(CosineSimilarity(), batch_size=_CHUNK)
+        calculator = AccuracyCalculator(wanted, k=int(keep.sum()), knn_func=knn)
+        given = map(torch.from_numpy, (q, q_ids, g[keep], g_ids[keep]))
+        found = calculator.get_accuracy(*given)
+        return tuple(found[name] for name in wanted)
+
+    return {"pytorch-metric-learning": run}
+
+
 def main():
     """Time all of them, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torchreid")
     parser.add_argument("--fastreid")
+    parser.add_argument("--metric-learning", action="store_true")
     parser.add_argument("--spread", type=float, default=0.36)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -122,6 +144,7 @@ def main():
         "kgraft, cosine": ours("cosine"),
         "kgraft, Euclidean": ours("euclidean"),
         **others(options.torchreid, options.fastreid),
+        **(metric_learning() if options.metric_learning else {}),
     }
     seconds, figures = {name: [] for name in contenders}, {}
     for _ in range(options.rounds):
