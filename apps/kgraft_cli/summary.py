@@ -26,7 +26,10 @@ def summary_table(summary: dict[str, Any]) -> Figures:
     if is_searched:
         shown = _SEARCHED
     shown = {key: name for key, name in shown.items() if key in summary["ensemble"]}
-    columns = ("model", "lr", *shown.values(), f"{best_on}, rank-1" if is_searched else best_on)
+    # a run without held-out images has no best epoch but its last
+    chosen = any(row.get("best_validation_accuracy") is not None for row in summary["peers"])
+    last = [f"{best_on}, rank-1" if is_searched else best_on] * chosen
+    columns = ("model", "lr", *shown.values(), *last)
     title = (
         "the queries, searched for in the gallery" if is_searched else "accuracy on the test images"
     )
@@ -34,7 +37,7 @@ def summary_table(summary: dict[str, Any]) -> Figures:
 
     def add(name: str, lr: str, row: dict[str, Any], best: str) -> None:
         cells = [f"{row[key]:.2%}" if key in row else "" for key in shown]
-        table.add_row(name, lr, *cells, best)
+        table.add_row(name, lr, *cells, *[best] * chosen)
 
     for row in summary["peers"]:
         add(f"peer {row['peer']}", f"{row['lr']:.4f}", row, _best(row))

@@ -128,7 +128,7 @@ class DeviceMatrix:
         # of a weight that is not asked for every value lies below the first edge
         laid = np.full((*ranges.shape[1:], own.shape[-1]), np.inf, own.dtype)
         laid[:, places] = own
-        parts = zip(self._by_peers(rows), self._by_peers(laid), strict=True)
+        parts = zip(self._by_peers(rows), self._by_peers(BACKEND.upload(laid)), strict=True)
         found = [_COUNTS(part, of, *self._tiles.of_counts) for part, of in parts]
         up_to = keras.ops.convert_to_numpy(_joined(found, axis=0)).astype(np.int64)
         return np.diff(up_to, axis=1, prepend=0)[:, places]
@@ -160,7 +160,7 @@ class DeviceMatrix:
         shares = np.stack([nearer_own, steps]).astype(self.dtype)
         donors = tuple(k if donor is None else donor for k, donor in enumerate(ring))
         parts = blocks(slice(0, self.columns.size), max(_AT_ONCE // len(alphas), 1))
-        told = keras.ops.convert_to_tensor(shares)
+        told = BACKEND.upload(shares)
         found = [
             _BLENDED(rows, told, self._tiles.ends, donors=donors, part=(own.start, own.stop))
             for own in parts
@@ -234,7 +234,6 @@ def _counts(
 ) -> Any:
     """Counts of every weight and all before it, shape `(K, weights, bins)`."""
     ops = keras.ops
-    edges = ops.convert_to_tensor(edges)
     tiles, own = _tiled(ops.cast(rows, edges.dtype), starts, lasts)
     tiles = ops.where(own, tiles, beyond)
     edges = ops.take(edges, owners, axis=1)
