@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "structure",
     },
     "retrieval": {"errors", "settings", "files", "data"},
-    "analysis": {"errors"},
+    "analysis": {"errors", "equations", "grafting"},
     "runs": {
         "backend",
         "errors",
@@ -66,6 +66,7 @@ MAY_IMPORT = {
         "files",
         "structure",
         "retrieval",
+        "analysis",
     },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}

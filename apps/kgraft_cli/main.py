@@ -16,6 +16,7 @@ _COMMANDS = {
     "select": "One network out of a run's peers: the best, a soup, the ensemble.",
     "compare": "Methods x seeds under one schedule, with intervals.",
     "evaluate": "Test the peers of a finished run again.",
+    "analyze": "Which filters of networks hold anything.",
     "configs": "List the run files that come with kgraft, or copy one.",
     "methods": "List the methods with their settings.",
     "models": "List the architectures with their cost.",

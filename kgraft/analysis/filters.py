@@ -1,0 +1,227 @@
+"""Which filters of a network hold anything: their l1 norms, which are invalid, layers' entropies.
+
+What the papers show in figures 6 and 7 (Meng, Cheng et al., CVPR 2020) and in tables 8 and 10
+(Cheng, Meng et al., arXiv 2004.12311v2). A filter is invalid where its l1 norm is below a
+threshold.
+
+Behind a convolution batch normalisation takes out how large its filters are, so that weight decay
+alone may make norms small that mean nothing; and a filter of any norm is silent where its scale
+gamma is 0. The folded norm is that of the filter as it acts: times |gamma| / sqrt(variance + eps).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from kgraft.equations import filter_l1
+from kgraft.errors import UserError
+from kgraft.grafting import Entropy, GraftPlan
+from kgraft.grafting.chains import chains, layers_of
+
+THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Those of the papers' tables, and further ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFilters:
+    """The filters of one layer.
+
+    Attributes:
+        name: path of its kernel.
+        norms: l1 norm of each filter (eq. 3), float64 `(filters,)`.
+        folded: The same as batch normalisation scales it; None where none follows the layer alone.
+        entropy: of all its weights at once (eq. 6), nats.
+        weights: how many a filter has.
+    """
+
+    name: str
+    norms: np.ndarray
+    folded: np.ndarray | None
+    entropy: float
+    weights: int
+
+    def invalid(self, threshold: float) -> np.ndarray:
+        """Which filters are invalid, bool `(filters,)`.
+
+        Args:
+            threshold: what the l1 norm of a valid one is not below.
+        """
+        return self.norms < threshold
+
+
+@dataclass(frozen=True)
+class SplitNorms:
+    """Mean l1 norms of filters that were valid, or invalid, in a baseline (FG+ tables 8, 10).
+
+    Attributes:
+        valid: mean of the filters that the baseline has valid; nan where it has none.
+        invalid: of the others.
+        valid_count: how many these are.
+        invalid_count: how many the others are.
+    """
+
+    valid: float
+    invalid: float
+    valid_count: int
+    invalid_count: int
+
+
+def layer_filters(model: keras.Model) -> tuple[LayerFilters, ...]:
+    """The filters of every layer that owns a coefficient: of a CNN, its convolutions.
+
+    Args:
+        model: a built model; frozen layers too.
+
+    Returns:
+        In layer order.
+
+    Raises:
+        UserError: see `GraftPlan.of`.
+
+    Example:
+        >>> import kgraft
+        >>> model = kgraft.models.resnet56(classes=10)
+        >>> sum(len(layer.norms) for layer in layer_filters(model))
+        2032
+    """
+    plan = GraftPlan.of(model, blend_frozen=True)
+    values = [keras.ops.convert_to_numpy(model.weights[group.kernel]) for group in plan.groups]
+    entropies = Entropy().information(values, [group.filter_axes for group in plan.groups])
+    scales, found = _scales(model), []
+    for group, kernel, entropy in zip(plan.groups, values, entropies.tolist(), strict=True):
+        norms = filter_l1(kernel, group.filter_axes)
+        scale = scales.get(group.kernel)
+        found.append(
+            LayerFilters(
+                name=group.name,
+                norms=norms,
+                folded=None if scale is None else norms * scale,
+                entropy=entropy,
+                weights=kernel.size // group.filters,
+            )
+        )
+    return tuple(found)
+
+
+def invalid_ratio(
+    layers: Iterable[LayerFilters], thresholds: Sequence[float] = THRESHOLDS
+) -> np.ndarray:
+    """Share of a network's filters that are invalid, by threshold (FG figure 6).
+
+    Args:
+        layers: what `layer_filters` gave.
+        thresholds: l1 norms.
+
+    Returns:
+        0..1, float64 `(thresholds,)`.
+
+    Example:
+        >>> layer = LayerFilters("kernel", np.array([0.0, 0.5, 2.0, 3.0]), None, 1.0, 9)
+        >>> invalid_ratio([layer], [0.1, 1.0, 10.0])
+        array([0.25, 0.5 , 1.  ])
+    """
+    norms = np.sort(np.concatenate([layer.norms for layer in layers]))
+    return np.searchsorted(norms, np.asarray(thresholds), "left") / len(norms)
+
+
+def split_norms(
+    layers: Sequence[LayerFilters], baseline: Sequence[LayerFilters], threshold: float = 0.1
+) -> SplitNorms:
+    """Mean l1 norms of the filters that a baseline has valid, and of those it has not.
+
+    A baseline's own filters are split by what is found in it. Two networks that were trained apart
+    have nothing to do with each other, filter by filter: such a table says how large the norms of a
+    network are where another one's happen to be small. Beside it belongs the network's own split,
+    `split_norms(layers, layers)`.
+
+    Args:
+        layers: a network's.
+        baseline: another one's, of the same architecture.
+        threshold: the l1 norm below which the baseline's are invalid.
+
+    Raises:
+        UserError: the two have other layers.
+
+    Source: arXiv 2004.12311v2, tables 8 and 10.
+
+    Example:
+        >>> own = LayerFilters("kernel", np.array([1.0, 5.0, 3.0]), None, 1.0, 9)
+        >>> other = LayerFilters("kernel", np.array([0.0, 2.0, 2.0]), None, 1.0, 9)
+        >>> split_norms([own], [other])
+        SplitNorms(valid=4.0, invalid=1.0, valid_count=2, invalid_count=1)
+    """
+    check_alike(layers, baseline)
+    norms = np.concatenate([layer.norms for layer in layers])
+    dead = np.concatenate([layer.invalid(threshold) for layer in baseline])
+    return SplitNorms(_mean(norms[~dead]), _mean(norms[dead]), int((~dead).sum()), int(dead.sum()))
+
+
+def overlap(
+    layers: Sequence[LayerFilters], others: Sequence[LayerFilters], threshold: float = 0.1
+) -> float:
+    """How far two networks' invalid filters sit at the same places: intersection over union.
+
+    Args:
+        layers: a network's.
+        others: another one's, of the same architecture.
+        threshold: the l1 norm below which a filter is invalid.
+
+    Returns:
+        0..1; nan where neither has any.
+
+    Raises:
+        UserError: the two have other layers.
+    """
+    check_alike(layers, others)
+    own, other = (
+        np.concatenate([layer.invalid(threshold) for layer in some]) for some in (layers, others)
+    )
+    both = int((own | other).sum())
+    return float((own & other).sum() / both) if both else float("nan")
+
+
+def check_alike(layers: Sequence[LayerFilters], others: Sequence[LayerFilters]) -> None:
+    """Refuse networks of different architectures.
+
+    Args:
+        layers: a network's.
+        others: another one's.
+
+    Raises:
+        UserError: names the first layer that differs.
+    """
+    if len(layers) != len(others):
+        raise UserError(
+            f"networks of {len(layers)} and of {len(others)} layers with filters: expected one "
+            "architecture."
+        )
+    for own, other in zip(layers, others, strict=True):
+        if len(own.norms) != len(other.norms):
+            raise UserError(
+                f"{own.name} has {len(own.norms)} filters, and {other.name}, in its place, "
+                f"{len(other.norms)}: expected one architecture."
+            )
+
+
+def _scales(model: keras.Model) -> dict[int, np.ndarray]:
+    """By the index of a kernel, what batch normalisation multiplies each of its filters by."""
+    layers = {
+        id(layer.gamma): layer
+        for layer in layers_of(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.gamma is not None
+    }
+    found = {}
+    for chain in chains(model):
+        layer = layers[id(model.weights[chain.scale])]
+        gamma, variance = (
+            keras.ops.convert_to_numpy(own).astype(np.float64)
+            for own in (layer.gamma, layer.moving_variance)
+        )
+        found[chain.kernel] = np.abs(gamma) / np.sqrt(variance + layer.epsilon)
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,170 @@
+"""Networks of runs and of files, looked into: what `kgraft analyze` tells."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft.analysis.filters import (
+    THRESHOLDS,
+    LayerFilters,
+    check_alike,
+    invalid_ratio,
+    layer_filters,
+    overlap,
+    split_norms,
+)
+from kgraft.errors import UserError
+from kgraft.files import is_directory
+from kgraft.runs.directory import best_peer_file, peer_file, read_run
+from kgraft.runs.keras_file import read_model
+
+Networks = dict[str, tuple[LayerFilters, ...]]
+
+
+def filters_of(places: Sequence[str]) -> Networks:
+    """The filters of networks.
+
+    Args:
+        places: `.keras` files, and directories of finished runs, all peers of which count.
+
+    Returns:
+        By what each is called, in their order: the file's name, or the run's and the peer's number;
+        as given where names would be the same.
+
+    Raises:
+        UserError: there is no such file or run, it is named twice, or has no filters.
+    """
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise UserError(f"{twice[0]}: named twice.")
+    short = [Path(place).resolve().name for place in places]
+    found: Networks = {}
+    for place, name in zip(places, short, strict=True):
+        called = place if short.count(name) > 1 else name
+        for suffix, model in _models(Path(place)):
+            found[called + suffix] = layer_filters(model)
+    return found
+
+
+def baseline_of(place: str) -> tuple[LayerFilters, ...]:
+    """The filters of one network.
+
+    Args:
+        place: a `.keras` file, or the directory of a finished run, the best peer of which counts.
+
+    Raises:
+        UserError: see `filters_of`.
+    """
+    path = best_peer_file(Path(place)) if is_directory(Path(place)) else Path(place)
+    return layer_filters(read_model(path, place))
+
+
+def told(
+    networks: Networks,
+    baseline: tuple[LayerFilters, ...] | None = None,
+    *,
+    thresholds: Sequence[float] = THRESHOLDS,
+    threshold: float = 0.1,
+) -> dict[str, Any]:
+    """What there is to say of networks' filters, JSON-able.
+
+    Args:
+        networks: what `filters_of` gave.
+        baseline: whose invalid filters split those of the others, see `split_norms`.
+        thresholds: at which invalid filters are counted.
+        threshold: at which they are split and compared.
+
+    Returns:
+        `"networks"`: of each its name, numbers of filters, invalid shares by threshold, plain and
+        folded, entropy of its layers (sum and each), mean norms of its own split and of the
+        baseline's; and `"overlap"` of every two that have the same layers, by their names.
+
+    Raises:
+        UserError: the baseline is of another architecture.
+    """
+    rows = []
+    for name, layers in networks.items():
+        if baseline is not None:
+            check_alike(layers, baseline)
+        folded = [own for own in layers if own.folded is not None]
+        rows.append(
+            {
+                "network": name,
+                "filters": sum(len(own.norms) for own in layers),
+                "invalid": _by_threshold(layers, thresholds),
+                "invalid_folded": _by_threshold(
+                    [LayerFilters(o.name, o.folded, None, 0.0, o.weights) for o in folded],  # type: ignore[arg-type]
+                    thresholds,
+                )
+                if folded
+                else None,
+                "entropy": sum(own.entropy for own in layers),
+                "norms": _split(layers, layers, threshold),
+                "norms_by_baseline": baseline and _split(layers, baseline, threshold),
+                "layers": [
+                    {
+                        "layer": own.name,
+                        "filters": len(own.norms),
+                        "invalid": int(own.invalid(threshold).sum()),
+                        "mean_norm": float(own.norms.mean()),
+                        "entropy": own.entropy,
+                    }
+                    for own in layers
+                ],
+            }
+        )
+    pairs = []
+    for (first, own), (second, other) in combinations(networks.items(), 2):
+        if [len(a.norms) for a in own] == [len(b.norms) for b in other]:
+            pairs.append(
+                {"networks": [first, second], "overlap": _number(overlap(own, other, threshold))}
+            )
+    return {"threshold": threshold, "networks": rows, "overlap": pairs}
+
+
+def every_filter(networks: Networks) -> Iterator[tuple[str, str, int, float, float | None]]:
+    """Every filter: network, layer, its number, its l1 norm, and the folded one.
+
+    Args:
+        networks: what `filters_of` gave.
+    """
+    for name, layers in networks.items():
+        for layer in layers:
+            folded = [None] * len(layer.norms) if layer.folded is None else layer.folded.tolist()
+            for number, (norm, other) in enumerate(zip(layer.norms.tolist(), folded, strict=True)):
+                yield name, layer.name, number, norm, other
+
+
+def _models(path: Path) -> Iterator[tuple[str, keras.Model]]:
+    if not is_directory(path):
+        yield "", read_model(path, str(path))
+        return
+    _, summary = read_run(path)
+    for k in range(1, len(summary["peers"]) + 1):
+        file = peer_file(path, summary, k)
+        yield f", peer {k}", read_model(file, str(file))
+
+
+def _by_threshold(layers: Sequence[LayerFilters], thresholds: Sequence[float]) -> dict[str, float]:
+    shares = invalid_ratio(layers, thresholds)
+    return {f"{bound:g}": share for bound, share in zip(thresholds, shares.tolist(), strict=True)}
+
+
+def _split(
+    layers: Sequence[LayerFilters], baseline: Sequence[LayerFilters], threshold: float
+) -> dict[str, Any]:
+    own = split_norms(layers, baseline, threshold)
+    return {
+        "valid": _number(own.valid),
+        "invalid": _number(own.invalid),
+        "valid_count": own.valid_count,
+        "invalid_count": own.invalid_count,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if np.isnan(value) else value
