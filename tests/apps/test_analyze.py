@@ -46,8 +46,8 @@ def test_dead_filters_are_counted_and_compared(kgraft, files, tmp_path):  # noqa
 
 def test_a_runs_peers_count(kgraft, tmp_path):  # noqa: F811
     code, _, err = kgraft(
-        "fit", "--peers", "2", "--teachers", "0", "--epochs", "1", "--limit-train", "64", "--batch-size", "16",
-        "--out", "own",
+        "fit", "--peers", "2", "--teachers", "0", "--epochs", "1", "--limit-train", "64",
+        "--batch-size", "16", "--out", "own",
     )  # fmt: skip
     assert code == 0, err
     code, out, _ = kgraft("analyze", "own")

@@ -1,0 +1,271 @@
+"""Pictures of runs, for print and for colour-blind readers; the only place that draws.
+
+Lines have colours of Okabe and Ito's palette and a style each, maps the colours of cividis, whose
+lightness rises evenly.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kgraft.analysis.filters import LayerFilters
+from kgraft.equations import graft_coefficient
+from kgraft.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+_MAP = "cividis"
+_MOST_LABELS = 40
+_SMALLEST = 1e-6  # threshold that is shown
+_MOST_TICKS = 10
+_STEPS = tuple(base * 10**power for power in range(7) for base in (1, 2, 5))
+_NOTHING = "#d9d9d9"  # where there is no number
+
+
+def curves(
+    series: Mapping[str, Sequence[np.ndarray]], *, what: str, percent: bool = False
+) -> "Figure":
+    """Lines over epochs: the mean of several seeds, and between which they lie.
+
+    Args:
+        series: by name, of each seed or network one value an epoch, `(epochs,)`.
+        what: what the values are.
+        percent: whether shares are shown in percent.
+
+    Raises:
+        UserError: matplotlib is missing, or there is nothing to draw.
+    """
+    if not series:
+        raise UserError("no curves: there is nothing to draw.")
+    figure, axes = _axes(7.2, 4.4)
+    looks = cycle(zip(cycle(COLOURS), _styles(), strict=False))
+    for (name, rows), (colour, style) in zip(series.items(), looks, strict=False):
+        length = min(map(len, rows))
+        values = np.stack([row[:length] for row in rows]) * (100 if percent else 1)
+        epochs = np.arange(1, length + 1)
+        marker = "o" if length == 1 else ""
+        axes.plot(epochs, values.mean(axis=0), color=colour, ls=style, marker=marker, label=name)
+        if len(rows) > 1:
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.18, lw=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"{what}, %" if percent else what)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    if len(series) > 1 or next(iter(series)):
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def layer_map(
+    values: np.ndarray,
+    layers: Sequence[str],
+    epochs: np.ndarray,
+    *,
+    what: str,
+    limits: tuple[float, float] | None = None,
+) -> "Figure":
+    """A map of layers by epochs: coefficients, or information.
+
+    Args:
+        values: `(epochs, layers)`; nan where there is none, which is grey.
+        layers: their names.
+        epochs: their numbers, counted from 1, `(epochs,)`.
+        what: what the values are, with their unit.
+        limits: of the colours; the smallest and the largest value by default.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    import matplotlib
+
+    figure, axes = _axes(7.2, min(2.0 + 0.18 * len(layers), 9.0))
+    low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
+    colours = matplotlib.colormaps[_MAP].with_extremes(bad=_NOTHING)
+    image = axes.imshow(
+        np.ma.masked_invalid(values.T),
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        extent=(0.5, len(epochs) + 0.5, len(layers) - 0.5, -0.5),
+    )
+    step = next(own for own in _STEPS if own * _MOST_TICKS >= len(epochs))
+    places = np.unique([0, *range(step - 1, len(epochs), step)])
+    axes.set_xticks(places + 1, [str(epochs[place]) for place in places])
+    _name_rows(axes, layers)
+    axes.set_xlabel("epoch")
+    figure.colorbar(image, ax=axes, label=what)
+    return figure
+
+
+def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Figure":
+    """One cell a filter, a row a layer: the larger its l1 norm the lighter, invalid ones black.
+
+    As figures 9 and 11 of arXiv 2004.12311v2.
+
+    Args:
+        layers: a network's.
+        threshold: the l1 norm below which a filter is invalid.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    import matplotlib
+    from matplotlib.colors import LogNorm
+
+    widest = max(len(layer.norms) for layer in layers)
+    grid = np.full((len(layers), widest), np.nan)
+    for row, layer in zip(grid, layers, strict=True):
+        row[: len(layer.norms)] = np.maximum(layer.norms, threshold * 0.5)
+    figure, axes = _axes(9.0, min(2.0 + 0.18 * len(layers), 9.0))
+    colours = matplotlib.colormaps[_MAP].with_extremes(under="black", bad="white")
+    most = max(float(np.nanmax(grid)), 2 * threshold)
+    image = axes.imshow(
+        np.ma.masked_invalid(grid),
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colours,
+        norm=LogNorm(threshold, most),
+    )
+    for place, layer in enumerate(layers):  # where a row ends: white is no light filter
+        end = len(layer.norms) - 0.5
+        axes.plot([end, end], [place - 0.5, place + 0.5], color="#888888", lw=0.6)
+    _name_rows(axes, [layer.name for layer in layers])
+    axes.set_xlabel("filter of the layer")
+    bar = figure.colorbar(image, ax=axes, extend="min")
+    bar.set_label(f"l1 norm; black: invalid, below {threshold:g}")
+    return figure
+
+
+def threshold_curves(networks: Mapping[str, Sequence[LayerFilters]]) -> "Figure":
+    """Share of invalid filters by threshold (figure 6 of Meng et al., CVPR 2020).
+
+    Args:
+        networks: by name the layers of each.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    figure, axes = _axes(7.2, 4.4)
+    looks = zip(cycle(COLOURS), _styles(), strict=False)
+    norms_of = {
+        name: np.sort(np.concatenate([layer.norms for layer in layers]))
+        for name, layers in networks.items()
+    }
+    first = max(min(float(norms[0]) for norms in norms_of.values()) / 10, _SMALLEST)
+    for (name, norms), (colour, style) in zip(norms_of.items(), looks, strict=False):
+        at = np.maximum(norms, first)
+        share = 100 * np.arange(1, len(norms) + 1) / len(norms)
+        axes.step([first, *at], [0.0, *share], where="post", color=colour, ls=style, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("threshold of the l1 norm")
+    axes.set_ylabel("invalid filters, %")
+    axes.set_ylim(0, 100)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    return figure
+
+
+def coefficient_curve(
+    gaps: np.ndarray, coefficients: np.ndarray, *, amplitude: float = 0.4, sharpness: float = 500.0
+) -> "Figure":
+    """Eq. 7 as a curve, and a run's graftings on it (figure 4 of Meng et al., CVPR 2020).
+
+    Args:
+        gaps: information of receivers less that of donors, nats; nan where there was no donor.
+        coefficients: what each kept of its own, of the same shape.
+        amplitude: A of the curve.
+        sharpness: c of the curve, 1/nats.
+
+    Raises:
+        UserError: matplotlib is missing.
+    """
+    figure, axes = _axes(7.2, 4.4)
+    known = np.isfinite(gaps)
+    reach = float(np.percentile(np.abs(gaps[known]), 99)) if known.any() else 1.0
+    reach = max(reach, 10 / sharpness)
+    # most change is near 0
+    x = np.sinh(np.linspace(-6, 6, 801)) / np.sinh(6) * reach
+    axes.plot(
+        x,
+        graft_coefficient(x, np.zeros_like(x), amplitude=amplitude, sharpness=sharpness),
+        color=COLOURS[0],
+        label=f"eq. 7, A = {amplitude:g}, c = {sharpness:g}",
+    )
+    axes.scatter(
+        gaps[known],
+        coefficients[known],
+        s=8,
+        color=COLOURS[1],
+        alpha=0.35,
+        label="layers of the run",
+        zorder=3,
+        edgecolors="none",
+    )
+    axes.set_xlim(-1.05 * reach, 1.05 * reach)
+    axes.set_xlabel("information of receiver less donor, nats")
+    axes.set_ylabel("coefficient: share of its own that is kept")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def differences(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> "Figure":
+    """Differences to a baseline with their 95 % intervals, in points.
+
+    Args:
+        rows: of each line of a comparison `"entry"` and its `"against"`, as `comparison.json` has
+            them.
+        baseline: the entry that they are differences to.
+
+    Raises:
+        UserError: matplotlib is missing, or no line has a difference to it.
+    """
+    told = [(row["entry"], row["against"].get(baseline)) for row in rows]
+    told = [(name, own) for name, own in told if own is not None]
+    if not told:
+        raise UserError(f"no line has a difference to {baseline!r}: there is nothing to draw.")
+    figure, axes = _axes(7.2, 1.4 + 0.34 * len(told))
+    for place, (_, own) in enumerate(reversed(told)):
+        low, high = own["ci95"]
+        colour = COLOURS[0]
+        if low is not None:
+            axes.plot([100 * low, 100 * high], [place, place], color=colour, lw=2)
+            if low <= 0 <= high:
+                colour = "white"
+        axes.plot(100 * own["mean"], place, "o", mfc=colour, mec=COLOURS[0])
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks(range(len(told)), [name for name, _ in reversed(told)])
+    axes.set_ylim(-0.6, len(told) - 0.4)
+    axes.set_xlabel(f"points above {baseline}, with 95 % intervals (open: zero is in it)")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _axes(width: float, height: float) -> tuple["Figure", Any]:
+    """An empty figure, of inches, and its axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("pictures need matplotlib: pip install 'kgraft[plots]'.") from None
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _styles() -> Any:
+    """A style for each line: the colours come again with another one."""
+    return (style for style in cycle(STYLES) for _ in COLOURS)
+
+
+def _name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Names of rows, as many as can be read."""
+    step = -(-len(names) // _MOST_LABELS)
+    short = [name.removesuffix("/kernel") for name in names]
+    axes.set_yticks(range(0, len(names), step), short[::step], fontsize=7)

@@ -1,0 +1,165 @@
+"""What a run has written down, as arrays: metrics by epoch, and every grafting."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kgraft.errors import UserError
+
+_NAN = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """What was measured in every epoch of some networks that were trained together.
+
+    Attributes:
+        epochs: numbers of the epochs, counted from 1, int64 `(E,)`.
+        models: numbers of the networks, counted from 1, int64 `(K,)`.
+        values: by name, float64 `(E, K)`; nan where nothing was measured.
+    """
+
+    epochs: np.ndarray
+    models: np.ndarray
+    values: dict[str, np.ndarray]
+
+    @property
+    def accuracy(self) -> str:
+        """Which of them is the accuracy on images that were not trained on, or else on those."""
+        return "val_accuracy" if "val_accuracy" in self.values else "accuracy"
+
+
+@dataclass(frozen=True, eq=False)
+class Grafts:
+    """What every grafting measured and did.
+
+    Attributes:
+        epochs: numbers of the epochs that ended with one, counted from 1, int64 `(E,)`.
+        peers: numbers of the peers, counted from 1, int64 `(K,)`.
+        groups: paths of the kernels that own a coefficient, G of them.
+        information: of each kernel before the grafting, float64 `(E, K, G)`.
+        coefficients: share that the peer kept of its own, 0..1, float64 `(E, K, G)`.
+        donors: who gave, counted from 1, int64 `(E, K)`; 0 for nobody.
+    """
+
+    epochs: np.ndarray
+    peers: np.ndarray
+    groups: tuple[str, ...]
+    information: np.ndarray
+    coefficients: np.ndarray
+    donors: np.ndarray
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """Information of each kernel less its donor's, float64 `(E, K, G)`; nan without donor."""
+        place = {number: k for k, number in enumerate(self.peers.tolist())}
+        found = np.full_like(self.information, _NAN)
+        for e, donors in enumerate(self.donors.tolist()):
+            for k, donor in enumerate(donors):
+                if donor in place:
+                    own = self.information[e]
+                    found[e, k] = own[k] - own[place[donor]]
+        return found
+
+
+def read_metrics(path: Path, phase: str = "peers") -> Metrics:
+    """The metrics of a run's phase.
+
+    Args:
+        path: the run's directory.
+        phase: `"peers"`, or `"teacher 1"` and so on.
+
+    Raises:
+        UserError: there is no such file or phase, or a line of it is damaged.
+    """
+    rows = [row for row in _lines(path / "metrics.jsonl") if row.get("phase") == phase]
+    if not rows:
+        raise UserError(f"{path / 'metrics.jsonl'}: nothing about {phase!r}.")
+    epochs, models = (np.unique([row[key] for row in rows]) for key in ("epoch", "model"))
+    names = dict.fromkeys(
+        name for row in rows for name, value in row.items() if isinstance(value, float | int)
+    )
+    values = {
+        name: np.full((len(epochs), len(models)), _NAN)
+        for name in names
+        if name not in ("epoch", "model")
+    }
+    places = np.searchsorted(epochs, [row["epoch"] for row in rows])
+    columns = np.searchsorted(models, [row["model"] for row in rows])
+    for row, e, k in zip(rows, places.tolist(), columns.tolist(), strict=True):
+        for name, own in values.items():
+            value = row.get(name)
+            own[e, k] = _NAN if value is None else value
+    return Metrics(epochs, models, values)
+
+
+def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
+    """The graftings of a run's phase.
+
+    Args:
+        path: the run's directory.
+        phase: `"peers"`, or `"teachers"` where these are grafted.
+
+    Returns:
+        None where nothing was grafted.
+
+    Raises:
+        UserError: a line of the file is damaged.
+    """
+    file = path / "grafts.jsonl"
+    if not file.exists():
+        return None
+    epochs: dict[int, int] = {}
+    peers: dict[int, int] = {}
+    groups: dict[str, int] = {}
+    at: list[tuple[int, int, int]] = []
+    numbers: list[tuple[float, float, int]] = []
+    for row in _lines(file):
+        if row.get("phase", "peers") != phase:
+            continue
+        at.append(
+            (
+                epochs.setdefault(row["epoch"], len(epochs)),
+                peers.setdefault(row["peer"], len(peers)),
+                groups.setdefault(row["group"], len(groups)),
+            )
+        )
+        own = [_NAN if row[key] is None else row[key] for key in ("information", "coefficient")]
+        numbers.append((own[0], own[1], row["donor"] or 0))
+    if not at:
+        return None
+    e, k, g = np.array(at).T
+    shape = len(epochs), len(peers), len(groups)
+    found = [np.full(shape, _NAN) for _ in range(2)]
+    for whole, column in zip(found, np.array(numbers).T[:2], strict=True):
+        whole[e, k, g] = column
+    donors = np.zeros(shape[:2], np.int64)
+    donors[e, k] = [donor for *_, donor in numbers]
+    order, ring = (np.argsort(list(own)) for own in (epochs, peers))
+    return Grafts(
+        np.sort(list(epochs)),
+        np.sort(list(peers)),
+        tuple(groups),
+        found[0][order][:, ring],
+        found[1][order][:, ring],
+        donors[order][:, ring],
+    )
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    raise UserError(f"{file}, line {number}: no JSON.") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{file}, line {number}: expected an object.")
+                yield row
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}.") from error

@@ -1,0 +1,83 @@
+"""Records of runs as arrays, against the lines themselves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kgraft.analysis.records import read_grafts, read_metrics
+from kgraft.errors import UserError
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Two epochs of three peers with two groups; the third peer is sick in the second one."""
+    metrics, grafts = [], []
+    for epoch in (1, 2):
+        for k in (1, 2, 3):
+            row = {"phase": "peers", "model": k, "epoch": epoch, "loss": epoch + k / 10}
+            metrics.append(row | ({"val_accuracy": k / 10} if epoch == 2 else {}))
+            sick = epoch == 2 and k == 3
+            for g in ("a", "b"):
+                grafts.append(
+                    {
+                        "epoch": epoch,
+                        "peer": k,
+                        "group": g,
+                        "information": None if sick else epoch * 10 + k + (g == "b") / 2,
+                        "donor": None if sick else (k - 2) % 3 + 1 if epoch == 1 else 3 - k,
+                        "coefficient": 0.5 + k / 100,
+                    }
+                )
+    metrics.insert(0, {"phase": "teacher 1", "model": 1, "epoch": 1, "loss": 9.0})
+    grafts.insert(0, {**grafts[0], "phase": "teachers", "information": 99.0})
+    lines(tmp_path / "metrics.jsonl", metrics)
+    lines(tmp_path / "grafts.jsonl", grafts)
+    return tmp_path
+
+
+def test_metrics_are_by_epoch_and_model(run):
+    found = read_metrics(run)
+    assert found.epochs.tolist() == [1, 2] and found.models.tolist() == [1, 2, 3]
+    np.testing.assert_allclose(found.values["loss"], [[1.1, 1.2, 1.3], [2.1, 2.2, 2.3]])
+    np.testing.assert_array_equal(found.values["val_accuracy"], [[np.nan] * 3, [0.1, 0.2, 0.3]])
+    assert found.accuracy == "val_accuracy"
+    assert read_metrics(run, "teacher 1").values["loss"].tolist() == [[9.0]]
+
+
+def test_graftings_are_by_epoch_peer_and_group(run):
+    found = read_grafts(run)
+    assert found.groups == ("a", "b") and found.information.shape == (2, 3, 2)
+    np.testing.assert_allclose(found.information[0], [[11, 11.5], [12, 12.5], [13, 13.5]])
+    assert np.isnan(found.information[1, 2]).all()
+    assert found.donors.tolist() == [[3, 1, 2], [2, 1, 0]]
+    np.testing.assert_allclose(found.coefficients[:, :, 0], [[0.51, 0.52, 0.53]] * 2)
+    np.testing.assert_allclose(found.gaps[0, :, 0], [-2.0, 1.0, 1.0])
+    assert np.isnan(found.gaps[1, 2]).all()
+    assert read_grafts(run, "teachers").information.tolist() == [[[99.0]]]
+
+
+def test_a_run_without_graftings_has_none(tmp_path):
+    assert read_grafts(tmp_path) is None
+    (tmp_path / "grafts.jsonl").write_text("")
+    assert read_grafts(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "line 1: no JSON"), ("[1]", "expected an object")]
+)
+def test_damaged_lines_are_named(tmp_path, text, said):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(UserError, match=said):
+        read_metrics(tmp_path)
+
+
+def test_a_phase_that_was_not_is_named(run, tmp_path):
+    with pytest.raises(UserError, match="nothing about 'teacher 7'"):
+        read_metrics(run, "teacher 7")
+    with pytest.raises(UserError, match="No such file"):
+        read_metrics(tmp_path / "nowhere")

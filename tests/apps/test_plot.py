@@ -1,0 +1,83 @@
+"""`kgraft plot` on a run, on one that is not finished, and on a comparison."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from tests.apps.test_fit import kgraft  # noqa: F401
+
+SMALL = ("--teachers", "0", "--epochs", "2", "--limit-train", "64", "--batch-size", "16")
+
+
+def names(out):
+    return [line.rpartition("/")[2] for line in out.splitlines()]
+
+
+def test_a_run_is_drawn_from_its_records_and_weights(kgraft, tmp_path):  # noqa: F811
+    code, _, err = kgraft("fit", "--peers", "2", *SMALL, "--out", "own")
+    assert code == 0, err
+    code, out, err = kgraft("plot", "own", "-o", "pictures")
+    assert (code, err) == (0, "")
+    of_peers = [f"{what}-peer-{k}.png" for k in (1, 2) for what in ("alpha", "information")]
+    weights = ["filters-peer-1.png", "filters-peer-2.png", "thresholds.png"]
+    assert names(out) == ["accuracy.png", "loss.png", *of_peers, "coefficients.png", *weights]
+    for name in names(out):
+        with Image.open(tmp_path / "pictures" / name) as picture:
+            assert min(picture.size) > 200
+    (tmp_path / "own/summary.json").unlink()  # as of one that still trains
+    code, out, _ = kgraft("plot", "own", "-o", "again", "--format", "svg")
+    assert code == 0 and names(out) == [
+        "accuracy.svg", "loss.svg", *(own.replace("png", "svg") for own in of_peers),
+        "coefficients.svg",
+    ]  # fmt: skip
+
+
+def test_a_comparison_is_drawn_with_its_seeds(kgraft, tmp_path):  # noqa: F811
+    runs = tmp_path / "runs"
+    for entry in ("baseline", "graft,-2-peers"):
+        for seed in (0, 1):
+            place = runs / entry / f"seed-{seed}"
+            place.mkdir(parents=True)
+            rows = [
+                {"phase": "peers", "model": 1, "epoch": e, "loss": 1 / e, "val_accuracy": e / 10}
+                for e in (1, 2, 3)
+            ]
+            (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {
+        "entries": [
+            {"entry": "baseline", "against": {"baseline": None}},
+            {
+                "entry": "graft, 2 peers",
+                "against": {"baseline": {"mean": 0.01, "ci95": [0.0, 0.02]}},
+            },
+        ]
+    }
+    (runs / "comparison.json").write_text(json.dumps(told))
+    code, out, err = kgraft("plot", "runs", "-o", "pictures")
+    assert (code, err) == (0, "")
+    assert names(out) == ["accuracy.png", "loss.png", "differences.png"]
+
+
+def test_mistakes_are_told_in_a_line(kgraft, tmp_path, monkeypatch):  # noqa: F811
+    code, _, err = kgraft("plot", "nothing", "-o", "pictures")
+    assert code == 2 and "nothing: neither a run's directory nor a comparison's" in err
+    code, _, err = kgraft("plot", "nothing")
+    assert code == 2 and "Missing option" in err
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/metrics.jsonl").write_text("{")
+    code, _, err = kgraft("plot", "own", "-o", "pictures")
+    assert code == 2 and "line 1: no JSON" in err and not (tmp_path / "pictures").exists()
+    row = {"phase": "peers", "model": 1, "epoch": 1, "loss": 1.0, "val_accuracy": 0.5}
+    (tmp_path / "own/metrics.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = kgraft("plot", "own", "-o", "pictures")
+    assert code == 2 and "pip install 'kgraft[plots]'" in err
+
+
+@pytest.mark.parametrize("kind", ["gif", "PNG"])
+def test_other_kinds_of_pictures_are_refused(kgraft, kind):  # noqa: F811
+    code, _, err = kgraft("plot", "own", "-o", "pictures", "--format", kind)
+    assert code == 2 and "is not one of" in err
