@@ -78,9 +78,9 @@ def check(folder: str, data_dir: str | None, camera: str | None) -> None:
     """Look at every file of FOLDER, a folder of photographs, before training does.
 
     Counts, sizes, files that cannot be read, files with the same bytes in training and test, and
-    the pixels' mean and deviation. Ends with 1 where files cannot be read. Of a folder of
-    identities, as Market-1501: images, identities and cameras of each part, beside the published
-    numbers, and queries of which nothing is to be found.
+    the pixels' mean and deviation. Of a folder of identities, as Market-1501, instead: images,
+    identities and cameras of each part, beside the published numbers, and queries of which nothing
+    is to be found. Ends with 1 where files cannot be read, or nothing at all is to be found.
     """
     from pathlib import Path
 
@@ -167,7 +167,7 @@ def _tell_people(
     _list(console, "queries of which nothing is to be found", lost)
     unreadable = [f"{path}: {error}" for path, error in unreadable_of(folder, findings)]
     _list(console, "cannot be read", unreadable)
-    if unreadable:
+    if unreadable or len(lost) == len(folder.query):
         raise SystemExit(1)
 
 

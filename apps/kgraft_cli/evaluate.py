@@ -15,10 +15,13 @@ from kgraft_cli.parameters import HERE, PLACE, TRUST
 @click.option(
     "--metric", type=click.Choice(["cosine", "euclidean"]), help="How features are compared."
 )
-@click.option("--flip", is_flag=True, help="With the features of mirror images too.")
-@click.option("--rerank", is_flag=True, help="After k-reciprocal re-ranking.")
+@click.option("--flip/--no-flip", default=None, help="With the features of mirror images too.")
+@click.option("--rerank/--no-rerank", default=None, help="After k-reciprocal re-ranking.")
 @click.option(
-    "--worst", type=PLACE, metavar="FILE", help="A picture of the ten queries that fare worst."
+    "--worst",
+    type=PLACE,
+    metavar="FILE",
+    help="Also a picture of the ten queries that fare worst; of --peer K, or all peers together.",
 )
 @HERE
 @TRUST
@@ -28,8 +31,8 @@ def command(
     only_ensemble: bool,
     data_dir: str | None,
     metric: str | None,
-    flip: bool,
-    rerank: bool,
+    flip: bool | None,
+    rerank: bool | None,
     worst: str | None,
     here: bool,
     trust: bool,
@@ -47,7 +50,7 @@ def command(
 
     if peer is not None and only_ensemble:
         raise UserError("--peer and --ensemble: one or the other.")
-    given = {"metric": metric, "flip": flip or None, "rerank": rerank or None}
+    given = {"metric": metric, "flip": flip, "rerank": rerank}
     search = {key: value for key, value in given.items() if value is not None}
     how: dict[str, Any] = {
         "peer": peer,
@@ -64,9 +67,10 @@ def command(
         picture = worst_queries(Path(run), **how)
         with whole(Path(worst)) as file:
             picture.save(file)
-        click.echo(f"the queries that fare worst are in {worst}")
-        return
     scores = evaluate_run(Path(run), **how)
     for name, score in scores.items():
         if not only_ensemble or name.startswith("ensemble"):
-            click.echo(f"{name}: {score:.2%}")
+            told = name.replace("mAP_official", "mAP by trapezoids")
+            click.echo(f"{told}: {score:.2%}")
+    if worst is not None:
+        click.echo(f"the queries that fare worst are in {worst}")

@@ -28,7 +28,7 @@ def summary_table(summary: dict[str, Any]) -> Figures:
     shown = {key: name for key, name in shown.items() if key in summary["ensemble"]}
     # a run without held-out images has no best epoch but its last
     chosen = any(row.get("best_validation_accuracy") is not None for row in summary["peers"])
-    last = [f"{best_on}, rank-1" if is_searched else best_on] * chosen
+    last = [f"rank-1 of the epoch that is {best_on}" if is_searched else best_on] * chosen
     columns = ("model", "lr", *shown.values(), *last)
     title = (
         "the queries, searched for in the gallery" if is_searched else "accuracy on the test images"

@@ -56,8 +56,9 @@ class PhotoStream:
         scaled: Whether a JPEG may be decoded to a half, a quarter or an eighth of its size where
             that is enough for its crops: faster, and other pixels.
         instances: I, for batches of `batch_size` / I labels with I images of each, which losses
-            between images need; every image is seen in every epoch, and some twice. None: whatever
-            comes.
+            between images need; every image is seen in every epoch, some twice, that of a label
+            with fewer than I more often. Batches that want more labels than there are have several
+            times I of one. None: whatever comes.
 
     Raises:
         UserError: there are not as many labels, `batch_size` is not in 1..n or no multiple of

@@ -106,5 +106,8 @@ def side_of(photos: Photos) -> int:
     """
     rows, columns = photos.sides
     if rows != columns:
-        raise UserError(f"crop: there is no usual one for {rows}x{columns}: expected one.")
+        raise UserError(
+            f"crop: there is no usual one for {rows}x{columns}; expected one, e.g. "
+            f"crop=kgraft.data.ShiftedWhole(({rows}, {columns}))."
+        )
     return rows

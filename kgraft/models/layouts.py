@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from kgraft.errors import UserError
+from kgraft.models.neck import heads_of
 
 State = dict[str, np.ndarray]
 Rules = tuple[tuple[str, str], ...]
@@ -128,6 +129,11 @@ def layouts(model: keras.Model) -> list[Layout]:
         if modules is not None and _NEEDED.get(name, "logits") in modules:
             found.append(Layout(name, modules))
     if not found:
+        if len(heads_of(model)) > 1:
+            raise UserError(
+                f"model {model.name!r} has a neck before its classifier (retrieval.neck), and no "
+                "PyTorch layout has one: its .keras file is what there is."
+            )
         raise UserError(
             f"model {model.name!r}: no PyTorch layout is known for its layers; expected one of "
             "kgraft's architectures."

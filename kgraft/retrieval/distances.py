@@ -6,19 +6,22 @@ those of float64, and images whose features are equal are equally near, whatever
 a matrix product adds.
 """
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import keras
 import numpy as np
 
 from kgraft.errors import UserError
 
 Metric = Literal["cosine", "euclidean"]
 EPSILON = float(np.finfo(np.float32).eps)
+_MOST = 1e15  # of a feature
 _NOTHING = 1e-30  # a length that float32 has no inverse of
 DECIMALS = 12  # beyond which float64 has other digits for features that point the same way
 ROUNDINGS = 4  # of a product, beside those of its sum, which err like sqrt(d) where independent
 
 
+@runtime_checkable
 class Distances(Protocol):
     """Distances of queries to a gallery, the nearer the smaller; of one query they are compared."""
 
@@ -124,6 +127,43 @@ class FeatureDistances:
         return np.ldexp(np.round(mantissa, DECIMALS), exponent)
 
 
+class MatrixDistances:
+    """Distances that somebody has measured.
+
+    Args:
+        values: `(q, g)`.
+
+    Raises:
+        UserError: they are no numbers of that shape, or one is not finite.
+    """
+
+    def __init__(self, values: Any) -> None:
+        found = _numbers(values, "distances", "(q, g)")
+        self._values = found if found.dtype.kind == "f" else found.astype(np.float64)
+
+    @property
+    def queries(self) -> int:
+        """See `Distances`."""
+        return len(self._values)
+
+    @property
+    def gallery(self) -> int:
+        """See `Distances`."""
+        return self._values.shape[1]
+
+    def chunk(self, start: int, stop: int) -> np.ndarray:
+        """See `Distances`; in their own precision."""
+        return self._values[start:stop].copy()
+
+    def error(self, query: int) -> float:
+        """See `Distances`."""
+        return 0.0
+
+    def exact(self, query: int, rows: np.ndarray) -> np.ndarray:
+        """See `Distances`."""
+        return self._values[query, rows].astype(np.float64)
+
+
 def _products(features: np.ndarray, other: np.ndarray | None = None) -> np.ndarray:
     """Products of features with another, or with themselves, float64 `(n,)`; a chunk at a time."""
     found = np.empty(len(features))
@@ -156,17 +196,32 @@ def checked_features(features: np.ndarray, name: str, width: int | None = None) 
     Raises:
         UserError: they are no numbers of that shape, there are none, or one is not finite.
     """
-    found = np.asarray(features)
-    if found.ndim != 2 or not found.size or found.dtype.kind not in "fiub":
-        raise UserError(
-            f"{name}: {found.dtype} of shape {found.shape}; expected numbers of shape (n, d), not "
-            "empty."
-        )
+    found = _numbers(features, name, "(n, d)")
     if width is not None and found.shape[1] != width:
         raise UserError(
             f"{name}: {found.shape[1]} numbers an image; expected {width}, as many as the queries'."
         )
     found = np.ascontiguousarray(found, np.float32)
+    if (largest := float(np.abs(found).max())) > _MOST:
+        raise UserError(
+            f"{name}: numbers up to {largest:.3g}, whose squares float32 does not hold; expected "
+            f"{_MOST:g} at most: divide all features, of queries and gallery, by one number."
+        )
+    return found
+
+
+def _numbers(values: Any, name: str, shape: str) -> np.ndarray:
+    """Finite numbers of two dimensions, of anybody's arrays."""
+    if keras.ops.is_tensor(values):
+        values = keras.ops.convert_to_numpy(values)
+    found = np.asarray(values)
+    if found.dtype.name == "bfloat16":  # NumPy knows no such numbers
+        found = found.astype(np.float32)
+    if found.ndim != 2 or not found.size or found.dtype.kind not in "fiub":
+        raise UserError(
+            f"{name}: {found.dtype} of shape {found.shape}; expected numbers of shape {shape}, not "
+            "empty."
+        )
     sick = np.flatnonzero(~np.isfinite(found).all(axis=1))
     if len(sick):
         raise UserError(f"{name}: row {sick[0]} is not finite ({len(sick)} such rows).")

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from kgraft.errors import UserError, suggest
+from kgraft.settings import argument
 
 
 def embedder(model: keras.Model, layer: str | None = None) -> keras.Model:
@@ -27,6 +28,7 @@ def embedder(model: keras.Model, layer: str | None = None) -> keras.Model:
         >>> embedder(model).output_shape
         (None, 64)
     """
+    argument("model", model, keras.Model)
     features = _features(model, layer)
     if len(features.shape) != 2:
         where = f"layer {layer!r} gives" if layer else "its head takes"

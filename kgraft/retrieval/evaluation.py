@@ -24,7 +24,13 @@ from typing import Literal
 import numpy as np
 
 from kgraft.errors import UserError
-from kgraft.retrieval.distances import Distances, FeatureDistances, Metric, checked_features
+from kgraft.retrieval.distances import (
+    Distances,
+    FeatureDistances,
+    MatrixDistances,
+    Metric,
+    checked_features,
+)
 from kgraft.settings import argument
 
 Ties = Literal["pessimistic", "optimistic", "stable"]
@@ -151,7 +157,7 @@ def evaluate(
 
 
 def ranked(
-    distances: Distances,
+    distances: Distances | np.ndarray,
     query_identities: np.ndarray,
     gallery_identities: np.ndarray,
     query_cameras: np.ndarray | None = None,
@@ -162,7 +168,8 @@ def ranked(
     """See `evaluate`; of distances that come from elsewhere.
 
     Args:
-        distances: Of every query to all of the gallery.
+        distances: Of every query to all of the gallery, numbers `(q, g)`, which are taken as they
+            are; or e.g. `Reranked`.
         query_identities: See `evaluate`.
         gallery_identities: See `evaluate`.
         query_cameras: See `evaluate`.
@@ -173,6 +180,8 @@ def ranked(
         UserError: see `evaluate`.
     """
     argument("ties", ties, Ties)
+    if not isinstance(distances, Distances):
+        distances = MatrixDistances(distances)
     count, searched = distances.queries, distances.gallery
     identities = _numbers(query_identities, "query_identities", count)
     sought = _Sought(
@@ -199,8 +208,8 @@ def ranked(
                 _write(found, query, before + np.arange(1, len(hits) + 1))
     if not found.counted:
         raise UserError(
-            "of no query is anything to be found: no image of the gallery has its identity and "
-            "another camera."
+            "of no query is anything to be found: no image of the gallery has its identity"
+            + (" and another camera." if cameras is not None else ".")
         )
     return found
 

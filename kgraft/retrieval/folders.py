@@ -107,13 +107,13 @@ class IdentityFolder:
         seen: dict[int, set[int | None]] = {}
         for who, camera in zip(gallery.identities.tolist(), _cameras(gallery), strict=True):
             seen.setdefault(who, set()).add(camera)
-        return [
+        return sorted(
             path
             for path, who, camera in zip(
                 query.paths, query.identities.tolist(), _cameras(query), strict=True
             )
             if who == JUNK or not seen.get(who, set()) - ({camera} if camera is not None else set())
-        ]
+        )
 
     def differences(self) -> list[str]:
         """What is not as published, a line each; none for a layout that nobody has published."""
@@ -131,17 +131,18 @@ class IdentityFolder:
 
 
 def has_identities(root: Path) -> bool:
-    """Whether a folder is one of identities, and not one of classes.
+    """Whether a folder is one of identities, and not one of classes; parts of it may be missing.
 
     Args:
         root: The folder.
     """
-    return (root / "query").is_dir() and any(
-        (root / name).is_dir() for name in (_BOXES[2], _PLAIN[2])
+    names = {name.lower() for name in _names_in(root)}
+    return bool(names & {_BOXES[0], _BOXES[2]}) or (
+        _PLAIN[0] in names and bool(names & {*_PLAIN[1:]})
     )
 
 
-def read_identities(root: Path, *, camera: str | None = None) -> IdentityFolder:
+def read_identities(root: str | Path, *, camera: str | None = None) -> IdentityFolder:
     """Look for photographs of identities in a folder, see the module's table.
 
     Args:
@@ -153,17 +154,25 @@ def read_identities(root: Path, *, camera: str | None = None) -> IdentityFolder:
         UserError: a part is missing or empty, a name says no identity or no camera, `camera` is no
             such expression, or there are fewer than two identities to learn from.
     """
+    root = Path(root)
     if not is_directory(root):
         raise UserError(f"{root} is no folder.")
-    boxed = any((root / name).is_dir() for name in (_BOXES[0], _BOXES[2]))
+    names = _names_in(root)
+    boxed = bool({name.lower() for name in names} & {_BOXES[0], _BOXES[2]})
     wanted = _BOXES if boxed else _PLAIN
-    if missing := [name for name in wanted if not (root / name).is_dir()]:
+    if missing := [name for name in wanted if name not in names]:
+        other = [name for name in names if name.lower() in missing]
+        there = f" (but {', '.join(other)}: rename)" if other else ""
         raise UserError(
-            f"{root} has no {' and no '.join(missing)}: expected {', '.join(wanted)} in it."
+            f"{root} has no {' and no '.join(missing)}{there}: expected {', '.join(wanted)} in it."
         )
     if boxed and camera is not None:
         raise UserError(f"camera {camera!r}: the names in {root} say the cameras. Take that out.")
     return _boxes(root) if boxed else _plain(root, camera)
+
+
+def _names_in(root: Path) -> list[str]:
+    return [own.name for own in folders_in(root)] if is_directory(root) else []
 
 
 def _cameras(part: Shown) -> list[int | None]:

@@ -57,7 +57,10 @@ def load_identities(
     argument("limit_train", limit_train, int | None, low=1)
     argument("unreadable", unreadable, Unreadable)
     argument("workers", workers, int | None, low=1)
+    if not (isinstance(size, tuple | list) and len(size) == 2 and min(size) >= 1):
+        raise UserError(f"size {size}: expected rows and columns, two numbers from 1 on.")
     folder = read_identities(root, camera=camera)
+    check_searchable(folder)
     parts = {part.name: part.paths for part in folder.parts}
     found = examine_parts(root, parts, indexes, workers=workers)
     refuse_unreadable(root, unreadable_of(folder, found), unreadable)
@@ -85,6 +88,23 @@ def load_identities(
         open_set=OpenSet(people, cameras, len(query)),
     )
     return with_validation(whole, validation, seed=seed)
+
+
+def check_searchable(folder: IdentityFolder) -> None:
+    """Refuse a gallery in which no query can find anything.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: there is no query with its identity in the gallery.
+    """
+    if len(folder.unmatched()) == len(folder.query):
+        by = "" if folder.query.cameras is None else " by another camera"
+        raise UserError(
+            f"{folder.root}: of no query is anything to be found: {folder.gallery.name} has no "
+            f"image of its identity{by}."
+        )
 
 
 def unreadable_of(folder: IdentityFolder, found: dict[str, Findings]) -> list[tuple[str, str]]:

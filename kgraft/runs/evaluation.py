@@ -114,6 +114,11 @@ def _answers(
         if dataset.open_set is None:
             raise UserError(f"{path}: its images are classified, and not searched: no {key}.")
         wanted = replace(wanted, **{key: checked(Retrieval, key, value, "evaluate:")})
+    if "metric" in search and wanted.rerank:
+        raise UserError(
+            f"metric is {search['metric']!r}, and re-ranked images have distances of their own: "
+            "leave it out, or do not re-rank (--no-rerank)."
+        )
     test = in_order(config, dataset, dataset.test)
     peers = peers_of_run(path, config, summary, dataset, chosen, trusted=trusted)
     given = (answers(own, test, dataset, wanted) for own in peers)

@@ -1,5 +1,6 @@
 """A run's images where they are a folder of identities: others are looked for than learnt from."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from kgraft.training.triplets import Triplet
 if TYPE_CHECKING:  # a run's settings have a table from here
     from kgraft.runs.config import Config
 
+_log = logging.getLogger("kgraft")
 _SIZE = (256, 128)  # as all person re-identification has it
 _MARGIN = 0.3
 _SEEN = ("area", "ratio", "jitter", "resize", "cache", "test")  # of crops, or of other folders
@@ -139,6 +141,11 @@ def _check_triplet(config: "Config") -> None:
             raise UserError(
                 f"retrieval.triplet is {own.triplet}, and {config.run.method or 'the method'} "
                 "learns from other networks: expected a method without, and teachers.count = 0."
+            )
+        if own.instances is None:
+            _log.warning(
+                "retrieval.triplet without retrieval.instances: few images of a batch have another "
+                "of their identity in it, and only those learn distances."
             )
     elif own.margin != _MARGIN:
         raise UserError("retrieval.margin is the triplet loss's: set retrieval.triplet, e.g. 1.")

@@ -23,7 +23,8 @@ def predict(model: keras.Model, stream: BatchStream | OrderedPhotos) -> np.ndarr
 def _predicted(model: keras.Model, batches: Iterator[Any]) -> np.ndarray:
     if not model.compiled:
         model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return stepper_for(model).predict(batches)
+    found = stepper_for(model).predict(batches)
+    return np.asarray(found, np.float32) if found.dtype.name == "bfloat16" else found
 
 
 def answers(
@@ -66,7 +67,8 @@ def figures(given: Sequence[np.ndarray], dataset: Dataset, wanted: Retrieval) ->
 
     Args:
         given: what each of some models has said, see `answers`; several answer together: by the
-            mean of their probabilities, or by all their features, each model's of length 1.
+            mean of their probabilities, or by all their features, each model's of length 1 unless
+            distances are Euclidean.
         dataset: the set.
         wanted: how images are compared that are searched.
 
@@ -108,14 +110,12 @@ def distances(features: Sequence[np.ndarray], open_set: OpenSet, wanted: Retriev
         open_set: which of them are queries.
         wanted: how they are compared.
     """
+    is_measured = wanted.metric == "euclidean" and not wanted.rerank
     together = (
         features[0]
         if len(features) == 1
         else np.concatenate(
-            [
-                own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
-                for own in features
-            ],
+            [own if is_measured else _of_length_one(own) for own in features],
             axis=1,
         )
     )
@@ -125,6 +125,10 @@ def distances(features: Sequence[np.ndarray], open_set: OpenSet, wanted: Retriev
     return FeatureDistances(
         checked_features(queries, "queries"), checked_features(gallery, "gallery"), wanted.metric
     )
+
+
+def _of_length_one(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 TOP = 5

@@ -49,7 +49,12 @@ class Identity:
         Args:
             kept: the fields of the training that was saved.
         """
-        return differences(kept["must"], self.must)
+        was, now = kept["must"], self.must
+        found = differences(was, now)
+        # who learns from nobody has nothing to tell: what was told before must not be passed over
+        for name in sorted(was.get("learning", {}).keys() - now["learning"].keys()):
+            found.append(f"learning, {name}: none, was {_short(was['learning'][name])}")
+        return found
 
     def changed(self, kept: Mapping[str, Any], *, at_first: bool) -> list[str]:
         """What should be the same and is not, in words.

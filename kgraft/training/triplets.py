@@ -21,7 +21,12 @@ class Triplet:
 
     The loss is what a model is compiled with, plus `weight` times the mean of `triplet_loss` over
     the batch's images that have both another image of their label and one of another. Batches need
-    several images a label: `kgraft.data.PhotoStream(..., instances=4)` deals them so.
+    several images a label: `kgraft.data.PhotoStream(..., instances=4)` deals them so. Sample and
+    class weights multiply an image's triplet loss as they do its cross entropy, and the mean stays
+    over the same images; one of weight 0 still stands beside the others.
+
+    Training also logs `student_loss`, the model's own, and `triplet_loss`; `evaluate` and
+    `val_loss` have the model's own alone.
 
     Args:
         weight: of the triplet loss beside the model's own.

@@ -37,6 +37,7 @@ def kgraft(capsys, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_comparison_trains_what_is_missing_and_leaves_its_table(kgraft, tmp_path):
     (tmp_path / "mine.toml").write_text(COMPARISON)
     code, out, err = kgraft("compare", "mine.toml", "--seeds", "0")
@@ -68,6 +69,7 @@ def test_runs_are_trained_side_by_side(kgraft, tmp_path):
     assert code == 2 and "--jobs" in err
 
 
+@pytest.mark.slow
 def test_a_run_is_selected_from(kgraft, tmp_path):
     small = ("--limit-train", "96", "--limit-test", "40", "--batch-size", "32", "--epochs", "1")
     code, _, err = kgraft("fit", "--method", "papa", "--peers", 2, *small, "--out", "here")

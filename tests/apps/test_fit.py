@@ -192,6 +192,7 @@ def test_an_empty_name_is_not_the_working_directory(kgraft, arguments, name):
     assert kgraft(*arguments) == (2, "", line)
 
 
+@pytest.mark.slow
 def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(kgraft, monkeypatch):
     monkeypatch.setattr(directory, "default_path", lambda _: Path("runs/now"))
     for _ in range(3):
@@ -200,6 +201,7 @@ def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(kgraft
     assert all((own / "summary.json").is_file() for own in Path("runs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_in_its_first_epoch_is_in_nobodys_way(kgraft, monkeypatch):
     """A mixer of one's own is mended, and the same command begins anew, or --resume goes on."""
 

@@ -1,10 +1,11 @@
+import keras
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kgraft.errors import UserError
-from kgraft.retrieval import evaluate
+from kgraft.retrieval import evaluate, ranked
 from kgraft.retrieval import evaluation as module
 from tests.reference.retrieval import of_query
 
@@ -156,3 +157,44 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_options_are_checked(option, message):
     with pytest.raises(UserError, match=message):
         evaluate(*scene(0), **option)
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic", "stable"])
+def test_a_matrix_of_distances_is_taken_as_it_is(ties):
+    q, g, *who = scene(3, whole=True)
+    distances = np.square(q[:, None] - g[None]).sum(axis=2)
+    given = evaluate(q, g, *who, metric="euclidean", ties=ties)
+    for own in (distances, distances.astype(int), keras.ops.array(distances)):
+        found = ranked(own, *who, ties=ties)
+        np.testing.assert_array_equal(found.precision, given.precision)
+        np.testing.assert_array_equal(found.first, given.first)
+    with pytest.raises(UserError, match=r"distances: .*expected numbers of shape \(q, g\)"):
+        ranked(distances[0], *who)
+
+
+def test_tensors_that_are_trained_and_halves_are_numbers_too():
+    q, g, *who = scene(4, whole=True)
+    expected = evaluate(q, g, *who).precision
+    for dtype in ("float16", "bfloat16"):
+        tensors = [keras.ops.cast(own, dtype) for own in (q, g)]  # small whole numbers: exact
+        np.testing.assert_array_equal(evaluate(*tensors, *who).precision, expected)
+        arrays = [keras.ops.convert_to_numpy(own) for own in tensors]
+        np.testing.assert_array_equal(evaluate(*arrays, *who).precision, expected)
+    variables = [keras.Variable(own).value for own in (q, g)]
+    np.testing.assert_array_equal(evaluate(*variables, *who).precision, expected)
+
+
+@pytest.mark.parametrize("scale", [1e14, 1e-14])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_scale_of_features_changes_nothing(metric, scale):
+    q, g, *who = scene(5)
+    expected = evaluate(q, g, *who, metric=metric).precision
+    found = evaluate(q * np.float32(scale), g * np.float32(scale), *who, metric=metric)
+    np.testing.assert_array_equal(found.precision, expected)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_features_whose_squares_overflow_are_refused(metric):
+    q, g, *who = scene(5)
+    with pytest.raises(UserError, match="divide all features"):
+        evaluate(q * np.float32(1e20), g * np.float32(1e20), *who, metric=metric)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from kgraft.errors import UserError
+from kgraft.retrieval import load_identities
 from kgraft.retrieval.folders import DUKE, MARKET, OTHER, has_identities, read_identities
 from tests.reference import people
 
@@ -129,3 +130,39 @@ def test_queries_without_anything_to_be_found_are_named(tmp_path):
     plain = touch(tmp_path / "plain", "train/a/1.jpg", "train/b/1.jpg", "query/c/1.jpg")
     touch(plain, "query/d/1.jpg", "gallery/c/2.jpg")
     assert read_identities(plain).unmatched() == ["query/d/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "kept", "said"),
+    [
+        ("bounding_box_test", None, "has no bounding_box_test: expected bounding_box_train, query"),
+        ("query", None, "has no query: expected"),
+        ("bounding_box_test", "Bounding_Box_Test", r"\(but Bounding_Box_Test: rename\)"),
+    ],
+)
+def test_a_folder_of_identities_without_a_part_is_still_one(tmp_path, gone, kept, said):
+    market(tmp_path)
+    (tmp_path / gone).rename(tmp_path / (kept or ".hidden"))
+    assert has_identities(tmp_path)
+    with pytest.raises(UserError, match=said):
+        read_identities(str(tmp_path))
+
+
+def test_folders_of_classes_are_none_of_identities(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "train/query/1.jpg", "test/a/1.jpg")
+    assert not has_identities(tmp_path) and not has_identities(tmp_path / "nowhere")
+    touch(tmp_path, "other/query/1.jpg", "other/gallery/1.jpg")
+    assert not has_identities(tmp_path / "other")
+
+
+def test_a_gallery_in_which_nothing_is_to_be_found_is_refused(tmp_path):
+    root = market(tmp_path / "market")
+    (root / "bounding_box_test/0001_c2s1_001976_01.jpg").unlink()
+    with pytest.raises(UserError, match="no image of its identity by another camera"):
+        load_identities(root, tmp_path)
+
+
+@pytest.mark.parametrize("size", [(0, 16), (32,), (32, 16, 3), 32])
+def test_a_size_that_is_none_is_refused(tmp_path, size):
+    with pytest.raises(UserError, match="expected rows and columns"):
+        load_identities(market(tmp_path / "market"), tmp_path, size=size)

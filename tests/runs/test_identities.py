@@ -7,12 +7,13 @@ import pytest
 
 from kgraft.data import ShiftedWhole, Whole
 from kgraft.errors import UserError
+from kgraft.models.layouts import layouts
 from kgraft.retrieval import embedder, evaluate
 from kgraft.runs.assembly import assemble
 from kgraft.runs.evaluation import evaluate_run
 from kgraft.runs.execution import execute
 from kgraft.runs.identities import triplet_of
-from kgraft.runs.scoring import answers
+from kgraft.runs.scoring import answers, figures
 from kgraft.runs.selection import select
 from kgraft.runs.unfinished import read_unfinished
 from tests.reference import people
@@ -143,6 +144,10 @@ def test_mirror_images_and_reranking_are_asked_for(of_people, tmp_path):
     assert other["peers"][0]["test_mAP"] != plain
     again = evaluate_run(tmp_path / "plain", search={"rerank": True})
     assert again["peer 1, mAP"] == pytest.approx(other["peers"][0]["test_mAP"], abs=1e-6)
+    with pytest.raises(UserError, match="re-ranked images have distances of their own"):
+        evaluate_run(tmp_path / "other", search={"metric": "cosine"})
+    usual = evaluate_run(tmp_path / "other", search={"metric": "cosine", "rerank": False})
+    assert usual["peer 1, mAP"] == pytest.approx(plain, abs=1e-6)
     with pytest.raises(UserError, match="metric = "):
         evaluate_run(tmp_path / "plain", search={"metric": "l1"})
 
@@ -165,6 +170,12 @@ def test_a_neck_stands_before_a_classifier_without_bias(of_people, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_neck_has_no_place_in_torchs_layouts(of_people):
+    (peer, *_) = assemble(of_people(retrieval__neck=True)).peers
+    with pytest.raises(UserError, match="has a neck before its classifier"):
+        layouts(peer)
+
+
 def test_a_run_that_was_broken_off_sees_what_it_would_have_seen(of_people, tmp_path):
     config = of_people(run__epochs=3, retrieval__erase=0.5)
     execute(assemble(config), tmp_path / "whole")
@@ -189,6 +200,21 @@ def test_distances_are_learnt_too_and_go_on_after_a_stop(of_people, tmp_path):
     assert_one(tmp_path / "whole", tmp_path / "out")
     (labels, *_) = (np.asarray(y) for _, y in assemble(config).train.epoch(0))
     assert (labels.reshape(-1, 4) == labels.reshape(-1, 4)[:, :1]).all()
+
+
+@pytest.mark.slow
+def test_a_run_in_halves_ends_with_figures(of_people, tmp_path):
+    summary = execute(assemble(of_people(run__precision="bfloat16")), tmp_path / "own")
+    assert 0 < summary["peers"][0]["test_mAP"] <= 1
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_networks_that_are_alike_find_together_what_each_finds(of_people, metric):
+    assembly = assemble(of_people(retrieval__metric=metric))
+    wanted, dataset = assembly.config.retrieval, assembly.dataset
+    own = answers(assembly.peers[0], assembly.test, dataset, wanted)
+    alone, together = (figures(some, dataset, wanted) for some in ([own], [own, own]))
+    assert together == pytest.approx(alone)
 
 
 @pytest.mark.parametrize("neck", [False, True])

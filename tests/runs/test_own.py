@@ -222,6 +222,7 @@ def test_every_part_of_ones_own_trains_and_is_read_back(tiny, mine, tmp_path):
     assert select(tmp_path / "run", trusted=True)["ensemble"]["networks"] == 2
 
 
+@pytest.mark.slow
 def test_an_application_of_keras_is_grafted(tiny, tmp_path):
     config = tiny(model__name="MobileNetV3Small", model__alpha=0.35, data__size=32,
                   teachers__count=0, run__epochs=1)  # fmt: skip

@@ -7,8 +7,6 @@ import pytest
 import kgraft
 from kgraft.training.triplets import triplet_loss
 
-pytestmark = pytest.mark.core
-
 
 def by_hand(features, labels, margin):
     """Every image's loss, None without a pair or a stranger."""
@@ -30,6 +28,7 @@ def by_hand(features, labels, margin):
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, None])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
+@pytest.mark.core
 def test_losses_are_those_of_the_hardest_of_all_triplets(margin, offset):
     rng = np.random.default_rng(0)
     labels = np.array([0, 0, 0, 1, 1, 2, 3, 3])
@@ -88,6 +87,7 @@ def seen(model, layer):
 
 
 @pytest.mark.parametrize(("layer", "taken"), [(None, "neck"), ("pool", "pool")])
+@pytest.mark.core
 def test_the_loss_is_the_models_own_and_the_features(layer, taken):
     _, histories = run(kgraft.Triplet(weight=2.0, layer=layer))
     for k, history in enumerate(histories):
@@ -98,6 +98,7 @@ def test_the_loss_is_the_models_own_and_the_features(layer, taken):
         assert history["loss"][0] == pytest.approx(entropy + 2 * apart, rel=1e-4)
 
 
+@pytest.mark.core
 def test_compiled_peers_end_where_eager_ones_end():
     compiled, _ = run(kgraft.Triplet(layer="pool"), epochs=12)
     eager, _ = run(kgraft.Triplet(layer="pool"), "eager", epochs=12)
@@ -192,3 +193,30 @@ def test_teachers_and_negative_margins_are_refused():
         kgraft.GraftingFit([network(0)], [network(1)], triplet=kgraft.Triplet())
     with pytest.raises(kgraft.UserError, match="margin"):
         kgraft.Triplet(margin=-0.1)
+
+
+def test_another_way_of_learning_is_another_training(tmp_path):
+    x, y = images()
+    ways = [{"triplet": kgraft.Triplet()}, {"triplet": kgraft.Triplet(margin=0.5)}, {}]
+    for first in ways:
+        for then in ways:
+            place = tmp_path / str(ways.index(first))
+            given = {"batch_size": 16, "verbose": 0, "checkpoint": place}
+            if not place.exists():
+                kgraft.GraftingFit([network()], **first).fit(x, y, epochs=1, **given)
+            fit = kgraft.GraftingFit([network()], **then)
+            if first == then:
+                fit.fit(x, y, epochs=1, **given)
+                continue
+            with pytest.raises(kgraft.UserError, match="another training"):
+                fit.fit(x, y, epochs=2, **given)
+
+
+def test_an_image_of_weight_nothing_still_stands_beside_the_others():
+    x, y = images()
+    weights = np.array([0.0, 1, 1, 1] + [1.0] * 12, "float32")
+    fit = kgraft.GraftingFit([network()], triplet=kgraft.Triplet())
+    (history,) = fit.fit(x, y, batch_size=16, sample_weight=weights, shuffle=False, verbose=0)
+    _, features, _ = seen(network(), "neck")
+    expected = (np.array(by_hand(features, y, 0.3)) * weights).mean()
+    assert history.history["triplet_loss"][0] == pytest.approx(expected, rel=1e-4)

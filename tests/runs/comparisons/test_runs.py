@@ -220,6 +220,7 @@ def test_a_wrong_file_is_told_in_one_line(written, text, message):
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     entries = (
         PLAIN
