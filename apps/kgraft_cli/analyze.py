@@ -2,8 +2,9 @@
 
 import click
 
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import HERE, PLACE, TRUST
 
+_ENDS = 5  # classes at either end
 _SHOWN = ("0.001", "0.01", "0.1", "1")
 
 
@@ -19,22 +20,36 @@ _SHOWN = ("0.001", "0.01", "0.1", "1")
     show_default=True,
     help="The l1 norm below which a filter is invalid.",
 )
+@click.option(
+    "--answers", is_flag=True, help="Also how the peers of a RUN answer on its test images."
+)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--layers", is_flag=True, help="Also every layer of every network.")
 @click.option("--csv", "csv_file", type=PLACE, metavar="FILE", help="Every filter's norms.")
 @click.option("--json", "json_file", type=PLACE, metavar="FILE", help="All figures.")
+@HERE
+@TRUST
 def command(
     networks: tuple[str, ...],
     baseline: str | None,
     threshold: float,
+    answers: bool,
+    data_dir: str | None,
     layers: bool,
     csv_file: str | None,
     json_file: str | None,
+    here: bool,
+    trust: bool,
 ) -> None:
     """The filters of networks: how many are invalid, how large the norms of the others are.
 
     RUN is the directory of a finished run, all peers of which count, MODEL a .keras file. A filter
     is invalid where its l1 norm is below a threshold; folded is the norm as the batch normalisation
     behind the convolution scales it, without which small norms may mean nothing.
+
+    With --answers accuracy and calibration error of each peer and of all together, how often two
+    peers disagree, and the classes that are best and worst; beside a baseline's, where that is a
+    run on the same images.
     """
     import csv
     import json
@@ -42,6 +57,7 @@ def command(
 
     from rich.console import Console
 
+    from kgraft.errors import UserError
     from kgraft.files import check_place, whole
     from kgraft.runs import analysis
     from kgraft_cli.messages import quiet_tensorflow
@@ -54,6 +70,15 @@ def command(
     told = analysis.told(
         found, None if baseline is None else analysis.baseline_of(baseline), threshold=threshold
     )
+    if answers:
+        base = Path(baseline) if baseline is not None and Path(baseline).is_dir() else None
+        runs = [Path(own) for own in networks if Path(own).is_dir()]
+        if not runs:
+            raise UserError("--answers: expected the directory of a run.")
+        told["answers"] = {
+            str(run): analysis.answers_told(run, base, data_dir=data_dir, trusted=here or trust)
+            for run in runs
+        }
     if csv_file is not None:
         with whole(Path(csv_file)) as partial, partial.open("w", newline="") as out:
             writer = csv.writer(out)
@@ -67,6 +92,9 @@ def command(
     if layers:
         for row in told["networks"]:
             console.print(_of_layers(row, threshold))
+    for run, own in told.get("answers", {}).items():
+        for part in _of_answers(run, own):
+            console.print(part)
     if any(pair["overlap"] is not None for pair in told["overlap"]):
         console.print(_of_pairs(told))
 
@@ -119,6 +147,32 @@ def _of_layers(row: dict, threshold: float) -> object:
             f"{own['entropy']:.3f}",
         )
     return table
+
+
+def _of_answers(run: str, told: dict) -> list[object]:
+    from kgraft_cli.figures import Figures
+
+    table = Figures(
+        f"answers of {run} on its test images", ("network", "accuracy", "calibration error")
+    )
+    for row in told["networks"]:
+        table.add_row(row["network"], f"{row['accuracy']:.2%}", f"{row['calibration_error']:.2%}")
+    if told["disagreement"] is not None:
+        table.add_section()
+        table.add_row("two peers disagree on", f"{told['disagreement']:.2%}", "")
+    beside = any(own["above_baseline"] is not None for own in told["classes"])
+    by = "above_baseline" if beside else "accuracy"
+    known = [own for own in told["classes"] if own[by] is not None]
+    ranked = sorted(known, key=lambda own: -own[by])
+    ends = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], *ranked[-_ENDS:]]
+    title = (
+        "classes, by how far they are above the baseline" if beside else "best and worst classes"
+    )
+    classes = Figures(title, ("class", "accuracy", *(["points above the baseline"] * beside)))
+    for own in ends:
+        more = [f"{100 * own['above_baseline']:+.2f}"] if beside else []
+        classes.add_row(own["class"], f"{own['accuracy']:.2%}", *more)
+    return [table, classes]
 
 
 def _of_pairs(told: dict) -> object:

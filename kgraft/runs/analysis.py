@@ -7,7 +7,9 @@ from typing import Any
 
 import keras
 import numpy as np
+from scipy.special import softmax
 
+from kgraft.analysis.answers import calibration_error, class_accuracies, disagreement
 from kgraft.analysis.filters import (
     THRESHOLDS,
     LayerFilters,
@@ -17,10 +19,13 @@ from kgraft.analysis.filters import (
     overlap,
     split_norms,
 )
+from kgraft.data import Dataset
 from kgraft.errors import UserError
 from kgraft.files import is_directory
 from kgraft.runs.directory import best_peer_file, peer_file, read_run
+from kgraft.runs.evaluation import answers_of_run
 from kgraft.runs.keras_file import read_model
+from kgraft.runs.scoring import ensemble
 
 Networks = dict[str, tuple[LayerFilters, ...]]
 
@@ -123,6 +128,69 @@ def told(
                 {"networks": [first, second], "overlap": _number(overlap(own, other, threshold))}
             )
     return {"threshold": threshold, "networks": rows, "overlap": pairs}
+
+
+def answers_told(
+    run: Path, baseline: Path | None = None, *, data_dir: str | None = None, trusted: bool = False
+) -> dict[str, Any]:
+    """How a run's peers answer on its test images, beside each other and beside a baseline's best.
+
+    Args:
+        run: the directory of a finished run.
+        baseline: another one's, of the same images; its peers answer together.
+        data_dir: where prepared data sets are, if not where the runs found them.
+        trusted: whether functions that a run names may be called.
+
+    Returns:
+        `"networks"`: of each peer, and of all together, its accuracy and calibration error;
+        `"disagreement"`, the mean over every two peers, None for one; `"classes"`: of each class
+        its name, the accuracy of all peers together, and by how much that is above the baseline's.
+
+    Raises:
+        UserError: see `answers_of_run`; the images are searched, and not classified, or the
+            baseline's are others.
+    """
+    dataset, given = _classified(run, data_dir, trusted)
+    labels = dataset.test.labels
+    shares = {f"peer {k}": softmax(own.astype(np.float64), axis=1) for k, own in given.items()}
+    if len(shares) > 1:
+        shares["ensemble"] = np.mean(list(shares.values()), axis=0)
+    together = class_accuracies(list(shares.values())[-1], labels)
+    others = None
+    if baseline is not None:
+        other, theirs = _classified(baseline, data_dir, trusted)
+        if not np.array_equal(other.test.labels, labels):
+            raise UserError(f"{baseline} has other test images than {run}: nothing to compare.")
+        others = class_accuracies(ensemble(list(theirs.values())), labels)
+    pairs = disagreement(list(given.values()))[np.triu_indices(len(given), 1)]
+    return {
+        "networks": [
+            {
+                "network": name,
+                "accuracy": float((own.argmax(axis=1) == labels).mean()),
+                "calibration_error": calibration_error(own, labels),
+            }
+            for name, own in shares.items()
+        ],
+        "disagreement": float(pairs.mean()) if len(pairs) else None,
+        "classes": [
+            {
+                "class": name,
+                "accuracy": _number(together[k]),
+                "above_baseline": None if others is None else _number(together[k] - others[k]),
+            }
+            for k, name in enumerate(dataset.class_names)
+        ],
+    }
+
+
+def _classified(
+    run: Path, data_dir: str | None, trusted: bool
+) -> tuple[Dataset, dict[int, np.ndarray]]:
+    dataset, _, given = answers_of_run(run, data_dir=data_dir, trusted=trusted)
+    if dataset.open_set is not None:
+        raise UserError(f"{run}: its images are searched, and not classified.")
+    return dataset, given
 
 
 def every_filter(networks: Networks) -> Iterator[tuple[str, str, int, float, float | None]]:

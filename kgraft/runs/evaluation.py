@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -55,7 +56,7 @@ def evaluate_run(
         UserError: there is no finished run, or no such peer; or its data come from a function, and
             it is not trusted.
     """
-    dataset, wanted, given = _answers(path, peer, data_dir, trusted, search or {})
+    dataset, wanted, given = answers_of_run(path, peer, data_dir, trusted, search or {})
     groups = {f"peer {k}": [own] for k, own in given.items()}
     if peer is None:
         groups["ensemble"] = list(given.values())
@@ -90,7 +91,7 @@ def worst_queries(
     Raises:
         UserError: see `evaluate_run`; or the run's images are not searched.
     """
-    dataset, wanted, given = _answers(path, peer, data_dir, trusted, search or {})
+    dataset, wanted, given = answers_of_run(path, peer, data_dir, trusted, search or {})
     if dataset.open_set is None:
         raise UserError(f"{path}: its images are classified, and not searched: no worst queries.")
     features = list(given.values())
@@ -100,10 +101,25 @@ def worst_queries(
     return page(dataset.test.images, compared, dataset.open_set, found, rows)
 
 
-def _answers(
-    path: Path, peer: int | None, data_dir: str | None, trusted: bool, search: Mapping[str, Any]
+def answers_of_run(
+    path: Path,
+    peer: int | None = None,
+    data_dir: str | None = None,
+    trusted: bool = False,
+    search: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Dataset, Retrieval, dict[int, np.ndarray]]:
-    """A run's images, how they are searched, and what each chosen peer says of its test images."""
+    """A run's images, how they are searched, and what each chosen peer says of its test images.
+
+    Args:
+        path: see `evaluate_run`.
+        peer: see `evaluate_run`.
+        data_dir: see `evaluate_run`.
+        trusted: see `evaluate_run`.
+        search: see `evaluate_run`.
+
+    Raises:
+        UserError: see `evaluate_run`.
+    """
     config, summary = read_run(path)
     chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
     for k in chosen:

@@ -52,6 +52,19 @@ def test_a_runs_peers_count(kgraft, tmp_path):  # noqa: F811
     assert code == 0, err
     code, out, _ = kgraft("analyze", "own")
     assert code == 0 and "own, peer 1" in out and "own, peer 2" in out
+    code, _, err = kgraft("analyze", "own", "--answers", "--baseline", "own", "--json", "all.json")
+    assert code == 0, err
+    told = json.loads((tmp_path / "all.json").read_text())["answers"]["own"]
+    summary = json.loads((tmp_path / "own/summary.json").read_text())
+    assert [own["network"] for own in told["networks"]] == ["peer 1", "peer 2", "ensemble"]
+    for own, expected in zip(
+        told["networks"], [*summary["peers"], summary["ensemble"]], strict=True
+    ):
+        assert own["accuracy"] == pytest.approx(expected["test_accuracy"])
+        assert 0 < own["calibration_error"] < 1
+    assert 0 <= told["disagreement"] <= 1
+    assert [own["class"] for own in told["classes"]] == list("0123456789")
+    assert {own["above_baseline"] for own in told["classes"]} == {0.0}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +74,7 @@ def test_a_runs_peers_count(kgraft, tmp_path):  # noqa: F811
         (["first.keras", "first.keras"], "first.keras: named twice"),
         ([], "Missing argument"),
         (["first.keras", "--threshold", "0"], "0.0 is not in the range"),
+        (["first.keras", "--answers"], "--answers: expected the directory of a run"),
     ],
 )
 def test_mistakes_are_told_in_a_line(kgraft, files, given, said):  # noqa: F811
