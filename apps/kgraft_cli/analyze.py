@@ -23,6 +23,12 @@ _SHOWN = ("0.001", "0.01", "0.1", "1")
 @click.option(
     "--answers", is_flag=True, help="Also how the peers of a RUN answer on its test images."
 )
+@click.option(
+    "--line",
+    type=(int, int),
+    metavar="K K",
+    help="Also the straight line between two peers of a RUN.",
+)
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
 @click.option("--layers", is_flag=True, help="Also every layer of every network.")
 @click.option("--csv", "csv_file", type=PLACE, metavar="FILE", help="Every filter's norms.")
@@ -34,6 +40,7 @@ def command(
     baseline: str | None,
     threshold: float,
     answers: bool,
+    line: tuple[int, int] | None,
     data_dir: str | None,
     layers: bool,
     csv_file: str | None,
@@ -49,7 +56,8 @@ def command(
 
     With --answers accuracy and calibration error of each peer and of all together, how often two
     peers disagree, and the classes that are best and worst; beside a baseline's, where that is a
-    run on the same images.
+    run on the same images. With --line test loss and accuracy between two peers' weights, batch
+    statistics estimated anew: peers in one basin have no barrier between them.
     """
     import csv
     import json
@@ -70,11 +78,18 @@ def command(
     told = analysis.told(
         found, None if baseline is None else analysis.baseline_of(baseline), threshold=threshold
     )
+    runs = [Path(own) for own in networks if Path(own).is_dir()]
+    if (answers or line) and not runs:
+        raise UserError("--answers and --line: expected the directory of a run.")
+    if line is not None:
+        from kgraft.runs.connectivity import line_between
+
+        told["lines"] = {
+            str(run): line_between(run, *line, data_dir=data_dir, trusted=here or trust)
+            for run in runs
+        }
     if answers:
         base = Path(baseline) if baseline is not None and Path(baseline).is_dir() else None
-        runs = [Path(own) for own in networks if Path(own).is_dir()]
-        if not runs:
-            raise UserError("--answers: expected the directory of a run.")
         told["answers"] = {
             str(run): analysis.answers_told(run, base, data_dir=data_dir, trusted=here or trust)
             for run in runs
@@ -92,6 +107,8 @@ def command(
     if layers:
         for row in told["networks"]:
             console.print(_of_layers(row, threshold))
+    for run, own in told.get("lines", {}).items():
+        console.print(_of_line(run, own))
     for run, own in told.get("answers", {}).items():
         for part in _of_answers(run, own):
             console.print(part)
@@ -173,6 +190,19 @@ def _of_answers(run: str, told: dict) -> list[object]:
         more = [f"{100 * own['above_baseline']:+.2f}"] if beside else []
         classes.add_row(own["class"], f"{own['accuracy']:.2%}", *more)
     return [table, classes]
+
+
+def _of_line(run: str, told: dict) -> object:
+    from kgraft_cli.figures import Figures
+
+    title = (
+        f"{run}: between the two peers, {told['distance']:.2f} of their weights' length apart; "
+        f"barrier {told['barrier']:.3f}"
+    )
+    table = Figures(title, ("share of the second", "loss", "accuracy"))
+    for share, loss, right in zip(told["share"], told["loss"], told["accuracy"], strict=True):
+        table.add_row(f"{share:.1f}", f"{loss:.3f}", f"{right:.2%}")
+    return table
 
 
 def _of_pairs(told: dict) -> object:

@@ -56,9 +56,9 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
     train = in_training(config, dataset)
 
     def soup_of(weights: list[np.ndarray]) -> keras.Model:
-        model = _copy(peers[0])
+        model = copy_of(peers[0])
         model.set_weights(weights)
-        reestimate_statistics(model, _first(train))
+        reestimate_statistics(model, first_batches(train))
         return model
 
     def measured(models: list[keras.Model], numbers: list[int]) -> dict[str, Any]:
@@ -114,12 +114,22 @@ def _check_alike(peers: list[keras.Model]) -> None:
             raise UserError(f"peer {k} is another network than peer 1: they have no soup.")
 
 
-def _first(stream: BatchStream | PhotoStream) -> Any:
+def first_batches(stream: BatchStream | PhotoStream) -> Any:
+    """Training batches for a model's batch statistics, the first hundred of an epoch.
+
+    Args:
+        stream: a peer's batches.
+    """
     for number, batch in enumerate(stream.epoch(0)):
         if number == _BATCHES:
             return
         yield batch
 
 
-def _copy(model: keras.Model) -> keras.Model:
+def copy_of(model: keras.Model) -> keras.Model:
+    """A model of the same architecture, with weights of its own.
+
+    Args:
+        model: the other one.
+    """
     return type(model).from_config(model.get_config())

@@ -74,7 +74,7 @@ def test_a_runs_peers_count(kgraft, tmp_path):  # noqa: F811
         (["first.keras", "first.keras"], "first.keras: named twice"),
         ([], "Missing argument"),
         (["first.keras", "--threshold", "0"], "0.0 is not in the range"),
-        (["first.keras", "--answers"], "--answers: expected the directory of a run"),
+        (["first.keras", "--answers"], "--answers and --line: expected the directory of a run"),
     ],
 )
 def test_mistakes_are_told_in_a_line(kgraft, files, given, said):  # noqa: F811
