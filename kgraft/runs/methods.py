@@ -68,7 +68,10 @@ class Committee(Distill):
 
     Where nobody says more it is as in comparisons/committee, whose student was the best: under a
     cosine the networks train a third of the student's epochs, elsewhere as long as it does; the
-    temperature is 4, the teachers' weight 2, and the labels are not asked.
+    temperature is 4, the teachers' weight 2, and the labels are not asked. That is for networks
+    that are trained to their end; where longer training still brings points, a student without
+    labels ends where its teachers are, and one with them (`teachers.labels = 1`, temperature 1,
+    weight 1 in comparisons/cifar100-committee) goes past them.
 
     Source: Bucila et al. 2006 and Hinton et al. 2015 (an ensemble put into one network); arXiv
     2004.12311, eq. 8-12; in Python two fits, `GraftingFit(committee, mixer=Independent())` and
