@@ -54,10 +54,11 @@ def command(
     is invalid where its l1 norm is below a threshold; folded is the norm as the batch normalisation
     behind the convolution scales it, without which small norms may mean nothing.
 
-    With --answers accuracy and calibration error of each peer and of all together, how often two
-    peers disagree, and the classes that are best and worst; beside a baseline's, where that is a
-    run on the same images. With --line test loss and accuracy between two peers' weights, batch
-    statistics estimated anew: peers in one basin have no barrier between them.
+    With --answers accuracy and calibration error of each peer and of all together, the channels
+    behind rectifiers that no test image makes speak, how often two peers disagree, and the classes
+    that are best and worst; beside a baseline's, where that is a run on the same images. With
+    --line test loss and accuracy between two peers' weights, batch statistics estimated anew:
+    peers in one basin have no barrier between them.
     """
     import csv
     import json
@@ -170,13 +171,20 @@ def _of_answers(run: str, told: dict) -> list[object]:
     from kgraft_cli.figures import Figures
 
     table = Figures(
-        f"answers of {run} on its test images", ("network", "accuracy", "calibration error")
+        f"answers of {run} on its test images",
+        ("network", "accuracy", "calibration error", "dead activations"),
     )
     for row in told["networks"]:
-        table.add_row(row["network"], f"{row['accuracy']:.2%}", f"{row['calibration_error']:.2%}")
+        dead = row["dead_activations"]
+        table.add_row(
+            row["network"],
+            f"{row['accuracy']:.2%}",
+            f"{row['calibration_error']:.2%}",
+            "" if dead is None else f"{dead:.2%}",
+        )
     if told["disagreement"] is not None:
         table.add_section()
-        table.add_row("two peers disagree on", f"{told['disagreement']:.2%}", "")
+        table.add_row("two peers disagree on", f"{told['disagreement']:.2%}", "", "")
     beside = any(own["above_baseline"] is not None for own in told["classes"])
     by = "above_baseline" if beside else "accuracy"
     known = [own for own in told["classes"] if own[by] is not None]

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from scipy.special import softmax
 
+from kgraft.analysis.activations import dead_share, has_rectifiers, rectified
 from kgraft.analysis.answers import calibration_error, class_accuracies, disagreement
 from kgraft.analysis.filters import (
     THRESHOLDS,
@@ -22,8 +23,9 @@ from kgraft.analysis.filters import (
 from kgraft.data import Dataset
 from kgraft.errors import UserError
 from kgraft.files import is_directory
+from kgraft.runs.assembly import in_order
 from kgraft.runs.directory import best_peer_file, peer_file, read_run
-from kgraft.runs.evaluation import answers_of_run
+from kgraft.runs.evaluation import answers_of_run, images_of_run, peers_of_run
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.scoring import ensemble
 
@@ -142,7 +144,9 @@ def answers_told(
         trusted: whether functions that a run names may be called.
 
     Returns:
-        `"networks"`: of each peer, and of all together, its accuracy and calibration error;
+        `"networks"`: of each peer, and of all together, its accuracy and calibration error, and of
+        each peer the share of its rectifiers' channels that no test image makes speak (None without
+        rectifiers);
         `"disagreement"`, the mean over every two peers, None for one; `"classes"`: of each class
         its name, the accuracy of all peers together, and by how much that is above the baseline's.
 
@@ -162,6 +166,7 @@ def answers_told(
         if not np.array_equal(other.test.labels, labels):
             raise UserError(f"{baseline} has other test images than {run}: nothing to compare.")
         others = class_accuracies(ensemble(list(theirs.values())), labels)
+    dead = _dead_shares(run, dataset, list(given), data_dir, trusted)
     pairs = disagreement(list(given.values()))[np.triu_indices(len(given), 1)]
     return {
         "networks": [
@@ -169,6 +174,7 @@ def answers_told(
                 "network": name,
                 "accuracy": float((own.argmax(axis=1) == labels).mean()),
                 "calibration_error": calibration_error(own, labels),
+                "dead_activations": dead.get(name),
             }
             for name, own in shares.items()
         ],
@@ -182,6 +188,20 @@ def answers_told(
             for k, name in enumerate(dataset.class_names)
         ],
     }
+
+
+def _dead_shares(
+    run: Path, dataset: Dataset, numbers: Sequence[int], data_dir: str | None, trusted: bool
+) -> dict[str, float]:
+    """By peer, the share of channels that no test image makes speak; of those with rectifiers."""
+    config, summary = read_run(run)
+    config, _ = images_of_run(run, config, data_dir, ("test",), trusted=trusted)
+    test, found = in_order(config, dataset, dataset.test), {}
+    peers = peers_of_run(run, config, summary, dataset, numbers, trusted=trusted)
+    for number, peer in zip(numbers, peers, strict=True):
+        if has_rectifiers(peer):
+            found[f"peer {number}"] = dead_share(rectified(peer, test.epoch(0)))
+    return found
 
 
 def _classified(

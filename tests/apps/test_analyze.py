@@ -62,6 +62,7 @@ def test_a_runs_peers_count(kgraft, tmp_path):  # noqa: F811
     ):
         assert own["accuracy"] == pytest.approx(expected["test_accuracy"])
         assert 0 < own["calibration_error"] < 1
+        assert (own["dead_activations"] is None) == (own["network"] == "ensemble")
     assert 0 <= told["disagreement"] <= 1
     assert [own["class"] for own in told["classes"]] == list("0123456789")
     assert {own["above_baseline"] for own in told["classes"]} == {0.0}

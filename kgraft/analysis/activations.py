@@ -1,0 +1,93 @@
+"""Which channels of a network's rectifiers never speak on real images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kgraft.errors import UserError
+from kgraft.keras_private import graph_of, nodes_of
+
+_RELU = keras.activations.relu
+
+
+@dataclass(frozen=True, eq=False)
+class Rectified:
+    """The channels behind one rectifier.
+
+    Attributes:
+        name: the layer.
+        largest: of each channel the largest activation on any image at any place, `(channels,)`.
+    """
+
+    name: str
+    largest: np.ndarray
+
+    @property
+    def dead(self) -> np.ndarray:
+        """Which channels are 0 everywhere on all images, bool `(channels,)`."""
+        return self.largest <= 0
+
+
+def rectified(model: keras.Model, batches: Iterable[Any]) -> tuple[Rectified, ...]:
+    """The largest activations behind every rectifier of a model.
+
+    Args:
+        model: a functional or Sequential model.
+        batches: images as the model takes them, `(n, ...)`, or tuples that begin with them.
+
+    Returns:
+        One entry a call of a `ReLU` layer, an `Activation("relu")`, or a layer with that
+        activation; in the order of the graph. Layers inside of models inside are not looked at.
+
+    Raises:
+        UserError: the model has no graph or no rectifier, or there is no batch.
+    """
+    graph = graph_of(model)
+    if graph is None:
+        raise UserError(f"{model.name!r} has no graph: expected a functional model.")
+    calls = [node for node in nodes_of(graph) if _is_rectifier(node.operation)]
+    if not calls:
+        raise UserError(f"{model.name!r} has no rectifier.")
+    inputs = graph.inputs if len(graph.inputs) > 1 else graph.inputs[0]
+    seen = keras.Model(inputs, [call.outputs[0] for call in calls])
+    largest: list[np.ndarray] = []
+    for batch in batches:
+        images = batch[0] if isinstance(batch, tuple) else batch
+        found = [
+            keras.ops.convert_to_numpy(keras.ops.max(own, axis=tuple(range(len(own.shape) - 1))))
+            for own in seen(images, training=False)
+        ]
+        largest = [*map(np.maximum, largest, found)] if largest else found
+    if not largest:
+        raise UserError("no batch: expected images.")
+    return tuple(
+        Rectified(call.operation.name, own) for call, own in zip(calls, largest, strict=True)
+    )
+
+
+def has_rectifiers(model: keras.Model) -> bool:
+    """Whether `rectified` has anything to look at in a model.
+
+    Args:
+        model: any.
+    """
+    graph = graph_of(model)
+    return graph is not None and any(_is_rectifier(node.operation) for node in nodes_of(graph))
+
+
+def dead_share(layers: Iterable[Rectified]) -> float:
+    """Share of all channels that are dead, 0..1.
+
+    Args:
+        layers: what `rectified` gave.
+    """
+    return float(np.concatenate([layer.dead for layer in layers]).mean())
+
+
+def _is_rectifier(operation: Any) -> bool:
+    if isinstance(operation, keras.layers.ReLU):
+        return not operation.negative_slope and not operation.threshold
+    return getattr(operation, "activation", None) is _RELU

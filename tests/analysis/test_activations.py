@@ -1,0 +1,51 @@
+import keras
+import numpy as np
+import pytest
+
+import kgraft
+from kgraft.analysis.activations import dead_share, rectified
+
+pytestmark = pytest.mark.core
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 2))
+    x = keras.layers.Conv2D(4, 3, name="first", activation="relu")(inputs)
+    relu = keras.layers.ReLU(name="shared")
+    x = relu(keras.layers.Conv2D(3, 1, name="second")(x))
+    y = relu(keras.layers.Conv2D(3, 1, name="third")(x))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([x, y]))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    kernel, _ = model.get_layer("second").get_weights()
+    model.get_layer("second").set_weights([kernel, np.array([-1e6, 1e6, 0.0])])
+    return model
+
+
+def test_channels_that_never_speak_are_dead():
+    model, rng = network(), np.random.default_rng(0)
+    images = rng.normal(size=(10, 6, 6, 2)).astype("float32")
+    found = rectified(model, [images[:4], (images[4:], None)])
+    assert [own.name for own in found] == ["first", "shared", "shared"]
+    by_hand = keras.Model(model.inputs[0], model.get_layer("first").output)(images)
+    expected = keras.ops.convert_to_numpy(by_hand).max(axis=(0, 1, 2))
+    np.testing.assert_allclose(found[0].largest, expected, rtol=1e-5)
+    assert found[1].dead.tolist()[:2] == [True, False]
+    dead = [own.dead for own in found]
+    assert dead_share(found) == pytest.approx(np.concatenate(dead).mean())
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2"])
+def test_networks_of_the_registry_have_rectifiers(name):
+    model = kgraft.models.build(name, input_shape=(16, 16, 3), classes=4)
+    images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype("float32")
+    found = rectified(model, [images])
+    assert len(found) > 5 and 0 <= dead_share(found) < 0.5
+
+
+def test_models_without_what_is_looked_for_are_refused():
+    linear = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(kgraft.UserError, match="no rectifier"):
+        rectified(linear, [])
+    with pytest.raises(kgraft.UserError, match="no batch"):
+        rectified(network(), [])
