@@ -64,10 +64,11 @@ def command(
         check_place(Path(worst))
         if Path(worst).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
             raise UserError(f"--worst {worst}: expected a picture's name, .png, .jpg or .webp.")
-        picture = worst_queries(Path(run), **how)
+        picture, scores = worst_queries(Path(run), **how)
         with whole(Path(worst)) as file:
             picture.save(file)
-    scores = evaluate_run(Path(run), **how)
+    else:
+        scores = evaluate_run(Path(run), **how)
     for name, score in scores.items():
         if not only_ensemble or name.startswith("ensemble"):
             told = name.replace("mAP_official", "mAP by trapezoids")

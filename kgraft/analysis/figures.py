@@ -43,7 +43,7 @@ def curves(
     if not series:
         raise UserError("no curves: there is nothing to draw.")
     figure, axes = _axes(7.2, 4.4)
-    looks = cycle(zip(cycle(COLOURS), _styles(), strict=False))
+    looks = zip(cycle(COLOURS), _styles(), strict=False)
     for (name, rows), (colour, style) in zip(series.items(), looks, strict=False):
         length = min(map(len, rows))
         values = np.stack([row[:length] for row in rows]) * (100 if percent else 1)
@@ -82,9 +82,9 @@ def layer_map(
     Raises:
         UserError: matplotlib is missing.
     """
+    figure, axes = _axes(7.2, min(2.0 + 0.18 * len(layers), 9.0))
     import matplotlib
 
-    figure, axes = _axes(7.2, min(2.0 + 0.18 * len(layers), 9.0))
     low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
     colours = matplotlib.colormaps[_MAP].with_extremes(bad=_NOTHING)
     image = axes.imshow(
@@ -117,6 +117,7 @@ def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Fi
     Raises:
         UserError: matplotlib is missing.
     """
+    figure, axes = _axes(9.0, min(2.0 + 0.18 * len(layers), 9.0))
     import matplotlib
     from matplotlib.colors import LogNorm
 
@@ -124,7 +125,6 @@ def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Fi
     grid = np.full((len(layers), widest), np.nan)
     for row, layer in zip(grid, layers, strict=True):
         row[: len(layer.norms)] = np.maximum(layer.norms, threshold * 0.5)
-    figure, axes = _axes(9.0, min(2.0 + 0.18 * len(layers), 9.0))
     colours = matplotlib.colormaps[_MAP].with_extremes(under="black", bad="white")
     most = max(float(np.nanmax(grid)), 2 * threshold)
     image = axes.imshow(

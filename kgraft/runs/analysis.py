@@ -1,6 +1,7 @@
 """Networks of runs and of files, looked into: what `kgraft analyze` tells."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from kgraft.errors import UserError
 from kgraft.files import is_directory
 from kgraft.runs.assembly import in_order
 from kgraft.runs.directory import best_peer_file, peer_file, read_run
-from kgraft.runs.evaluation import answers_of_run, images_of_run, peers_of_run
+from kgraft.runs.evaluation import answers_of_run, peers_of_run
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.scoring import ensemble
 
@@ -96,14 +97,14 @@ def told(
     for name, layers in networks.items():
         if baseline is not None:
             check_alike(layers, baseline)
-        folded = [own for own in layers if own.folded is not None]
+        folded = [replace(own, norms=own.folded) for own in layers if own.folded is not None]
         rows.append(
             {
                 "network": name,
                 "filters": sum(len(own.norms) for own in layers),
                 "invalid": _by_threshold(layers, thresholds),
                 "invalid_folded": _by_threshold(
-                    [LayerFilters(o.name, o.folded, None, 0.0, o.weights) for o in folded],  # type: ignore[arg-type]
+                    folded,
                     thresholds,
                 )
                 if folded
@@ -166,7 +167,7 @@ def answers_told(
         if not np.array_equal(other.test.labels, labels):
             raise UserError(f"{baseline} has other test images than {run}: nothing to compare.")
         others = class_accuracies(ensemble(list(theirs.values())), labels)
-    dead = _dead_shares(run, dataset, list(given), data_dir, trusted)
+    dead = _dead_shares(run, dataset, list(given), trusted)
     pairs = disagreement(list(given.values()))[np.triu_indices(len(given), 1)]
     return {
         "networks": [
@@ -191,11 +192,10 @@ def answers_told(
 
 
 def _dead_shares(
-    run: Path, dataset: Dataset, numbers: Sequence[int], data_dir: str | None, trusted: bool
+    run: Path, dataset: Dataset, numbers: Sequence[int], trusted: bool
 ) -> dict[str, float]:
     """By peer, the share of channels that no test image makes speak; of those with rectifiers."""
     config, summary = read_run(run)
-    config, _ = images_of_run(run, config, data_dir, ("test",), trusted=trusted)
     test, found = in_order(config, dataset, dataset.test), {}
     peers = peers_of_run(run, config, summary, dataset, numbers, trusted=trusted)
     for number, peer in zip(numbers, peers, strict=True):

@@ -56,7 +56,12 @@ def evaluate_run(
         UserError: there is no finished run, or no such peer; or its data come from a function, and
             it is not trusted.
     """
-    dataset, wanted, given = answers_of_run(path, peer, data_dir, trusted, search or {})
+    return _scores(*answers_of_run(path, peer, data_dir, trusted, search or {}), peer)
+
+
+def _scores(
+    dataset: Dataset, wanted: Retrieval, given: Mapping[int, np.ndarray], peer: int | None
+) -> dict[str, float]:
     groups = {f"peer {k}": [own] for k, own in given.items()}
     if peer is None:
         groups["ensemble"] = list(given.values())
@@ -77,7 +82,7 @@ def worst_queries(
     data_dir: str | None = None,
     trusted: bool = False,
     search: Mapping[str, Any] | None = None,
-) -> Image:
+) -> tuple[Image, dict[str, float]]:
     """A picture of the queries that fared worst, each with its first ten results.
 
     Args:
@@ -87,6 +92,9 @@ def worst_queries(
         data_dir: see `evaluate_run`.
         trusted: see `evaluate_run`.
         search: see `evaluate_run`.
+
+    Returns:
+        The picture, and what `evaluate_run` gives: the images are looked at once.
 
     Raises:
         UserError: see `evaluate_run`; or the run's images are not searched.
@@ -98,7 +106,8 @@ def worst_queries(
     compared = distances(features, dataset.open_set, wanted)
     found = searched(compared, dataset.open_set)
     rows = worst(found, count).tolist()
-    return page(dataset.test.images, compared, dataset.open_set, found, rows)
+    picture = page(dataset.test.images, compared, dataset.open_set, found, rows)
+    return picture, _scores(dataset, wanted, given, peer)
 
 
 def answers_of_run(

@@ -1,6 +1,5 @@
 """What `kgraft plot` draws of runs' directories and comparisons."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from kgraft.errors import UserError
 from kgraft.files import check_place, is_directory, is_file, storing, whole
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.config import read
+from kgraft.runs.directory import read_json
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
 _METRICS = {"accuracy": ("accuracy", True), "loss": ("loss", False)}
@@ -155,7 +155,9 @@ def _is_comparison(path: Path) -> bool:
 
 def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     """An entry's seeds as a band, and its differences to the baseline."""
-    told = json.loads((path / "comparison.json").read_text(encoding="utf-8"))
+    told = read_json(path / "comparison.json", {"entries": [{"entry": str, "against": {}}]})
+    entries = [row["entry"] for row in told["entries"]]
+    names = {name.replace("/", "-").replace(" ", "-"): name for name in entries}
     series: dict[str, dict[str, list[np.ndarray]]] = {"accuracy": {}, "loss": {}}
     for entry in sorted(own for own in path.iterdir() if own.is_dir()):
         for run in sorted(entry.glob("seed-*")):
@@ -166,7 +168,7 @@ def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
                 key = metrics.accuracy if name == "accuracy" else "loss"
                 if key in metrics.values:
                     mean = np.nanmean(metrics.values[key], axis=1)
-                    found.setdefault(entry.name.replace("-", " "), []).append(mean)
+                    found.setdefault(names.get(entry.name, entry.name), []).append(mean)
     for name, found in series.items():
         if found:
             what, percent = _METRICS[name]

@@ -1,5 +1,7 @@
 """What is drawn, read off the pictures' own objects."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,19 @@ def test_many_lines_differ_in_colour_or_style(tmp_path):
     series = {str(k): [np.arange(3.0) + k] for k in range(20)}
     axes = drawn(figures.curves(series, what="loss"), tmp_path)
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 20
+
+
+def test_pictures_without_matplotlib_are_refused_in_a_line(monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.colors"):
+        monkeypatch.setitem(sys.modules, name, None)
+    series = {"own": [np.arange(3.0)]}
+    for draw in (
+        lambda: figures.curves(series, what="loss"),
+        lambda: figures.layer_map(np.ones((2, 1)), ["a"], np.arange(2), what=""),
+        lambda: figures.filter_map(LAYERS),
+    ):
+        with pytest.raises(UserError, match=r"kgraft\[plots\]"):
+            draw()
 
 
 def test_a_map_has_a_row_a_layer_and_a_column_an_epoch(tmp_path):

@@ -11,10 +11,13 @@ one process, one after the other, three times; the median is told.
 """
 
 import argparse
+import gc
 import importlib.util
+import os
 import resource
 import statistics
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -121,16 +124,43 @@ def metric_learning():
     return {"pytorch-metric-learning": run}
 
 
+def beside(given, metric):
+    """MiB that an evaluation takes at its highest beyond what is there before, every 2 ms."""
+    page, over = os.sysconf("SC_PAGE_SIZE"), threading.Event()
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page / 2**20
+
+    gc.collect()
+    before = highest = resident()
+
+    def watch():
+        nonlocal highest
+        while not over.wait(0.002):
+            highest = max(highest, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    evaluate(*given, metric=metric)
+    over.set()
+    watcher.join()
+    return highest - before
+
+
 def main():
     """Time all of them, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torchreid")
     parser.add_argument("--fastreid")
     parser.add_argument("--metric-learning", action="store_true")
+    parser.add_argument("--memory", metavar="METRIC", help="Only what kgraft takes beside them.")
     parser.add_argument("--spread", type=float, default=0.36)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     given = scene(options.spread)
+    if options.memory:
+        print(f"{beside(given, options.memory):.0f} MiB beyond the features")
+        return
 
     def ours(metric):
         def run(*own):

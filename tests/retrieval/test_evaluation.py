@@ -70,6 +70,14 @@ def test_chunks_change_nothing(monkeypatch, chunk):
     assert whole.figures() == evaluate(*own).figures()
 
 
+@pytest.mark.parametrize("at_once", [1, 200])
+@pytest.mark.parametrize("ties", ["pessimistic", "stable"])
+def test_hits_whose_rivals_are_looked_at_in_turns_rank_the_same(monkeypatch, at_once, ties):
+    own = scene(3, whole=True)  # small whole numbers: many are as near as others
+    monkeypatch.setattr(module, "_AT_ONCE", at_once)
+    agree(evaluate(*own, ties=ties), expected(*own, "cosine", ties))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 4), st.booleans())
 def test_the_oracle_agrees_whatever_the_scene(seed, gallery, width, cameras):
