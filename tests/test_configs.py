@@ -13,6 +13,7 @@ CIFAR = [file for file in FILES if file.parent.parent.name == "cifar"]
 IMAGENET = [file for file in FILES if file.parent.parent.name == "imagenet"]
 OTHERS = ("staged", "strong")
 RECIPES = [f for f in FILES if f.parent.name == "reid" and f.stem.endswith(OTHERS)]
+TABLES = [file for file in FILES if file.parent.name == "tables"]
 REID = [file for file in FILES if file.parent.name == "reid" and file not in RECIPES]
 AUTHORS = [file for file in CIFAR if file.parent.name == "authors"]
 MODELS = ("resnet32", "resnet56", "resnet110", "mobilenet_v2", "wrn-28-10")
@@ -104,7 +105,8 @@ def names(files):
 @pytest.mark.parametrize("file", FILES, ids=names(FILES))
 def test_every_file_names_its_command_its_source_and_its_published_figure(file):
     name = file.relative_to(ROOT / "configs").as_posix().removesuffix(".toml")
-    verb = "compare" if file.parent.name == "comparisons" else "fit"
+    verb = {"comparisons": "compare", "tables": "reproduce"}.get(file.parent.name, "fit")
+    name = name.removeprefix("tables/")
     told = shipped.head_of(file.read_text())
     text = told.text
     *before, command = told.command.split(" && ")
@@ -129,6 +131,9 @@ def test_every_file_names_its_command_its_source_and_its_published_figure(file):
     if file in RECIPES:
         found, first = OF_RECIPES[file.stem]
         assert f"): {found} mAP, {first} rank-1. Ours: " in told.figures
+        return
+    if file in TABLES:
+        assert ("Published: none" in text) == ("[published" not in file.read_text())
         return
     if file not in CIFAR:
         assert "Source: kgraft's own, in no paper." in text

@@ -17,7 +17,7 @@ import click
 PACKAGED = "run_files"
 """Folder of this package that a wheel has them in, see `pyproject.toml`."""
 
-_KINDS = {"fit": "run file", "compare": "comparison"}
+_KINDS = {"fit": "run file", "compare": "comparison", "reproduce": "table"}
 _PARTS = re.compile(r"(?<=[.?]) (?=(?:Source|Cost|Result|Published|Ours)(?:: | \())")
 
 
@@ -46,7 +46,7 @@ class Head:
 
 @dataclass(frozen=True)
 class RunFile:
-    """A run file, or a comparison, that comes with kgraft.
+    """A run file, a comparison or a table that comes with kgraft.
 
     Attributes:
         name: what command lines call it, e.g. `"cifar/resnet20"`.
@@ -58,8 +58,9 @@ class RunFile:
 
     @property
     def command(self) -> str:
-        """The command that takes it: `"fit"` or `"compare"`."""
-        return "compare" if self.name.startswith("comparisons/") else "fit"
+        """The command that takes it: `"fit"`, `"compare"` or `"reproduce"`."""
+        folders = {"comparisons": "compare", "tables": "reproduce"}
+        return folders.get(self.name.partition("/")[0], "fit")
 
     @property
     def last(self) -> str:
@@ -106,7 +107,7 @@ def path_of(given: str, command: str) -> Path:
 
     Args:
         given: a path, or the name of a run file of kgraft's own.
-        command: what is to be done with it, `"fit"` or `"compare"`.
+        command: what is to be done with it, `"fit"`, `"compare"` or `"reproduce"`.
 
     Returns:
         The path, also of what is no file that can be read.

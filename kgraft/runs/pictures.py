@@ -1,7 +1,7 @@
 """What `kgraft plot` draws of runs' directories and comparisons."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,23 @@ def draw(
         pictures |= dict(_of_metrics(metrics))
         for (name, _), run in zip(metrics.items(), single, strict=True):
             pictures |= _named(_of_run(run, threshold, weights), name, len(single) > 1)
+    return save_pictures(pictures, out, kind)
+
+
+def save_pictures(pictures: Mapping[str, Picture], out: Path, kind: str = "png") -> list[Path]:
+    """Write pictures into a directory.
+
+    Args:
+        pictures: by name.
+        out: where they go; those of the same names are replaced.
+        kind: of the files, `"png"`, `"svg"` or `"pdf"`.
+
+    Returns:
+        The files.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
     with storing(out):
         out.mkdir(parents=True, exist_ok=True)
     files = []

@@ -79,7 +79,7 @@ def test_a_copy_is_the_file_byte_for_byte_and_says_what_takes_it(kgraft, tmp_pat
         own = (ROOT / "configs" / f"{name}.toml").read_bytes()
         code, out, _ = kgraft("configs", "copy", name)
         copied = tmp_path / f"{name.rpartition('/')[2]}.toml"
-        verb = "compare" if name.startswith("comparisons/") else "fit"
+        verb = {"comparisons": "compare", "tables": "reproduce"}.get(name.partition("/")[0], "fit")
         said = f"{copied.name} is a copy of {name}: kgraft {verb} {copied.name}\n"
         assert (code, out, copied.read_bytes()) == (0, said, own)
         copied.unlink()

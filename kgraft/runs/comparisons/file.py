@@ -40,7 +40,7 @@ from kgraft.runs.toml_text import text_of, toml
 
 _KEYS = ("seeds", "baseline", "against")
 RESULTS = ("peer", "soup", "ensemble", "committee")
-_SPREAD = "schedule.spread"  # of rates over the peers, the papers' dlr: part of a method
+_OF_METHODS = ("schedule.spread", "data.shared")  # rates and orders over the peers
 _PEERS, _PEER = "/peers", "/peers/peer-"
 _MOST_SEED = 2**63  # as in a run's JSON
 _SAME = (
@@ -130,20 +130,31 @@ def read_comparison(path: Path) -> Comparison:
         UserError: no such file, no TOML, an unknown key, or entries whose data, schedule,
             optimizer, network, batch size or epochs differ; names the difference.
     """
-    text = text_of(path, "comparison")
-    tables = toml(text, str(path))
+    return comparison_of(toml(text_of(path, "comparison"), str(path)), str(path))
+
+
+def comparison_of(tables: Mapping[str, Any], source: str) -> Comparison:
+    """Check the tables of a comparison.
+
+    Args:
+        tables: as a comparison file has them.
+        source: where they come from, for errors.
+
+    Raises:
+        UserError: see `read_comparison`.
+    """
     for name in tables:
         if name not in ("comparison", "common", "entries"):
             raise UserError(
-                f"{path}: unknown table {name!r}."
+                f"{source}: unknown table {name!r}."
                 + suggest(name, ("comparison", "common", "entries"))
             )
         if not isinstance(tables[name], Mapping):
-            raise UserError(f"{path}: {name} is a value; expected a table [{name}].")
+            raise UserError(f"{source}: {name} is a value; expected a table [{name}].")
     settings = tables.get("comparison", {})
     for name in settings:
         if name not in _KEYS:
-            raise UserError(f"{path}: [comparison] unknown key {name!r}." + suggest(name, _KEYS))
+            raise UserError(f"{source}: [comparison] unknown key {name!r}." + suggest(name, _KEYS))
     seeds = settings.get("seeds", [0, 1, 2])
     if (
         not isinstance(seeds, list)
@@ -152,29 +163,31 @@ def read_comparison(path: Path) -> Comparison:
         or len(set(seeds)) < len(seeds)
     ):
         raise UserError(
-            f"{path}: [comparison] seeds = {to_toml(seeds)}: expected a list of different whole "
+            f"{source}: [comparison] seeds = {to_toml(seeds)}: expected a list of different whole "
             "numbers, e.g. [0, 1, 2]."
         )
-    common = for_everybody(_with(Config(), tables.get("common", {}), f"{path}: [common]"))
+    common = for_everybody(_with(Config(), tables.get("common", {}), f"{source}: [common]"))
     found: list[Entry] = []
     for name, table in tables.get("entries", {}).items():
-        found.append(_entry(name, table, common, seeds[0], str(path), found))
+        found.append(_entry(name, table, common, seeds[0], source, found))
     entries = tuple(found)
     if not entries:
-        raise UserError(f"{path} has no entries: expected a table [entries.NAME] for each method.")
+        raise UserError(
+            f"{source} has no entries: expected a table [entries.NAME] for each method."
+        )
     names = [entry.name for entry in entries]
     baseline, against = settings.get("baseline", names[0]), settings.get("against", [])
     if not isinstance(against, list):
         raise UserError(
-            f"{path}: [comparison] against = {to_toml(against)}: expected a list of entries."
+            f"{source}: [comparison] against = {to_toml(against)}: expected a list of entries."
         )
     for word, name in [("baseline", baseline), *(("against", other) for other in against)]:
         if name not in names:
             near = suggest(str(name), names)
-            raise UserError(f"{path}: {word} {name!r} is no entry.{near}")
+            raise UserError(f"{source}: {word} {name!r} is no entry.{near}")
     by_name = {entry.name: entry for entry in entries}
-    _check_order(by_name, str(path))
-    _check_directories(entries, str(path))
+    _check_order(by_name, source)
+    _check_directories(entries, source)
     entries = tuple(
         entry
         if entry.runs_of == entry.name
@@ -184,7 +197,7 @@ def read_comparison(path: Path) -> Comparison:
         for entry in entries
     )
     others = tuple(name for name in dict.fromkeys(against) if name != baseline)
-    _check_committees(entries, str(path))
+    _check_committees(entries, source)
     comparison = Comparison(tuple(seeds), baseline, entries, others)
     check_alike([(entry.name, entry.config, entry.budget) for entry in entries])
     return comparison
@@ -222,7 +235,7 @@ def check_alike(runs: list[tuple[str, Config, int]]) -> None:
             for where, a, b in differences(
                 key, _stretched(reference, budget), _stretched(config, own_budget)
             ):
-                if where == _SPREAD:
+                if where in _OF_METHODS:
                     continue
                 raise UserError(
                     f"{first} and {name} cannot be compared: {where} is {a!r} in {first}, {b!r} "

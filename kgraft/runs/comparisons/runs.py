@@ -77,28 +77,46 @@ def train_missing_beside(
     """
     with only_writer(out):
         sweep(out)
-        jobs = []
-        for seed in comparison.seeds:
-            for entry in comparison.entries:
-                path, config = _path(out, entry, seed), _seeded(comparison, entry, seed, out)
-                if entry.runs_of != entry.name:
-                    continue
-                if (path / "run.toml").is_file():
-                    _check_settings(path, config)
-                if (path / "summary.json").is_file():
-                    continue
-                networks = config.teachers.count - len(config.teachers.files)
-                epochs = networks * taught_epochs(config) + config.peers.count * config.run.epochs
-                jobs.append(
-                    Job(
-                        name=f"{entry.name}, seed {seed}",
-                        work=epochs * (1 + _ASKED * config.teachers.count),
-                        epochs=epochs,
-                        needs=frozenset(f"{own}, seed {seed}" for own in entry.named_teachers()),
-                        train=functools.partial(_train, comparison, entry, seed, out),
-                    )
+        side_by_side(missing_jobs(comparison, out), count, watcher, stopping)
+
+
+def missing_jobs(
+    comparison: Comparison, out: Path, *, within: str = "", size: float = 1.0
+) -> list[Job]:
+    """The runs that are missing.
+
+    Args:
+        comparison: see `train_missing`.
+        out: see `train_missing`.
+        within: what their names begin with.
+        size: of one epoch of one network, beside those of other comparisons.
+
+    Raises:
+        UserError: see `train_missing`.
+    """
+    jobs = []
+    for seed in comparison.seeds:
+        for entry in comparison.entries:
+            path, config = run_path(out, entry, seed), _seeded(comparison, entry, seed, out)
+            if entry.runs_of != entry.name:
+                continue
+            if (path / "run.toml").is_file():
+                _check_settings(path, config)
+            if (path / "summary.json").is_file():
+                continue
+            networks = config.teachers.count - len(config.teachers.files)
+            epochs = networks * taught_epochs(config) + config.peers.count * config.run.epochs
+            teachers = entry.named_teachers()
+            jobs.append(
+                Job(
+                    name=f"{within}{entry.name}, seed {seed}",
+                    work=size * epochs * (1 + _ASKED * config.teachers.count),
+                    epochs=epochs,
+                    needs=frozenset(f"{within}{own}, seed {seed}" for own in teachers),
+                    train=functools.partial(_train, comparison, entry, seed, out),
                 )
-        side_by_side(jobs, count, watcher, stopping)
+            )
+    return jobs
 
 
 def _train(
@@ -138,7 +156,7 @@ def read_results(
         }
         for seed in comparison.seeds:
             source = comparison.entry(entry.runs_of)
-            path = _path(out, source, seed)
+            path = run_path(out, source, seed)
             if (path / "summary.json").is_file():
                 _check_settings(path, _seeded(comparison, source, seed, out))
                 rows.append({**result_row(entry, seed, path, figure), **costs})
@@ -156,7 +174,7 @@ def figures_in(comparison: Comparison, out: Path) -> dict[str, str]:
     """
     for entry in comparison.entries:
         for seed in comparison.seeds:
-            path = _path(out, comparison.entry(entry.runs_of), seed)
+            path = run_path(out, comparison.entry(entry.runs_of), seed)
             if (path / "summary.json").is_file():
                 _, summary = read_run(path)
                 if "test_mAP" in summary["ensemble"]:
@@ -215,7 +233,7 @@ def _ensure(
     tell: Callable[[str], None],
     stopping: Stopping | None,
 ) -> None:
-    path = _path(out, entry, seed)
+    path = run_path(out, entry, seed)
     config = _seeded(comparison, entry, seed, out)
     if (path / "summary.json").is_file():
         _check_settings(path, config)
@@ -279,13 +297,14 @@ def _seeded(comparison: Comparison, entry: Entry, seed: int, out: Path) -> Confi
         if not file.startswith("@"):
             return file
         name, within = taught_by(file)
-        return str(_path(out, comparison.entry(name), seed) / within)
+        return str(run_path(out, comparison.entry(name), seed) / within)
 
     files = tuple(map(found, config.teachers.files))
     return dataclasses.replace(config, teachers=dataclasses.replace(config.teachers, files=files))
 
 
-def _path(out: Path, entry: Entry, seed: int) -> Path:
+def run_path(out: Path, entry: Entry, seed: int) -> Path:
+    """Where the run of an entry and a seed lies below a comparison's directory."""
     return out / entry.directory() / f"seed-{seed}"
 
 
@@ -295,7 +314,7 @@ def _flops_in(comparison: Comparison, out: Path) -> Callable[[str], int]:
 
     @functools.cache
     def flops(name: str) -> int:
-        for path in (_path(out, e, s) for e in comparison.entries for s in comparison.seeds):
+        for path in (run_path(out, e, s) for e in comparison.entries for s in comparison.seeds):
             if (path / "summary.json").is_file():
                 _, summary = read_run(path)
                 peer = read_model(peer_file(path, summary, 1), f"peer 1 of {path}")

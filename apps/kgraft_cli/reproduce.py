@@ -1,0 +1,179 @@
+"""`kgraft reproduce`: a table of the papers, trained anew."""
+
+import difflib
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kgraft_cli.parameters import HERE, PLACE
+from kgraft_cli.shipped import RunFile, path_of, run_files
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from kgraft.runs.tables.file import PaperTable
+
+_TABLES = "tables/"
+
+
+@click.command("reproduce")
+@click.argument("table", required=False, type=PLACE)
+@click.option(
+    "--budget",
+    type=click.Choice(["full", "small"]),
+    default="small",
+    show_default=True,
+    help="As in the paper (GPUs, days), or a stand-in for two CPU cores.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1, 1000), metavar="N", help="How many; the table's by default."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Only this image set or network of the table, e.g. CIFAR-100; may be repeated.",
+)
+@click.option(
+    "--out",
+    type=PLACE,
+    default="runs/reproduce",
+    show_default=True,
+    metavar="DIR",
+    help="Directory of all tables' runs; what two of them need is trained once.",
+)
+@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs at a time, each in a process with its share of the cores.",
+)
+@click.option("--only-read", is_flag=True, help="Train nothing; read what is finished.")
+@HERE
+def command(
+    table: str | None,
+    budget: str,
+    seeds: int | None,
+    only: tuple[str, ...],
+    out: str,
+    data_dir: str | None,
+    jobs: int,
+    only_read: bool,
+    here: bool,
+) -> None:
+    """Train what TABLE of the papers needs, and show it beside what was published.
+
+    Without TABLE they are listed. TABLE is one of them, e.g. fg-table-5, or a TOML file. Runs that
+    are finished are kept, and one that was broken off goes on: interrupt it and call it again. The
+    table goes to the terminal, and as TABLE.BUDGET.md and TABLE.BUDGET.results.jsonl, a line a run,
+    into DIR; pictures of filters, curves and coefficients beside them where matplotlib is.
+
+    A small budget is no reproduction: fewer and smaller images, fewer epochs, smaller networks. It
+    says which, and compares gains, not accuracies, with the published ones.
+    """
+    if table is None:
+        _list()
+        return
+    import json
+    import logging
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from kgraft.engines.backends import BACKEND
+    from kgraft.files import write_text
+    from kgraft.runs.stopping import Stopping
+    from kgraft.runs.tables import results
+    from kgraft.runs.tables.file import read_table
+    from kgraft.runs.tables.pictures import draw
+    from kgraft.runs.tables.show import title, to_markdown
+    from kgraft_cli.messages import messages_on, say
+    from kgraft_cli.output import going_on
+    from kgraft_cli.progress import jobs_on, progress_on
+
+    wanted = read_table(path_of(_known(table), "reproduce"), budget).of(only, seeds, data_dir)
+    there = results.ready(wanted)
+    path = Path(out)
+    console = Console(markup=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(width=200, markup=False, emoji=False)
+    if not only_read:
+        BACKEND.keep_compiled()
+        say(console, f"{title(wanted)}")
+        with (
+            Stopping(lambda: "the same command") as stopping,
+            messages_on(console, logging.WARNING),
+            going_on(stopping),
+        ):
+            if jobs > 1:
+                with jobs_on(console) as watcher:
+                    results.train_beside(there.table, path, jobs, watcher, stopping)
+            else:
+                with progress_on(console) as progress:
+                    results.train(
+                        there.table, path, progress, lambda text: say(console, text), stopping
+                    )
+    rows = results.read_rows(there.table, path)
+    _print(console, wanted, rows)
+    for name, how in there.missing.items():
+        say(console, f"not run: {name} is not prepared ({how}).")
+    name = f"{wanted.name}.{budget}"
+    write_text(path / f"{name}.results.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    write_text(path / f"{name}.md", to_markdown(wanted, rows))
+    files = [f"{name}.md", f"{name}.results.jsonl", *draw(there.table, path, path / name)]
+    console.print(f"{', '.join(map(str, files))} in {path}", highlight=False)
+
+
+def _print(console: "Console", table: "PaperTable", rows: list[dict[str, Any]]) -> None:
+    from kgraft.runs.tables.show import notes, shown
+    from kgraft_cli.figures import Figures
+    from kgraft_cli.messages import say
+
+    for heading, columns, sections in shown(table, rows):
+        figures = Figures(heading, columns, left=("trained", "method"))
+        for cells_of_network in sections:
+            for cells in cells_of_network:
+                figures.add_row(*cells)
+            figures.add_section()
+        console.print(figures)
+    for note in notes(table, rows):
+        say(console, note)
+
+
+def _list() -> None:
+    import shutil
+
+    width = shutil.get_terminal_size().columns
+    for own, others in _shipped().items():
+        head = own.head()
+        click.secho(", ".join([own.last, *others]), bold=True)
+        for text in (head.what, head.parts.get("Cost", "")):
+            click.echo(click.wrap_text(text, width, "    ", "    "))
+
+
+def _known(given: str) -> str:
+    """The full name of a table that comes with kgraft, whatever it is called; else as given."""
+    from pathlib import Path
+
+    if Path(given).exists():
+        return given
+    names = {word: own.name for own, others in _shipped().items() for word in (own.last, *others)}
+    if given not in names and "/" not in given and not given.endswith(".toml"):
+        close = difflib.get_close_matches(given, names, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else "kgraft reproduce lists them."
+        raise click.UsageError(f"no table is called {given!r}. {hint}")
+    return names.get(given, given)
+
+
+def _shipped() -> dict[RunFile, list[str]]:
+    """The tables that come with kgraft, and what else each one is called."""
+    found = {}
+    for name, own in run_files().items():
+        if name.startswith(_TABLES):
+            head = tomllib.loads(own.path.read_text(encoding="utf-8"))["table"]
+            found[own] = head.get("also", [])
+    return found

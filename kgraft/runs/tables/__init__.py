@@ -1,0 +1,1 @@
+"""The papers' tables: which runs they need, and what came out beside what was published."""

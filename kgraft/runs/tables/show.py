@@ -1,0 +1,131 @@
+"""A paper's table as text: for a terminal, and as Markdown."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kgraft.analysis.paper_table import (
+    ACCURACY,
+    PaperLine,
+    accuracy_cells,
+    by_network,
+    filter_cells,
+    filter_columns,
+    lines,
+    markdown,
+)
+from kgraft.runs.tables.file import THRESHOLDS, PaperTable
+from kgraft.runs.tables.results import INVALID, wanted
+
+Section = list[list[str]]
+_BOUNDS = {"invalid": INVALID, "norms": THRESHOLDS, "entropy": ()}
+_WHAT = {
+    "accuracy": "accuracy on the test images",
+    "invalid": "invalid filters",
+    "norms": "mean l1 norms of filters that are valid and invalid in the baseline",
+    "entropy": "entropy of the layers",
+}
+
+
+def title(table: PaperTable) -> str:
+    """What a table is, and that a small one is none of the paper's."""
+    small = "" if table.budget == "full" else "SMALL BUDGET, not the paper's experiment: "
+    return f"{table.title} ({table.source}). {small}{table.about}."
+
+
+def shown(
+    table: PaperTable, rows: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, list[str], list[Section]]]:
+    """Tables, one an image set and figure: a heading, columns, and rows, a section a network.
+
+    Args:
+        table: what was wanted.
+        rows: what `read_rows` gave.
+    """
+    own = wanted(table)
+    for images in dict.fromkeys(one.images for one in own):
+        here = [one for one in own if one.images == images]
+        for show in table.shows:
+            heading = f"{images}, {_WHAT[show]}, {table.budget} budget"
+            if show == "accuracy":
+                told = [
+                    (line.wanted.network, accuracy_cells(line, same=table.budget == "full"))
+                    for line in lines(here, rows)
+                ]
+                columns = list(ACCURACY)
+            else:
+                bounds = _BOUNDS[show]
+                told = [(one.network, filter_cells(show, one, rows, bounds)) for one in here]
+                columns = filter_columns(show, bounds)
+            sections = [
+                [cells for _, cells in group]
+                for _, group in itertools.groupby(told, lambda pair: pair[0])
+            ]
+            yield heading, columns, sections
+
+
+def notes(table: PaperTable, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What has to be said once beside a table.
+
+    Args:
+        table: what was wanted.
+        rows: what `read_rows` gave.
+    """
+    said = [title(table)]
+    if "accuracy" in table.shows:
+        said.append(
+            "Ours: the peer that is best on the held-out images, at the last epoch, mean and "
+            "standard deviation over the seeds; a gain is on the baseline under the same schedule, "
+            "seed by seed, with its 95 % interval. Published gains are on the published baseline."
+        )
+    if table.budget == "small":
+        said.append(
+            "Accuracies of a small budget say nothing of the published ones: compare the gains, "
+            "and with care."
+        )
+    if table.note:
+        said.append(f"{table.note[0].upper()}{table.note[1:]}.")
+    done = {(row["set"], row["network"], row["part"], row["entry"]) for row in rows}
+    count = sum((own.images, own.network, own.part, own.entry) not in done for own in wanted(table))
+    if count:
+        said.append(f"{count} of {len(wanted(table))} lines were not run.")
+    return said
+
+
+def to_markdown(table: PaperTable, rows: Sequence[dict[str, Any]]) -> str:
+    """A table with its notes as Markdown.
+
+    Args:
+        table: what was wanted.
+        rows: what `read_rows` gave.
+    """
+    parts = [f"# {table.name}: {table.title}\n"]
+    for heading, columns, sections in shown(table, rows):
+        parts.append(f"## {heading}\n\n{markdown(columns, list(itertools.chain(*sections)))}")
+    return "\n".join(parts) + "".join(f"\n{note}\n" for note in notes(table, rows))
+
+
+def gains_markdown(table: PaperTable, rows: Sequence[dict[str, Any]], images: str) -> str:
+    """Gains alone, ours and the published one, a column a network.
+
+    Args:
+        table: what was wanted.
+        rows: what `read_rows` gave.
+        images: the set.
+    """
+    own = [one for one in wanted(table) if one.images == images]
+
+    def cell(line: PaperLine) -> str:
+        if line.last is None:
+            return "not run"
+        if line.gain is None:
+            spread = "" if line.last.std is None else f" ± {100 * line.last.std:.2f}"
+            return f"{100 * line.last.mean:.2f}{spread} %"
+        theirs = line.published_gain
+        beside = "" if theirs is None else f" / {theirs:+.2f}"
+        return f"{100 * line.gain.mean:+.2f}{beside}"
+
+    columns, cells = by_network(lines(own, rows), cell)
+    models = dict.fromkeys((one.network, one.model) for one in own)
+    trained = [f"{network} ({model})" for network, model in models]
+    return markdown([columns[0], *trained], cells)
