@@ -1,4 +1,4 @@
-"""The README's Python, as a reader pastes it, on a small network and small data."""
+"""The Python of README and the documents, as a reader pastes it, on small networks and data."""
 
 import importlib
 import json
@@ -22,7 +22,9 @@ from kgraft.runs import methods
 from kgraft.runs.methods import mixer_of
 from kgraft.runs.weights import export_weights
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "kgraft" / "docs").glob("*.md")))
+TEXT = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 OWN_MIXER = next(block for block in BLOCKS if block.startswith("# swap.py"))
 SMALL = ["--epochs", "2", "--limit-train", "64", "--limit-test", "20", "--batch-size", "32"]

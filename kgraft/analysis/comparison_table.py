@@ -42,10 +42,10 @@ class Line:
             str(self.networks),
             self._cost(),
             str(self.last.count),
-            _percent(self.last),
-            *("" if own is None else _points(own) for own in self.against.values()),
-            "" if self.best is None else _percent(self.best),
-            *map(_percent, self.others),
+            percent(self.last),
+            *("" if own is None else points(own) for own in self.against.values()),
+            "" if self.best is None else percent(self.best),
+            *map(percent, self.others),
         ]
 
     def _cost(self) -> str:
@@ -190,12 +190,14 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")  # an entry may be called so
 
 
-def _percent(own: Spread) -> str:
+def percent(own: Spread) -> str:
+    """A mean with its standard deviation, percent."""
     spread = "" if own.std is None else f" ± {100 * own.std:.2f}"
     return f"{100 * own.mean:.2f}{spread}"
 
 
-def _points(own: Difference) -> str:
+def points(own: Difference) -> str:
+    """A difference with its 95 % interval, in points."""
     if own.low is None or own.high is None:
         return f"{100 * own.mean:+.2f}"
     return f"{100 * own.mean:+.2f} ({100 * own.low:+.2f} to {100 * own.high:+.2f})"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kgraft.analysis.comparison_table import percent, points
 from kgraft.analysis.statistics import Difference, Spread, paired_difference
 
 Row = Mapping[str, Any]
@@ -106,7 +107,7 @@ def accuracy_cells(line: PaperLine, *, same: bool) -> list[str]:
     published = own.published.get("accuracy")
     gain, theirs = line.gain, line.published_gain
     apart = None if gain is None or theirs is None else 100 * gain.mean - theirs
-    told = _NOT_RUN if ours is None else _percent(ours)
+    told = _NOT_RUN if ours is None else percent(ours)
     if same and ours is not None and published is not None:
         told += f" ({100 * ours.mean - published:+.2f})"
     return [
@@ -116,7 +117,7 @@ def accuracy_cells(line: PaperLine, *, same: bool) -> list[str]:
         "" if line.trainings is None else f"{round(line.trainings, 2):g}",
         "" if ours is None else str(ours.count),
         told,
-        "" if gain is None else _points(gain),
+        "" if gain is None else points(gain),
         "" if published is None else f"{published:.2f}",
         "" if theirs is None else f"{theirs:+.2f}",
         "" if apart is None else f"{apart:+.2f}",
@@ -206,18 +207,6 @@ def _by_seed(rows: Sequence[Row], own: Wanted, entry: str) -> dict[int, Row]:
         for row in rows
         if (row["set"], row["network"], row["part"], row["entry"]) == place
     }
-
-
-def _percent(own: Spread) -> str:
-    spread = "" if own.std is None else f" ± {100 * own.std:.2f}"
-    return f"{100 * own.mean:.2f}{spread}"
-
-
-def _points(own: Difference) -> str:
-    told = f"{100 * own.mean:+.2f}"
-    if own.low is None or own.high is None:
-        return told
-    return f"{told} ({100 * own.low:+.2f} to {100 * own.high:+.2f})"
 
 
 def _figure(values: Sequence[float], digits: int) -> str:

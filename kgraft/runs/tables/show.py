@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kgraft.analysis.comparison_table import percent, points
 from kgraft.analysis.paper_table import (
     ACCURACY,
     PaperLine,
@@ -119,11 +120,10 @@ def gains_markdown(table: PaperTable, rows: Sequence[dict[str, Any]], images: st
         if line.last is None:
             return "not run"
         if line.gain is None:
-            spread = "" if line.last.std is None else f" ± {100 * line.last.std:.2f}"
-            return f"{100 * line.last.mean:.2f}{spread} %"
+            return f"{percent(line.last)} %"
         theirs = line.published_gain
         beside = "" if theirs is None else f" / {theirs:+.2f}"
-        return f"{100 * line.gain.mean:+.2f}{beside}"
+        return f"{points(line.gain)}{beside}"
 
     columns, cells = by_network(lines(own, rows), cell)
     models = dict.fromkeys((one.network, one.model) for one in own)
