@@ -6,6 +6,7 @@ lightness rises evenly.
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MAP = "cividis"
 _MOST_LABELS = 40
+_LONG_LABEL = 28  # letters
+_WIDEST_LABEL = 78
 _SMALLEST = 1e-6  # threshold that is shown
 _MOST_TICKS = 10
 _STEPS = tuple(base * 10**power for power in range(7) for base in (1, 2, 5))
@@ -42,8 +46,8 @@ def curves(
     """
     if not series:
         raise UserError("no curves: there is nothing to draw.")
-    figure, axes = _axes(7.2, 4.4)
-    looks = zip(cycle(COLOURS), _styles(), strict=False)
+    figure, axes = empty(7.2, 4.4)
+    looks = zip(cycle(COLOURS), cycle(STYLES), strict=False)
     for (name, rows), (colour, style) in zip(series.items(), looks, strict=False):
         length = min(map(len, rows))
         values = np.stack([row[:length] for row in rows]) * (100 if percent else 1)
@@ -58,7 +62,7 @@ def curves(
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if len(series) > 1 or next(iter(series)):
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        beside(axes)
     return figure
 
 
@@ -82,7 +86,7 @@ def layer_map(
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(7.2, min(2.0 + 0.18 * len(layers), 9.0))
+    figure, axes = empty(7.2, min(2.0 + 0.18 * len(layers), 9.0))
     import matplotlib
 
     low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
@@ -117,7 +121,7 @@ def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Fi
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(9.0, min(2.0 + 0.18 * len(layers), 9.0))
+    figure, axes = empty(9.0, min(2.0 + 0.18 * len(layers), 9.0))
     import matplotlib
     from matplotlib.colors import LogNorm
 
@@ -153,8 +157,8 @@ def threshold_curves(networks: Mapping[str, Sequence[LayerFilters]]) -> "Figure"
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(7.2, 4.4)
-    looks = zip(cycle(COLOURS), _styles(), strict=False)
+    figure, axes = empty(7.2, 4.4)
+    looks = zip(cycle(COLOURS), cycle(STYLES), strict=False)
     norms_of = {
         name: np.sort(np.concatenate([layer.norms for layer in layers]))
         for name, layers in networks.items()
@@ -169,7 +173,7 @@ def threshold_curves(networks: Mapping[str, Sequence[LayerFilters]]) -> "Figure"
     axes.set_ylabel("invalid filters, %")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    beside(axes)
     return figure
 
 
@@ -187,7 +191,7 @@ def coefficient_curve(
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(7.2, 4.4)
+    figure, axes = empty(7.2, 4.4)
     known = np.isfinite(gaps)
     reach = float(np.percentile(np.abs(gaps[known]), 99)) if known.any() else 1.0
     reach = max(reach, 10 / sharpness)
@@ -232,7 +236,7 @@ def differences(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> "Figure"
     told = [(name, own) for name, own in told if own is not None]
     if not told:
         raise UserError(f"no line has a difference to {baseline!r}: there is nothing to draw.")
-    figure, axes = _axes(7.2, 1.4 + 0.34 * len(told))
+    figure, axes = empty(7.2, 1.4 + 0.34 * len(told))
     for place, (_, own) in enumerate(reversed(told)):
         low, high = own["ci95"]
         colour = COLOURS[0]
@@ -249,7 +253,7 @@ def differences(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> "Figure"
     return figure
 
 
-def _axes(width: float, height: float) -> tuple["Figure", Any]:
+def empty(width: float, height: float) -> tuple["Figure", Any]:
     """An empty figure, of inches, and its axes."""
     try:
         from matplotlib.figure import Figure
@@ -259,9 +263,27 @@ def _axes(width: float, height: float) -> tuple["Figure", Any]:
     return figure, figure.subplots()
 
 
-def _styles() -> Any:
-    """A style for each line: the colours come again with another one."""
-    return (style for style in cycle(STYLES) for _ in COLOURS)
+def beside(axes: Any) -> None:
+    """A legend outside of a picture's axes, which keep their size: beside them, or below.
+
+    Args:
+        axes: what has been drawn into.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    told = [fill(label, _WIDEST_LABEL) for label in labels]
+    longest = max(len(line) for label in told for line in label.splitlines())
+    figure = axes.figure
+    width, height = figure.get_size_inches()
+    if longest <= _LONG_LABEL:
+        figure.set_size_inches(width + 0.5 + 0.085 * longest, max(height, 0.8 + 0.22 * len(told)))
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    else:
+        columns = max(1, int(width / (0.6 + 0.085 * longest)))
+        lines = sum(label.count("\n") + 1 for label in told)
+        figure.set_size_inches(width, height + 0.2 + 0.2 * -(-lines // columns))
+        place = {"loc": "outside lower left", "ncols": columns}
+    owner = figure if "ncols" in place else axes
+    owner.legend(handles, told, frameon=False, fontsize=9, **place)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:

@@ -60,12 +60,16 @@ class SplitNorms:
         invalid: of the others.
         valid_count: how many these are.
         invalid_count: how many the others are.
+        valid_folded: mean folded norm of the valid ones that have one; nan where none has.
+        invalid_folded: of the others.
     """
 
     valid: float
     invalid: float
     valid_count: int
     invalid_count: int
+    valid_folded: float
+    invalid_folded: float
 
 
 def layer_filters(model: keras.Model) -> tuple[LayerFilters, ...]:
@@ -149,13 +153,28 @@ def split_norms(
     Example:
         >>> own = LayerFilters("kernel", np.array([1.0, 5.0, 3.0]), None, 1.0, 9)
         >>> other = LayerFilters("kernel", np.array([0.0, 2.0, 2.0]), None, 1.0, 9)
-        >>> split_norms([own], [other])
-        SplitNorms(valid=4.0, invalid=1.0, valid_count=2, invalid_count=1)
+        >>> split = split_norms([own], [other])
+        >>> split.valid, split.invalid, split.valid_count, split.invalid_count
+        (4.0, 1.0, 2, 1)
     """
     check_alike(layers, baseline)
     norms = np.concatenate([layer.norms for layer in layers])
     dead = np.concatenate([layer.invalid(threshold) for layer in baseline])
-    return SplitNorms(_mean(norms[~dead]), _mean(norms[dead]), int((~dead).sum()), int(dead.sum()))
+    folded = np.concatenate(
+        [
+            np.full(len(layer.norms), np.nan) if layer.folded is None else layer.folded
+            for layer in layers
+        ]
+    )
+    known = ~np.isnan(folded)
+    return SplitNorms(
+        valid=_mean(norms[~dead]),
+        invalid=_mean(norms[dead]),
+        valid_count=int((~dead).sum()),
+        invalid_count=int(dead.sum()),
+        valid_folded=_mean(folded[~dead & known]),
+        invalid_folded=_mean(folded[dead & known]),
+    )
 
 
 def overlap(

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 
 from kgraft.analysis import figures
+from kgraft.analysis.peer_figures import accuracy_by_peers, entropy_by_peers
 from kgraft.analysis.records import Grafts, Metrics, read_grafts, read_metrics
 from kgraft.errors import UserError
-from kgraft.files import check_place, is_directory, is_file, storing, whole
+from kgraft.files import check_place, is_file, storing, whole
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.config import read
 from kgraft.runs.directory import read_json
+from kgraft.runs.epochs import unit_of
+from kgraft.runs.peer_counts import is_comparison, peer_counts, runs_of_comparison
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
 _METRICS = {"accuracy": ("accuracy", True), "loss": ("loss", False)}
@@ -46,9 +49,9 @@ def draw(
         StorageError: a file cannot be written.
     """
     pictures: dict[str, Picture] = {}
-    single = [run for run in runs if not _is_comparison(run)]
+    single = [run for run in runs if not is_comparison(run)]
     for run in runs:
-        if _is_comparison(run):
+        if is_comparison(run):
             pictures |= _named(_of_comparison(run), run.resolve().name, len(runs) > 1)
         elif not is_file(run / "metrics.jsonl"):
             raise UserError(f"{run}: neither a run's directory nor a comparison's.")
@@ -59,6 +62,8 @@ def draw(
         pictures |= dict(_of_metrics(metrics))
         for (name, _), run in zip(metrics.items(), single, strict=True):
             pictures |= _named(_of_run(run, threshold, weights), name, len(single) > 1)
+    whole_runs = [run for run in runs if is_comparison(run) or is_file(run / "run.toml")]
+    pictures |= dict(_against_peers(whole_runs, weights))
     with storing(out):
         out.mkdir(parents=True, exist_ok=True)
     files = []
@@ -109,6 +114,16 @@ def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, P
     yield "thresholds", figures.threshold_curves(short)
 
 
+def _against_peers(runs: Sequence[Path], weights: bool) -> Iterator[tuple[str, Picture]]:
+    """What lines of runs that are alike but for their number of peers came to."""
+    found, figure, _ = peer_counts(runs, weights=weights)
+    if found:
+        what = "mAP" if figure == "mAP" else "accuracy on the test images"
+        yield f"{figure}-by-peers", accuracy_by_peers(found, what=what)
+    if any(point.entropy for point in found):
+        yield "entropy-by-peers", entropy_by_peers(found)
+
+
 def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
     for k, number in enumerate(grafts.peers.tolist()):
         if np.isfinite(grafts.coefficients[:, k]).any():
@@ -129,10 +144,10 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
                     grafts.information[:, k],
                     grafts.groups,
                     grafts.epochs,
-                    what=_unit(run),
+                    what=unit_of(run),
                 ),
             )
-    if np.isfinite(grafts.gaps).any() and _unit(run).startswith("entropy"):
+    if np.isfinite(grafts.gaps).any() and unit_of(run).startswith("entropy"):
         settings = read(run / "run.toml").flat()
         given = [settings.get(key) for key in _CURVE]
         curve = dict(zip(("amplitude", "sharpness"), given, strict=True))
@@ -143,26 +158,14 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
         )
 
 
-def _unit(run: Path) -> str:
-    """What the information of a run's layers is."""
-    criterion = read(run / "run.toml").flat().get("graft.criterion", "entropy")
-    return "entropy, nats" if criterion == "entropy" else f"information ({criterion})"
-
-
-def _is_comparison(path: Path) -> bool:
-    return is_directory(path) and is_file(path / "comparison.json")
-
-
 def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     """An entry's seeds as a band, and its differences to the baseline."""
     told = read_json(path / "comparison.json", {"entries": [{"entry": str, "against": {}}]})
     entries = [row["entry"] for row in told["entries"]]
     names = {name.replace("/", "-").replace(" ", "-"): name for name in entries}
     series: dict[str, dict[str, list[np.ndarray]]] = {"accuracy": {}, "loss": {}}
-    for entry in sorted(own for own in path.iterdir() if own.is_dir()):
-        for run in sorted(entry.glob("seed-*")):
-            if not is_file(run / "metrics.jsonl"):
-                continue
+    for entry, runs in runs_of_comparison(path):
+        for run in runs:
             metrics = read_metrics(run)
             for name, found in series.items():
                 key = metrics.accuracy if name == "accuracy" else "loss"

@@ -66,7 +66,7 @@ def test_mistakes_are_told_in_a_line(kgraft, tmp_path, monkeypatch):  # noqa: F8
     code, _, err = kgraft("plot", "nothing")
     assert code == 2 and "Missing option" in err
     (tmp_path / "own").mkdir()
-    (tmp_path / "own/metrics.jsonl").write_text("{")
+    (tmp_path / "own/metrics.jsonl").write_text("{\n")
     code, _, err = kgraft("plot", "own", "-o", "pictures")
     assert code == 2 and "line 1: no JSON" in err and not (tmp_path / "pictures").exists()
     row = {"phase": "peers", "model": 1, "epoch": 1, "loss": 1.0, "val_accuracy": 0.5}
