@@ -34,7 +34,7 @@ def of_networks(told: dict[str, Any]) -> Figures:
             row["network"],
             *(f"{row['invalid'][own]:.1%}" for own in _SHOWN),
             "" if folded is None else f"{folded['0.1']:.1%}",
-            f"{row['entropy']:.2f}",
+            "not finite" if row["entropy"] is None else f"{row['entropy']:.2f}",
         )
     return table
 
@@ -104,8 +104,8 @@ def of_layers(row: dict[str, Any], at: str) -> Figures:
             own["layer"].removesuffix("/kernel"),
             f"{len(invalid)} of {own['filters']}",
             which,
-            f"{own['mean_norm']:.3f}",
-            f"{own['entropy']:.3f}",
+            _number(own["mean_norm"]),
+            _number(own["entropy"]),
         )
     return table
 

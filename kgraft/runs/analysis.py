@@ -143,7 +143,7 @@ def _of_network(
         "filters": sum(len(own.norms) for own in layers),
         "invalid": _by_threshold(layers, counted),
         "invalid_folded": _by_threshold(folded, counted) if folded else None,
-        "entropy": sum(own.entropy for own in layers),
+        "entropy": _number(sum(own.entropy for own in layers)),
         "norms": {name: _split(layers, layers, at) for name, at in named.items()},
         "norms_by_baseline": baseline
         and {name: _split(layers, baseline, at) for name, at in named.items()},
@@ -158,9 +158,9 @@ def _of_network(
                 "invalid": {
                     name: np.flatnonzero(own.invalid(at)).tolist() for name, at in named.items()
                 },
-                "mean_norm": float(own.norms.mean()),
-                "mean_folded_norm": None if own.folded is None else float(own.folded.mean()),
-                "entropy": own.entropy,
+                "mean_norm": _number(own.norms.mean()),
+                "mean_folded_norm": None if own.folded is None else _number(own.folded.mean()),
+                "entropy": _number(own.entropy),
             }
             for own in layers
         ],
@@ -186,9 +186,11 @@ def _split(
     layers: Sequence[LayerFilters], baseline: Sequence[LayerFilters], threshold: float
 ) -> dict[str, Any]:
     own = asdict(split_norms(layers, baseline, threshold))
-    return {name: _number(value) for name, value in own.items()}
+    return {
+        name: _number(value) if isinstance(value, float) else value for name, value in own.items()
+    }
 
 
 def _number(value: float) -> float | None:
     """JSON has no nan."""
-    return None if np.isnan(value) else value
+    return float(value) if np.isfinite(value) else None

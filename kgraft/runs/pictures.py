@@ -1,7 +1,7 @@
 """What `kgraft plot` draws of runs' directories and comparisons."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from kgraft.runs.epochs import unit_of
 from kgraft.runs.peer_counts import is_comparison, peer_counts, runs_of_comparison
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
-_METRICS = {"accuracy": ("accuracy", True), "loss": ("loss", False)}
+_METRICS = {"accuracy": True, "loss": False}  # and whether it is a share
+_LEAST_REACH = 0.05  # of coefficients' colours, beside 1/2
+_MOST_LINES = 14
 _CURVE = ("graft.amplitude", "graft.sharpness")
 
 
@@ -81,23 +83,25 @@ def _named(pictures: Iterator[tuple[str, Picture]], run: str, several: bool) -> 
 
 
 def _of_metrics(runs: dict[str, Metrics]) -> Iterator[tuple[str, Picture]]:
-    """Curves of every peer of some runs beside each other."""
-    for name, (what, percent) in _METRICS.items():
-        series = {}
+    """Curves of some runs beside each other: of every peer, or where these are many their means."""
+    many = len(runs) > 1 and sum(len(own.models) for own in runs.values()) > _MOST_LINES
+    for name, percent in _METRICS.items():
+        series: dict[str, list[np.ndarray]] = {}
         for run, own in runs.items():
             key = own.accuracy if name == "accuracy" else "loss"
             if key not in own.values:
+                continue
+            if many:
+                series[run] = [*own.values[key].T]
                 continue
             for k, number in enumerate(own.models.tolist()):
                 peer = f"peer {number}" if len(own.models) > 1 or len(runs) == 1 else ""
                 label = ", ".join(filter(None, (run if len(runs) > 1 else "", peer)))
                 series[label] = [own.values[key][:, k]]
         if series:
-            told = {own.accuracy for own in runs.values()}
-            held_out = (
-                " on held-out images" if name == "accuracy" and told == {"val_accuracy"} else ""
-            )
-            yield name, figures.curves(series, what=what + held_out, percent=percent)
+            note = "mean of the peers; band: all of them" if many else ""
+            what = _where(name, runs.values())
+            yield name, figures.curves(series, what=what, percent=percent, note=note)
 
 
 def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, Picture]]:
@@ -125,6 +129,8 @@ def _against_peers(runs: Sequence[Path], weights: bool) -> Iterator[tuple[str, P
 
 
 def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
+    known = grafts.coefficients[np.isfinite(grafts.coefficients)]
+    reach = float(np.abs(known - 0.5).max(initial=_LEAST_REACH))
     for k, number in enumerate(grafts.peers.tolist()):
         if np.isfinite(grafts.coefficients[:, k]).any():
             yield (
@@ -133,8 +139,8 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
                     grafts.coefficients[:, k],
                     grafts.groups,
                     grafts.epochs,
-                    what="coefficient (share of its own)",
-                    limits=(0.0, 1.0),
+                    what="coefficient: share of its own that is kept",
+                    limits=(0.5 - reach, 0.5 + reach),
                 ),
             )
         if np.isfinite(grafts.information[:, k]).any():
@@ -158,25 +164,44 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
         )
 
 
+def _where(name: str, runs: Iterable[Metrics]) -> str:
+    """What a metric is, and on which images."""
+    if name == "loss":
+        return "loss on training images"
+    images = {"val_accuracy": "held-out", "accuracy": "training"}
+    return f"accuracy on {' or '.join(sorted({images[own.accuracy] for own in runs}))} images"
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Of the peers in each epoch, of those that are known; nan without any."""
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    found = np.full(len(values), np.nan)
+    np.divide(np.where(known, values, 0.0).sum(axis=1), count, out=found, where=count > 0)
+    return found
+
+
 def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     """An entry's seeds as a band, and its differences to the baseline."""
     told = read_json(path / "comparison.json", {"entries": [{"entry": str, "against": {}}]})
     entries = [row["entry"] for row in told["entries"]]
     names = {name.replace("/", "-").replace(" ", "-"): name for name in entries}
     series: dict[str, dict[str, list[np.ndarray]]] = {"accuracy": {}, "loss": {}}
+    every: list[Metrics] = []
     for entry, runs in runs_of_comparison(path):
         for run in runs:
             metrics = read_metrics(run)
+            every.append(metrics)
             for name, found in series.items():
                 key = metrics.accuracy if name == "accuracy" else "loss"
                 if key in metrics.values:
-                    mean = np.nanmean(metrics.values[key], axis=1)
+                    mean = _mean(metrics.values[key])
                     found.setdefault(names.get(entry.name, entry.name), []).append(mean)
-    for name, found in series.items():
+    for name, given in series.items():
+        found = {own: given[own] for own in dict.fromkeys([*entries, *given]) if own in given}
         if found:
-            what, percent = _METRICS[name]
-            mean = "mean of the peers; band: all seeds"
-            yield name, figures.curves(found, what=f"{what}, {mean}", percent=percent)
+            what, note = _where(name, every), "mean of the peers, over seeds; band: all seeds"
+            yield name, figures.curves(found, what=what, percent=_METRICS[name], note=note)
     baseline = next((b for row in told["entries"] for b in row["against"]), None)
     if baseline is not None:
         yield "differences", figures.differences(told["entries"], baseline=baseline)
