@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "structure",
     },
     "retrieval": {"errors", "settings", "files", "data"},
-    "analysis": {"errors", "equations", "grafting", "keras_private"},
+    "analysis": {"errors", "convolutions", "equations", "grafting", "keras_private"},
     "runs": {
         "backend",
         "errors",

@@ -1,11 +1,17 @@
-"""`kgraft analyze`: which filters of a network hold anything."""
+"""`kgraft analyze`: which filters of a network hold anything, and what grafting did to them."""
+
+from typing import Any
 
 import click
 
 from kgraft_cli.parameters import HERE, PLACE, TRUST
 
-_ENDS = 5  # classes at either end
-_SHOWN = ("0.001", "0.01", "0.1", "1")
+_FILTERS = ("network", "layer", "filter", "l1_norm", "folded_norm")
+_EPOCHS = ("run", "phase", "epoch", "peer", "donor", "layer", "information", "coefficient")
+_PEERS = (
+    *("line", "peers", "seeds", "best_peer", "best_peer_std", "mean_peer", "mean_peer_std"),
+    *("ensemble", "ensemble_std", "entropy", "entropy_std", "entropy_from"),
+)
 
 
 @click.command("analyze")
@@ -15,11 +21,15 @@ _SHOWN = ("0.001", "0.01", "0.1", "1")
 )
 @click.option(
     "--threshold",
+    "thresholds",
     type=click.FloatRange(min=0, min_open=True),
-    default=0.1,
+    metavar="NORM",
+    multiple=True,
+    default=(0.1,),
     show_default=True,
-    help="The l1 norm below which a filter is invalid.",
+    help="The l1 norm below which a filter is invalid; may be given several times.",
 )
+@click.option("--layers", is_flag=True, help="Also every layer of every network.")
 @click.option(
     "--answers", is_flag=True, help="Also how the peers of a RUN answer on its test images."
 )
@@ -29,196 +39,210 @@ _SHOWN = ("0.001", "0.01", "0.1", "1")
     metavar="K K",
     help="Also the straight line between two peers of a RUN.",
 )
+@click.option(
+    "--epochs",
+    is_flag=True,
+    help="Instead, entropies and coefficients over the epochs of each RUN, from its records.",
+)
+@click.option(
+    "--by-peers",
+    is_flag=True,
+    help="Instead, what RUN... and comparisons came to with fewer and more peers.",
+)
 @click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
-@click.option("--layers", is_flag=True, help="Also every layer of every network.")
-@click.option("--csv", "csv_file", type=PLACE, metavar="FILE", help="Every filter's norms.")
+@click.option(
+    "--csv",
+    "csv_file",
+    type=PLACE,
+    metavar="FILE",
+    help="Every filter's norms; or every grafting, or every point.",
+)
 @click.option("--json", "json_file", type=PLACE, metavar="FILE", help="All figures.")
 @HERE
 @TRUST
 def command(
     networks: tuple[str, ...],
     baseline: str | None,
-    threshold: float,
+    thresholds: tuple[float, ...],
+    layers: bool,
     answers: bool,
     line: tuple[int, int] | None,
+    epochs: bool,
+    by_peers: bool,
     data_dir: str | None,
-    layers: bool,
     csv_file: str | None,
     json_file: str | None,
     here: bool,
     trust: bool,
 ) -> None:
-    """The filters of networks: how many are invalid, how large the norms of the others are.
+    """The filters of networks: how many are invalid, where they are, how large the others' norms.
 
-    RUN is the directory of a finished run, all peers of which count, MODEL a .keras file. A filter
-    is invalid where its l1 norm is below a threshold; folded is the norm as the batch normalisation
-    behind the convolution scales it, without which small norms may mean nothing.
+    RUN is the directory of a finished run, all peers of which count, MODEL a .keras file. A
+    filter's l1 norm is the sum of its weights' absolute values; it is invalid where that is below a
+    threshold. The folded norm is the norm as the batch normalisation behind the convolution scales
+    it, without which small norms may mean nothing. A network's entropy is the sum of its layers',
+    in nats. Filters are counted from 0, layers from the images on.
 
     With --answers accuracy and calibration error of each peer and of all together, the channels
     behind rectifiers that no test image makes speak, how often two peers disagree, and the classes
     that are best and worst; beside a baseline's, where that is a run on the same images. With
     --line test loss and accuracy between two peers' weights, batch statistics estimated anew:
     peers in one basin have no barrier between them.
+
+    With --epochs the entropies before each grafting, and the coefficients: shares of its own
+    weights that a peer kept. The run need not be finished, and no weights are read. With --by-peers
+    accuracy and entropy of runs that are alike but for peers.count and the seed.
     """
-    import csv
-    import json
     from pathlib import Path
 
-    from rich.console import Console
-
     from kgraft.errors import UserError
-    from kgraft.files import check_place, whole
-    from kgraft.runs import analysis
+    from kgraft.files import check_place
     from kgraft_cli.messages import quiet_tensorflow
 
     quiet_tensorflow()
     for file in (csv_file, json_file):
         if file is not None:
             check_place(Path(file))
-    found = analysis.filters_of(networks)
-    told = analysis.told(
-        found, None if baseline is None else analysis.baseline_of(baseline), threshold=threshold
-    )
-    runs = [Path(own) for own in networks if Path(own).is_dir()]
-    if (answers or line) and not runs:
-        raise UserError("--answers and --line: expected the directory of a run.")
-    if line is not None:
-        from kgraft.runs.connectivity import line_between
+    modes = {"--epochs": epochs, "--by-peers": by_peers}
+    others = {"--baseline": baseline, "--layers": layers, "--answers": answers, "--line": line}
+    instead = [name for name, asked in modes.items() if asked]
+    more = [*instead[1:], *(name for name, asked in others.items() if asked)]
+    if instead and more:
+        raise UserError(f"{instead[0]} is told instead of {more[0]}: give either.")
+    if epochs:
+        _epochs(networks, csv_file, json_file)
+    elif by_peers:
+        _by_peers(networks, csv_file, json_file)
+    else:
+        from kgraft.runs import analysis
 
-        told["lines"] = {
-            str(run): line_between(run, *line, data_dir=data_dir, trusted=here or trust)
-            for run in runs
-        }
-    if answers:
-        base = Path(baseline) if baseline is not None and Path(baseline).is_dir() else None
-        told["answers"] = {
-            str(run): analysis.answers_told(run, base, data_dir=data_dir, trusted=here or trust)
-            for run in runs
-        }
-    if csv_file is not None:
-        with whole(Path(csv_file)) as partial, partial.open("w", newline="") as out:
-            writer = csv.writer(out)
-            writer.writerow(("network", "layer", "filter", "l1_norm", "folded_norm"))
-            writer.writerows(analysis.every_filter(found))
+        found = analysis.filters_of(networks)
+        base = None if baseline is None else analysis.baseline_of(baseline)
+        told = analysis.told(found, base, thresholds=thresholds)
+        runs = [Path(own) for own in networks if Path(own).is_dir()]
+        if (answers or line) and not runs:
+            raise UserError("--answers and --line: expected the directory of a run.")
+        if line is not None:
+            from kgraft.runs.connectivity import line_between
+
+            told["lines"] = {
+                str(run): line_between(run, *line, data_dir=data_dir, trusted=here or trust)
+                for run in runs
+            }
+        if answers:
+            from kgraft.runs.answers import answers_told
+
+            beside = Path(baseline) if baseline is not None and Path(baseline).is_dir() else None
+            told["answers"] = {
+                str(run): answers_told(run, beside, data_dir=data_dir, trusted=here or trust)
+                for run in runs
+            }
+        _write(csv_file, _FILTERS, analysis.every_filter(found))
+        _dump(json_file, told)
+        _tell_filters(told, layers)
+
+
+def _epochs(runs: tuple[str, ...], csv_file: str | None, json_file: str | None) -> None:
+    from pathlib import Path
+
+    from kgraft.errors import UserError
+    from kgraft.runs.epochs import every_grafting, graftings_of, told_graftings, unit_of
+    from kgraft_cli.analysis_tables import of_epochs
+
+    if twice := [run for run in runs if runs.count(run) > 1]:
+        raise UserError(f"{twice[0]}: named twice.")
+    found = {run: graftings_of(Path(run)) for run in runs}
+    _write(csv_file, _EPOCHS, every_grafting(found))
     if json_file is not None:
-        with whole(Path(json_file)) as partial:
+        told = [
+            {"run": run, "phase": phase, "what": unit_of(Path(run)), **told_graftings(grafts)}
+            for run, phases in found.items()
+            for phase, grafts in phases.items()
+        ]
+        _dump(json_file, {"graftings": told})
+    _print(
+        of_epochs(run, phase, grafts, unit_of(Path(run)))
+        for run, phases in found.items()
+        for phase, grafts in phases.items()
+    )
+
+
+def _by_peers(places: tuple[str, ...], csv_file: str | None, json_file: str | None) -> None:
+    from pathlib import Path
+
+    from kgraft.errors import UserError
+    from kgraft.runs.peer_counts import peer_counts, told_points
+    from kgraft_cli.analysis_tables import of_points
+
+    points, figure, unfinished = peer_counts([Path(own) for own in places])
+    for run in unfinished:
+        click.echo(f"{run}: not finished, left out.", err=True)
+    if not points:
+        raise UserError(
+            "--by-peers: no two finished runs that are alike but for peers.count (and the seed)."
+        )
+    told = told_points(points)
+    _write(csv_file, _PEERS, _flat(told))
+    _dump(json_file, {"figure": figure, "points": told})
+    _print(of_points(points, figure))
+
+
+def _flat(points: list[dict[str, Any]]) -> Any:
+    for own in points:
+        spreads = [own[name] or {} for name in ("best", "mean_peer", "ensemble", "entropy")]
+        numbers = [spread.get(key) for spread in spreads for key in ("mean", "std")]
+        yield own["line"], own["count"], own["best"]["count"], *numbers, own["source"]
+
+
+def _write(file: str | None, names: tuple[str, ...], rows: Any) -> None:
+    import csv
+    from pathlib import Path
+
+    from kgraft.files import whole
+
+    if file is not None:
+        with whole(Path(file)) as partial, partial.open("w", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(names)
+            writer.writerows(rows)
+
+
+def _dump(file: str | None, told: dict[str, Any]) -> None:
+    import json
+    from pathlib import Path
+
+    from kgraft.files import whole
+
+    if file is not None:
+        with whole(Path(file)) as partial:
             partial.write_text(json.dumps(told, indent=1) + "\n")
-    console = Console(markup=False, emoji=False)
-    console.print(_of_networks(told))
+
+
+def _tell_filters(told: dict[str, Any], layers: bool) -> None:
+    from kgraft_cli import analysis_tables as tables
+
+    shown: list[Any] = [tables.of_networks(told)]
+    for threshold in told["thresholds"]:
+        at = f"{threshold:g}"
+        shown.append(tables.of_norms(told, at))
+        if any(part["invalid"] for row in told["networks"] for part in row["depth"][at]):
+            shown.append(tables.of_depths(told, at))
+        if any(pair["by_threshold"][at]["share"] is not None for pair in told["overlap"]):
+            shown.append(tables.of_pairs(told, at))
     if layers:
-        for row in told["networks"]:
-            console.print(_of_layers(row, threshold))
+        at = f"{told['thresholds'][0]:g}"
+        shown += [tables.of_layers(row, at) for row in told["networks"]]
+        shown += [tables.of_shared(pair, at) for pair in told["overlap"][: tables.MOST_PAIRS]]
     for run, own in told.get("lines", {}).items():
-        console.print(_of_line(run, own))
+        shown.append(tables.of_line(run, own))
     for run, own in told.get("answers", {}).items():
-        for part in _of_answers(run, own):
-            console.print(part)
-    if any(pair["overlap"] is not None for pair in told["overlap"]):
-        console.print(_of_pairs(told))
+        shown += tables.of_answers(run, own)
+    _print(table for table in shown if table is not None)
 
 
-def _of_networks(told: dict) -> object:
-    from kgraft_cli.figures import Figures
+def _print(tables: Any) -> None:
+    from rich.console import Console
 
-    split = any(row["norms_by_baseline"] for row in told["networks"])
-    bound = f"{told['threshold']:g}"
-    columns = (
-        "network",
-        "filters",
-        *(f"< {own}" for own in _SHOWN),
-        "folded < 0.1",
-        f"mean >= {bound}",
-        f"mean < {bound}",
-        *(("baseline's >=", "baseline's <") if split else ()),
-        "entropy",
-    )
-    table = Figures("filters by their l1 norms, and the entropy of all layers in nats", columns)
-    for row in told["networks"]:
-        folded = row["invalid_folded"]
-        table.add_row(
-            row["network"],
-            f"{row['filters']:,}",
-            *(f"{row['invalid'][own]:.1%}" for own in _SHOWN),
-            "" if folded is None else f"{folded['0.1']:.1%}",
-            *_norms(row["norms"]),
-            *(_norms(row["norms_by_baseline"]) if split else ()),
-            f"{row['entropy']:.2f}",
-        )
-    return table
-
-
-def _norms(split: dict) -> list[str]:
-    return ["" if split[name] is None else f"{split[name]:.3f}" for name in ("valid", "invalid")]
-
-
-def _of_layers(row: dict, threshold: float) -> object:
-    from kgraft_cli.figures import Figures
-
-    columns = ("layer", "filters", f"invalid at {threshold:g}", "mean norm", "entropy, nats")
-    table = Figures(f"layers of {row['network']}", columns)
-    for own in row["layers"]:
-        table.add_row(
-            own["layer"],
-            str(own["filters"]),
-            str(own["invalid"]),
-            f"{own['mean_norm']:.3f}",
-            f"{own['entropy']:.3f}",
-        )
-    return table
-
-
-def _of_answers(run: str, told: dict) -> list[object]:
-    from kgraft_cli.figures import Figures
-
-    table = Figures(
-        f"answers of {run} on its test images",
-        ("network", "accuracy", "calibration error", "dead activations"),
-    )
-    for row in told["networks"]:
-        dead = row["dead_activations"]
-        table.add_row(
-            row["network"],
-            f"{row['accuracy']:.2%}",
-            f"{row['calibration_error']:.2%}",
-            "" if dead is None else f"{dead:.2%}",
-        )
-    if told["disagreement"] is not None:
-        table.add_section()
-        table.add_row("two peers disagree on", f"{told['disagreement']:.2%}", "", "")
-    beside = any(own["above_baseline"] is not None for own in told["classes"])
-    by = "above_baseline" if beside else "accuracy"
-    known = [own for own in told["classes"] if own[by] is not None]
-    ranked = sorted(known, key=lambda own: -own[by])
-    ends = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], *ranked[-_ENDS:]]
-    title = (
-        "classes, by how far they are above the baseline" if beside else "best and worst classes"
-    )
-    classes = Figures(title, ("class", "accuracy", *(["points above the baseline"] * beside)))
-    for own in ends:
-        more = [f"{100 * own['above_baseline']:+.2f}"] if beside else []
-        classes.add_row(own["class"], f"{own['accuracy']:.2%}", *more)
-    return [table, classes]
-
-
-def _of_line(run: str, told: dict) -> object:
-    from kgraft_cli.figures import Figures
-
-    title = (
-        f"{run}: between the two peers, {told['distance']:.2f} of their weights' length apart; "
-        f"barrier {told['barrier']:.3f}"
-    )
-    table = Figures(title, ("share of the second", "loss", "accuracy"))
-    for share, loss, right in zip(told["share"], told["loss"], told["accuracy"], strict=True):
-        table.add_row(f"{share:.1f}", f"{loss:.3f}", f"{right:.2%}")
-    return table
-
-
-def _of_pairs(told: dict) -> object:
-    from kgraft_cli.figures import Figures
-
-    title = f"invalid filters at {told['threshold']:g} in the same places: both / either"
-    table = Figures(title, ("networks", "share"))
-    for pair in told["overlap"]:
-        if pair["overlap"] is not None:  # neither has any
-            table.add_row(" and ".join(pair["networks"]), f"{pair['overlap']:.1%}")
-    return table
+    console = Console(markup=False, emoji=False)
+    for table in tables:
+        console.print(table)

@@ -58,7 +58,7 @@ def rectified(model: keras.Model, batches: Iterable[Any]) -> tuple[Rectified, ..
         images = batch[0] if isinstance(batch, tuple) else batch
         found = [
             keras.ops.convert_to_numpy(keras.ops.max(own, axis=tuple(range(len(own.shape) - 1))))
-            for own in seen(images, training=False)
+            for own in keras.tree.flatten(seen(images, training=False))
         ]
         largest = [*map(np.maximum, largest, found)] if largest else found
     if not largest:

@@ -4,8 +4,9 @@ Lines have colours of Okabe and Ito's palette and a style each, maps the colours
 lightness rises evenly.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MAP = "cividis"
 _MOST_LABELS = 40
+_LONG_LABEL = 28  # letters
+_WIDEST_LABEL = 90
 _SMALLEST = 1e-6  # threshold that is shown
 _MOST_TICKS = 10
 _STEPS = tuple(base * 10**power for power in range(7) for base in (1, 2, 5))
-_NOTHING = "#d9d9d9"  # where there is no number
+_NOTHING = "white"  # where there is no number: lighter than any
+_MARKS = 8  # on a line
 
 
 def curves(
-    series: Mapping[str, Sequence[np.ndarray]], *, what: str, percent: bool = False
+    series: Mapping[str, Sequence[np.ndarray]], *, what: str, percent: bool = False, note: str = ""
 ) -> "Figure":
     """Lines over epochs: the mean of several seeds, and between which they lie.
 
@@ -36,29 +41,37 @@ def curves(
         series: by name, of each seed or network one value an epoch, `(epochs,)`.
         what: what the values are.
         percent: whether shares are shown in percent.
+        note: what mean and band are, for the axis.
 
     Raises:
         UserError: matplotlib is missing, or there is nothing to draw.
     """
     if not series:
         raise UserError("no curves: there is nothing to draw.")
-    figure, axes = _axes(7.2, 4.4)
-    looks = zip(cycle(COLOURS), _styles(), strict=False)
-    for (name, rows), (colour, style) in zip(series.items(), looks, strict=False):
+    figure, axes = empty(7.2, 4.4)
+    last = 1
+    for k, ((name, rows), look) in enumerate(zip(series.items(), _looks(), strict=False)):
         length = min(map(len, rows))
         values = np.stack([row[:length] for row in rows]) * (100 if percent else 1)
         epochs = np.arange(1, length + 1)
-        marker = "o" if length == 1 else ""
-        axes.plot(epochs, values.mean(axis=0), color=colour, ls=style, marker=marker, label=name)
+        apart = max(1, length // _MARKS)  # markers tell lines apart where dashes are too dense
+        look |= {"markevery": (k * apart // len(series), apart), "label": name}
+        axes.plot(epochs, values.mean(axis=0), lw=1.3, ms=4, **look)
         if len(rows) > 1:
             low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(epochs, low, high, color=colour, alpha=0.18, lw=0)
+            axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, lw=0)
+        last = max(last, length)
+    margin = max(0.5, 0.02 * last)
+    axes.set_xlim(1 - margin, last + margin)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"{what}, %" if percent else what)
+    axes.set_title(note, loc="left", fontsize=9)
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if last == 1:
+        axes.set_xticks([1])
     axes.grid(alpha=0.3)
     if len(series) > 1 or next(iter(series)):
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        beside(axes)
     return figure
 
 
@@ -73,7 +86,7 @@ def layer_map(
     """A map of layers by epochs: coefficients, or information.
 
     Args:
-        values: `(epochs, layers)`; nan where there is none, which is grey.
+        values: `(epochs, layers)`; nan where there is none, which is white.
         layers: their names.
         epochs: their numbers, counted from 1, `(epochs,)`.
         what: what the values are, with their unit.
@@ -82,7 +95,7 @@ def layer_map(
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(7.2, min(2.0 + 0.18 * len(layers), 9.0))
+    figure, axes = empty(7.2, min(2.0 + 0.18 * len(layers), 9.0))
     import matplotlib
 
     low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
@@ -101,7 +114,8 @@ def layer_map(
     axes.set_xticks(places + 1, [str(epochs[place]) for place in places])
     _name_rows(axes, layers)
     axes.set_xlabel("epoch")
-    figure.colorbar(image, ax=axes, label=what)
+    none = "" if np.isfinite(values).all() else "; white: none"
+    figure.colorbar(image, ax=axes, label=f"{what}{none}", fraction=0.06)
     return figure
 
 
@@ -117,7 +131,7 @@ def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Fi
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(9.0, min(2.0 + 0.18 * len(layers), 9.0))
+    figure, axes = empty(9.0, min(2.0 + 0.18 * len(layers), 9.0))
     import matplotlib
     from matplotlib.colors import LogNorm
 
@@ -153,23 +167,23 @@ def threshold_curves(networks: Mapping[str, Sequence[LayerFilters]]) -> "Figure"
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(7.2, 4.4)
-    looks = zip(cycle(COLOURS), _styles(), strict=False)
+    figure, axes = empty(7.2, 4.4)
     norms_of = {
         name: np.sort(np.concatenate([layer.norms for layer in layers]))
         for name, layers in networks.items()
     }
     first = max(min(float(norms[0]) for norms in norms_of.values()) / 10, _SMALLEST)
-    for (name, norms), (colour, style) in zip(norms_of.items(), looks, strict=False):
+    for (name, norms), look in zip(norms_of.items(), _looks(), strict=False):
         at = np.maximum(norms, first)
+        look |= {"marker": ""}
         share = 100 * np.arange(1, len(norms) + 1) / len(norms)
-        axes.step([first, *at], [0.0, *share], where="post", color=colour, ls=style, label=name)
+        axes.step([first, *at], [0.0, *share], where="post", label=name, lw=1.3, **look)
     axes.set_xscale("log")
     axes.set_xlabel("threshold of the l1 norm")
     axes.set_ylabel("invalid filters, %")
     axes.set_ylim(0, 100)
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    beside(axes)
     return figure
 
 
@@ -187,7 +201,7 @@ def coefficient_curve(
     Raises:
         UserError: matplotlib is missing.
     """
-    figure, axes = _axes(7.2, 4.4)
+    figure, axes = empty(7.2, 4.4)
     known = np.isfinite(gaps)
     reach = float(np.percentile(np.abs(gaps[known]), 99)) if known.any() else 1.0
     reach = max(reach, 10 / sharpness)
@@ -196,17 +210,20 @@ def coefficient_curve(
     axes.plot(
         x,
         graft_coefficient(x, np.zeros_like(x), amplitude=amplitude, sharpness=sharpness),
-        color=COLOURS[0],
+        color="black",
+        lw=1.2,
+        zorder=4,
         label=f"eq. 7, A = {amplitude:g}, c = {sharpness:g}",
     )
     axes.scatter(
         gaps[known],
         coefficients[known],
-        s=8,
+        s=14,
         color=COLOURS[1],
         alpha=0.35,
         label="layers of the run",
         zorder=3,
+        rasterized=True,  # there may be a million
         edgecolors="none",
     )
     axes.set_xlim(-1.05 * reach, 1.05 * reach)
@@ -232,7 +249,7 @@ def differences(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> "Figure"
     told = [(name, own) for name, own in told if own is not None]
     if not told:
         raise UserError(f"no line has a difference to {baseline!r}: there is nothing to draw.")
-    figure, axes = _axes(7.2, 1.4 + 0.34 * len(told))
+    figure, axes = empty(7.2, 1.4 + 0.34 * len(told))
     for place, (_, own) in enumerate(reversed(told)):
         low, high = own["ci95"]
         colour = COLOURS[0]
@@ -249,7 +266,7 @@ def differences(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> "Figure"
     return figure
 
 
-def _axes(width: float, height: float) -> tuple["Figure", Any]:
+def empty(width: float, height: float) -> tuple["Figure", Any]:
     """An empty figure, of inches, and its axes."""
     try:
         from matplotlib.figure import Figure
@@ -259,9 +276,33 @@ def _axes(width: float, height: float) -> tuple["Figure", Any]:
     return figure, figure.subplots()
 
 
-def _styles() -> Any:
-    """A style for each line: the colours come again with another one."""
-    return (style for style in cycle(STYLES) for _ in COLOURS)
+def _looks() -> Iterator[dict[str, Any]]:
+    """Colour, style and marker of each line: neighbours differ in all three, 28 in two of them."""
+    for colour, style, marker in zip(cycle(COLOURS), cycle(STYLES), cycle(MARKERS), strict=False):
+        yield {"color": colour, "ls": style, "marker": marker}
+
+
+def beside(axes: Any) -> None:
+    """A legend outside of a picture's axes, which keep their size: beside them, or below.
+
+    Args:
+        axes: what has been drawn into.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    told = [fill(label, _WIDEST_LABEL, break_on_hyphens=False) for label in labels]
+    longest = max(len(line) for label in told for line in label.splitlines())
+    figure = axes.figure
+    width, height = figure.get_size_inches()
+    if longest <= _LONG_LABEL:
+        figure.set_size_inches(width + 0.5 + 0.085 * longest, max(height, 0.8 + 0.22 * len(told)))
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    else:
+        columns = max(1, int(width / (0.6 + 0.075 * longest)))
+        lines = sum(label.count("\n") + 1 for label in told)
+        figure.set_size_inches(width, height + 0.2 + 0.2 * -(-lines // columns))
+        place = {"loc": "outside lower left", "ncols": columns}
+    owner = figure if "ncols" in place else axes
+    owner.legend(handles, told, frameon=False, fontsize=9, **place)
 
 
 def _name_rows(axes: Any, names: Sequence[str]) -> None:

@@ -11,14 +11,16 @@ gamma is 0. The folded norm is that of the filter as it acts: times |gamma| / sq
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 
+from kgraft.convolutions import CONVOLUTIONS, SEPARABLE
 from kgraft.equations import filter_l1
 from kgraft.errors import UserError
 from kgraft.grafting import Entropy, GraftPlan
-from kgraft.grafting.chains import chains, layers_of
+from kgraft.grafting.chains import normalised
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those of the papers' tables, and further ones."""
@@ -31,8 +33,9 @@ class LayerFilters:
     Attributes:
         name: path of its kernel.
         norms: l1 norm of each filter (eq. 3), float64 `(filters,)`.
-        folded: The same as batch normalisation scales it; None where none follows the layer alone.
-        entropy: of all its weights at once (eq. 6), nats.
+        folded: the same as batch normalisation scales it; None where none follows the layer alone,
+            and in a subclassed model, which has no graph.
+        entropy: of all its weights at once (eq. 6), nats; nan where one is not finite.
         weights: how many a filter has.
     """
 
@@ -60,12 +63,16 @@ class SplitNorms:
         invalid: of the others.
         valid_count: how many these are.
         invalid_count: how many the others are.
+        valid_folded: mean folded norm of the valid ones that have one; nan where none has.
+        invalid_folded: of the others.
     """
 
     valid: float
     invalid: float
     valid_count: int
     invalid_count: int
+    valid_folded: float
+    invalid_folded: float
 
 
 def layer_filters(model: keras.Model) -> tuple[LayerFilters, ...]:
@@ -98,7 +105,7 @@ def layer_filters(model: keras.Model) -> tuple[LayerFilters, ...]:
                 name=group.name,
                 norms=norms,
                 folded=None if scale is None else norms * scale,
-                entropy=entropy,
+                entropy=entropy if np.isfinite(norms).all() else float("nan"),
                 weights=kernel.size // group.filters,
             )
         )
@@ -149,13 +156,28 @@ def split_norms(
     Example:
         >>> own = LayerFilters("kernel", np.array([1.0, 5.0, 3.0]), None, 1.0, 9)
         >>> other = LayerFilters("kernel", np.array([0.0, 2.0, 2.0]), None, 1.0, 9)
-        >>> split_norms([own], [other])
-        SplitNorms(valid=4.0, invalid=1.0, valid_count=2, invalid_count=1)
+        >>> split = split_norms([own], [other])
+        >>> split.valid, split.invalid, split.valid_count, split.invalid_count
+        (4.0, 1.0, 2, 1)
     """
     check_alike(layers, baseline)
     norms = np.concatenate([layer.norms for layer in layers])
     dead = np.concatenate([layer.invalid(threshold) for layer in baseline])
-    return SplitNorms(_mean(norms[~dead]), _mean(norms[dead]), int((~dead).sum()), int(dead.sum()))
+    folded = np.concatenate(
+        [
+            np.full(len(layer.norms), np.nan) if layer.folded is None else layer.folded
+            for layer in layers
+        ]
+    )
+    known = ~np.isnan(folded)
+    return SplitNorms(
+        valid=_mean(norms[~dead]),
+        invalid=_mean(norms[dead]),
+        valid_count=int((~dead).sum()),
+        invalid_count=int(dead.sum()),
+        valid_folded=_mean(folded[~dead & known]),
+        invalid_folded=_mean(folded[dead & known]),
+    )
 
 
 def overlap(
@@ -207,20 +229,32 @@ def check_alike(layers: Sequence[LayerFilters], others: Sequence[LayerFilters]) 
 
 def _scales(model: keras.Model) -> dict[int, np.ndarray]:
     """By the index of a kernel, what batch normalisation multiplies each of its filters by."""
-    layers = {
-        id(layer.gamma): layer
-        for layer in layers_of(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.gamma is not None
-    }
+    index = {id(weight): i for i, weight in enumerate(model.weights)}
     found = {}
-    for chain in chains(model):
-        layer = layers[id(model.weights[chain.scale])]
-        gamma, variance = (
-            keras.ops.convert_to_numpy(own).astype(np.float64)
-            for own in (layer.gamma, layer.moving_variance)
-        )
-        found[chain.kernel] = np.abs(gamma) / np.sqrt(variance + layer.epsilon)
+    for layer, norm in normalised(model):
+        kernel = _last_kernel(layer)
+        if kernel is None or not _by_channel(layer, norm):
+            continue
+        variance = keras.ops.convert_to_numpy(norm.moving_variance).astype(np.float64)
+        scale = 1 / np.sqrt(variance + norm.epsilon)
+        if norm.gamma is not None:
+            scale *= np.abs(keras.ops.convert_to_numpy(norm.gamma))
+        found[index[id(kernel)]] = scale
     return found
+
+
+def _last_kernel(layer: keras.Layer) -> Any:
+    """The kernel whose filters are the channels that a layer gives; None of one that has none."""
+    if isinstance(layer, SEPARABLE):
+        return layer.pointwise_kernel
+    return layer.kernel if isinstance(layer, (*CONVOLUTIONS, keras.layers.Dense)) else None
+
+
+def _by_channel(layer: keras.Layer, norm: keras.layers.BatchNormalization) -> bool:
+    """Whether batch normalisation has a scale for each channel that a layer gives."""
+    first = isinstance(layer, CONVOLUTIONS) and layer.data_format == "channels_first"
+    rank = len(layer.output.shape)
+    return norm.axis % rank == (1 if first else rank - 1)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -151,12 +151,16 @@ def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    """Its lines; the last one of a run that is not finished may be about to be written."""
+    trains = not (file.parent / "summary.json").exists()
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     row = json.loads(line)
                 except ValueError:
+                    if trains and not line.endswith("\n"):
+                        return
                     raise UserError(f"{file}, line {number}: no JSON.") from None
                 if not isinstance(row, dict):
                     raise UserError(f"{file}, line {number}: expected an object.")

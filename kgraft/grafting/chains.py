@@ -67,6 +67,17 @@ def chains(model: keras.Model) -> list[Chain]:
     return sorted(found, key=lambda chain: chain.kernel)
 
 
+def normalised(model: keras.Model) -> Iterator[tuple[keras.Layer, keras.layers.BatchNormalization]]:
+    """Every layer that batch normalisation, and nothing else, reads; and which that is.
+
+    Args:
+        model: a built model; layers of a subclassed one are outside any graph and give none.
+    """
+    for graph in _graphs_in(model):
+        for layer, norm, _ in _normalised(_Calls(graph)):
+            yield layer, norm
+
+
 def layers_of(model: Any) -> Iterator[Any]:
     """The layers of a model, those inside of models in it included, models themselves left out."""
     for layer in model.layers:
@@ -105,14 +116,19 @@ class _Calls:
         return {id(call) for call in self.of[layer]} == {id(call) for call in calls}
 
 
-def _chains_of(calls: _Calls, index: dict[int, int]) -> Iterator[Chain]:
+def _normalised(calls: _Calls) -> Iterator[tuple[Any, Any, list[Any]]]:
+    """A layer, the batch normalisation that alone reads it, and the calls of that one."""
     for layer, own in calls.of.items():
+        norm, at = calls.only_reader(own)
+        if isinstance(norm, keras.layers.BatchNormalization) and calls.reads_nothing_else(norm, at):
+            yield layer, norm, at
+
+
+def _chains_of(calls: _Calls, index: dict[int, int]) -> Iterator[Chain]:
+    for layer, norm, at in _normalised(calls):
         if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
             continue
-        norm, at = calls.only_reader(own)
-        if not isinstance(norm, keras.layers.BatchNormalization) or norm.gamma is None:
-            continue
-        if not calls.reads_nothing_else(norm, at):
+        if norm.gamma is None:
             continue
         reader, at = calls.only_reader(at)
         while isinstance(reader, _CHANNELWISE):

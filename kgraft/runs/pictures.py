@@ -1,22 +1,27 @@
 """What `kgraft plot` draws of runs' directories and comparisons."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kgraft.analysis import figures
+from kgraft.analysis.peer_figures import accuracy_by_peers, entropy_by_peers
 from kgraft.analysis.records import Grafts, Metrics, read_grafts, read_metrics
 from kgraft.errors import UserError
-from kgraft.files import check_place, is_directory, is_file, storing, whole
+from kgraft.files import check_place, is_file, storing, whole
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.config import read
 from kgraft.runs.directory import read_json
+from kgraft.runs.epochs import unit_of
+from kgraft.runs.peer_counts import is_comparison, peer_counts, runs_of_comparison
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
-_METRICS = {"accuracy": ("accuracy", True), "loss": ("loss", False)}
+_METRICS = {"accuracy": True, "loss": False}  # and whether it is a share
+_LEAST_REACH = 0.05  # of coefficients' colours, beside 1/2
+_MOST_LINES = 14
 _CURVE = ("graft.amplitude", "graft.sharpness")
 
 
@@ -46,9 +51,9 @@ def draw(
         StorageError: a file cannot be written.
     """
     pictures: dict[str, Picture] = {}
-    single = [run for run in runs if not _is_comparison(run)]
+    single = [run for run in runs if not is_comparison(run)]
     for run in runs:
-        if _is_comparison(run):
+        if is_comparison(run):
             pictures |= _named(_of_comparison(run), run.resolve().name, len(runs) > 1)
         elif not is_file(run / "metrics.jsonl"):
             raise UserError(f"{run}: neither a run's directory nor a comparison's.")
@@ -59,6 +64,8 @@ def draw(
         pictures |= dict(_of_metrics(metrics))
         for (name, _), run in zip(metrics.items(), single, strict=True):
             pictures |= _named(_of_run(run, threshold, weights), name, len(single) > 1)
+    whole_runs = [run for run in runs if is_comparison(run) or is_file(run / "run.toml")]
+    pictures |= dict(against_peers(whole_runs, weights))
     return save_pictures(pictures, out, kind)
 
 
@@ -93,23 +100,25 @@ def _named(pictures: Iterator[tuple[str, Picture]], run: str, several: bool) -> 
 
 
 def _of_metrics(runs: dict[str, Metrics]) -> Iterator[tuple[str, Picture]]:
-    """Curves of every peer of some runs beside each other."""
-    for name, (what, percent) in _METRICS.items():
-        series = {}
+    """Curves of some runs beside each other: of every peer, or where these are many their means."""
+    many = len(runs) > 1 and sum(len(own.models) for own in runs.values()) > _MOST_LINES
+    for name, percent in _METRICS.items():
+        series: dict[str, list[np.ndarray]] = {}
         for run, own in runs.items():
             key = own.accuracy if name == "accuracy" else "loss"
             if key not in own.values:
+                continue
+            if many:
+                series[run] = [*own.values[key].T]
                 continue
             for k, number in enumerate(own.models.tolist()):
                 peer = f"peer {number}" if len(own.models) > 1 or len(runs) == 1 else ""
                 label = ", ".join(filter(None, (run if len(runs) > 1 else "", peer)))
                 series[label] = [own.values[key][:, k]]
         if series:
-            told = {own.accuracy for own in runs.values()}
-            held_out = (
-                " on held-out images" if name == "accuracy" and told == {"val_accuracy"} else ""
-            )
-            yield name, figures.curves(series, what=what + held_out, percent=percent)
+            note = "mean of the peers; band: all of them" if many else ""
+            what = _where(name, runs.values())
+            yield name, figures.curves(series, what=what, percent=percent, note=note)
 
 
 def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, Picture]]:
@@ -126,7 +135,27 @@ def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, P
     yield "thresholds", figures.threshold_curves(short)
 
 
+def against_peers(runs: Sequence[Path], weights: bool) -> Iterator[tuple[str, Picture]]:
+    """What lines of runs that are alike but for their number of peers came to.
+
+    Args:
+        runs: directories of runs and comparisons.
+        weights: see `peer_counts`.
+
+    Returns:
+        Pictures by name; none where no line has two numbers of peers.
+    """
+    found, figure, _ = peer_counts(runs, weights=weights)
+    if found:
+        what = "mAP" if figure == "mAP" else "accuracy on the test images"
+        yield f"{figure}-by-peers", accuracy_by_peers(found, what=what)
+    if any(point.entropy for point in found):
+        yield "entropy-by-peers", entropy_by_peers(found)
+
+
 def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
+    known = grafts.coefficients[np.isfinite(grafts.coefficients)]
+    reach = float(np.abs(known - 0.5).max(initial=_LEAST_REACH))
     for k, number in enumerate(grafts.peers.tolist()):
         if np.isfinite(grafts.coefficients[:, k]).any():
             yield (
@@ -135,8 +164,8 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
                     grafts.coefficients[:, k],
                     grafts.groups,
                     grafts.epochs,
-                    what="coefficient (share of its own)",
-                    limits=(0.0, 1.0),
+                    what="coefficient: share of its own that is kept",
+                    limits=(0.5 - reach, 0.5 + reach),
                 ),
             )
         if np.isfinite(grafts.information[:, k]).any():
@@ -146,10 +175,10 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
                     grafts.information[:, k],
                     grafts.groups,
                     grafts.epochs,
-                    what=_unit(run),
+                    what=unit_of(run),
                 ),
             )
-    if np.isfinite(grafts.gaps).any() and _unit(run).startswith("entropy"):
+    if np.isfinite(grafts.gaps).any() and unit_of(run).startswith("entropy"):
         settings = read(run / "run.toml").flat()
         given = [settings.get(key) for key in _CURVE]
         curve = dict(zip(("amplitude", "sharpness"), given, strict=True))
@@ -160,14 +189,21 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
         )
 
 
-def _unit(run: Path) -> str:
-    """What the information of a run's layers is."""
-    criterion = read(run / "run.toml").flat().get("graft.criterion", "entropy")
-    return "entropy, nats" if criterion == "entropy" else f"information ({criterion})"
+def _where(name: str, runs: Iterable[Metrics]) -> str:
+    """What a metric is, and on which images."""
+    if name == "loss":
+        return "loss on training images"
+    images = {"val_accuracy": "held-out", "accuracy": "training"}
+    return f"accuracy on {' or '.join(sorted({images[own.accuracy] for own in runs}))} images"
 
 
-def _is_comparison(path: Path) -> bool:
-    return is_directory(path) and is_file(path / "comparison.json")
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Of the peers in each epoch, of those that are known; nan without any."""
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    found = np.full(len(values), np.nan)
+    np.divide(np.where(known, values, 0.0).sum(axis=1), count, out=found, where=count > 0)
+    return found
 
 
 def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
@@ -176,21 +212,21 @@ def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     entries = [row["entry"] for row in told["entries"]]
     names = {name.replace("/", "-").replace(" ", "-"): name for name in entries}
     series: dict[str, dict[str, list[np.ndarray]]] = {"accuracy": {}, "loss": {}}
-    for entry in sorted(own for own in path.iterdir() if own.is_dir()):
-        for run in sorted(entry.glob("seed-*")):
-            if not is_file(run / "metrics.jsonl"):
-                continue
+    every: list[Metrics] = []
+    for entry, runs in runs_of_comparison(path):
+        for run in runs:
             metrics = read_metrics(run)
+            every.append(metrics)
             for name, found in series.items():
                 key = metrics.accuracy if name == "accuracy" else "loss"
                 if key in metrics.values:
-                    mean = np.nanmean(metrics.values[key], axis=1)
+                    mean = _mean(metrics.values[key])
                     found.setdefault(names.get(entry.name, entry.name), []).append(mean)
-    for name, found in series.items():
+    for name, given in series.items():
+        found = {own: given[own] for own in dict.fromkeys([*entries, *given]) if own in given}
         if found:
-            what, percent = _METRICS[name]
-            mean = "mean of the peers; band: all seeds"
-            yield name, figures.curves(found, what=f"{what}, {mean}", percent=percent)
+            what, note = _where(name, every), "mean of the peers, over seeds; band: all seeds"
+            yield name, figures.curves(found, what=what, percent=_METRICS[name], note=note)
     baseline = next((b for row in told["entries"] for b in row["against"]), None)
     if baseline is not None:
         yield "differences", figures.differences(told["entries"], baseline=baseline)

@@ -1,12 +1,16 @@
 """What is drawn, read off the pictures' own objects."""
 
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from kgraft.analysis import figures
 from kgraft.analysis.filters import LayerFilters
+from kgraft.analysis.peer_counts import RECORDS, WEIGHTS, Point
+from kgraft.analysis.peer_figures import accuracy_by_peers, entropy_by_peers
+from kgraft.analysis.statistics import Spread
 from kgraft.errors import UserError
 
 
@@ -37,6 +41,74 @@ def test_a_curve_is_the_mean_of_its_seeds_within_their_band(tmp_path):
 def test_seeds_of_different_lengths_are_drawn_as_far_as_all_go(tmp_path):
     axes = drawn(figures.curves({"own": [np.ones(4), np.ones(2)]}, what="loss"), tmp_path)
     assert len(axes.lines[0].get_xdata()) == 2
+
+
+def test_of_one_epoch_there_is_a_point_and_one_tick(tmp_path):
+    axes = drawn(figures.curves({"own": [np.array([0.5])]}, what="loss"), tmp_path)
+    assert axes.get_xticks().tolist() == [1] and axes.lines[0].get_marker() != ""
+
+
+def test_what_is_not_known_is_left_out_of_a_line(tmp_path):
+    rows = [np.array([1.0, np.nan, np.nan])]
+    axes = drawn(
+        figures.curves({"sick": rows, "none": [np.full(3, np.nan)]}, what="loss"), tmp_path
+    )
+    assert np.isfinite(axes.lines[0].get_ydata()).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("name", ["own", "a name that is long " * 6, "a-name-without-a-blank" * 6])
+def test_names_lie_outside_of_the_axes_which_keep_their_size(name, tmp_path):
+    series = {f"{name}{k}": [np.arange(3.0) + k] for k in range(20)}
+    figure = figures.curves(series, what="loss")
+    axes = drawn(figure, tmp_path)
+    (legend,) = [*figure.legends, *filter(None, [axes.get_legend()])]
+    box, names = axes.get_window_extent(), legend.get_window_extent()
+    assert not box.overlaps(names)
+    assert box.width > 5.5 * figure.dpi and box.height > 3 * figure.dpi
+    assert names.x1 <= figure.bbox.x1 + 2 * figure.dpi  # what is beyond is saved with it
+    assert not axes.xaxis.label.get_window_extent().overlaps(names)
+
+
+def test_neighbouring_lines_differ_in_colour_style_and_marker(tmp_path):
+    series = {str(k): [np.arange(3.0) + k] for k in range(8)}
+    axes = drawn(figures.curves(series, what="loss"), tmp_path)
+    looks = [(one.get_color(), one.get_linestyle(), one.get_marker()) for one in axes.lines]
+    for first, second in pairwise(looks):
+        assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_accuracies_against_peers_have_a_bar_where_there_are_seeds(tmp_path):
+    points = [
+        Point("graft", 1, Spread(0.5, None, 1), *[Spread(0.0, None, 1)] * 2, None, ""),
+        Point(
+            "graft", 2, Spread(0.6, 0.02, 3), Spread(0.0, None, 1), Spread(0.7, 0.01, 3), None, ""
+        ),
+    ]
+    axes = drawn(accuracy_by_peers(points, what="accuracy"), tmp_path)
+    best, together = axes.containers
+    np.testing.assert_allclose(best[0].get_xydata(), [[1, 50], [2, 60]], atol=0.04)
+    np.testing.assert_allclose(together[0].get_xydata(), [[2, 70]], atol=0.04)
+    bars = best[2][0].get_segments()
+    assert not len(bars[0])  # of one seed
+    np.testing.assert_allclose(bars[1][:, 1], [58, 62])
+    assert axes.get_xticks().tolist() == [1, 2] and axes.get_ylabel() == "accuracy, %"
+    names = [own.get_text() for own in axes.get_legend().get_texts()]
+    assert names == ["graft: best peer", "graft: ensemble"]
+
+
+def test_entropies_before_the_last_grafting_are_open(tmp_path):
+    spread = Spread(0.5, None, 1)
+    points = [
+        Point("graft", 1, spread, spread, spread, None, ""),
+        Point("graft", 2, spread, spread, spread, Spread(12.0, 0.5, 2), WEIGHTS),
+        Point("graft", 4, spread, spread, spread, Spread(13.0, 0.25, 2), RECORDS),
+    ]
+    axes = drawn(entropy_by_peers(points), tmp_path)
+    line, *_, marks = axes.lines
+    np.testing.assert_allclose(line.get_xydata(), [[2, 12], [4, 13]])
+    np.testing.assert_allclose(marks.get_xydata(), [[4, 13]])
+    assert marks.get_markerfacecolor() == "white" and "open: before" in axes.get_ylabel()
+    assert "open" not in entropy_by_peers(points[:2]).axes[0].get_ylabel()
 
 
 def test_many_lines_differ_in_colour_or_style(tmp_path):

@@ -68,12 +68,22 @@ def test_a_run_without_graftings_has_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("{", "line 1: no JSON"), ("[1]", "expected an object")]
+    ("text", "said"), [("{\n", "line 1: no JSON"), ("[1]", "expected an object")]
 )
 def test_damaged_lines_are_named(tmp_path, text, said):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(UserError, match=said):
         read_metrics(tmp_path)
+
+
+def test_a_line_that_is_just_being_written_is_left_out(run):
+    before = read_metrics(run).values["loss"]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "peers", "mo')
+    np.testing.assert_array_equal(read_metrics(run).values["loss"], before)
+    (run / "summary.json").write_text("{}")  # a finished run's is damaged
+    with pytest.raises(UserError, match="line 8: no JSON"):
+        read_metrics(run)
 
 
 def test_a_phase_that_was_not_is_named(run, tmp_path):

@@ -6,7 +6,9 @@ import sys
 import pytest
 from PIL import Image
 
+from kgraft.analysis import figures
 from tests.apps.test_fit import kgraft  # noqa: F401
+from tests.runs.test_peer_counts import finished
 
 SMALL = ("--teachers", "0", "--epochs", "2", "--limit-train", "64", "--batch-size", "16")
 
@@ -60,13 +62,63 @@ def test_a_comparison_is_drawn_with_its_seeds(kgraft, tmp_path):  # noqa: F811
     assert names(out) == ["accuracy.png", "loss.png", "differences.png"]
 
 
+def records(path, peers, sick=False):
+    path.mkdir()
+    rows = [
+        {"phase": "peers", "model": k, "epoch": e, "loss": None if sick else k / e}
+        for e in (1, 2, 3)
+        for k in range(1, peers + 1)
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_of_many_runs_each_is_a_line_with_a_band(kgraft, tmp_path, monkeypatch):  # noqa: F811
+    drawn = []
+    curves = figures.curves
+    monkeypatch.setattr(figures, "curves", lambda *a, **k: drawn.append((a, k)) or curves(*a, **k))
+    for k in range(8):
+        records(tmp_path / f"run{k}", 2)
+    code, out, err = kgraft("plot", *(f"run{k}" for k in range(7)), "-o", "pictures")
+    assert (code, err, names(out)) == (0, "", ["loss.png"])
+    assert len(drawn[-1][0][0]) == 14 and drawn[-1][1]["note"] == ""
+    kgraft("plot", *(f"run{k}" for k in range(8)), "-o", "pictures")
+    (series,), told = drawn[-1]
+    assert [*series] == [f"run{k}" for k in range(8)] and "band" in told["note"]
+    assert [own.tolist() for own in series["run3"]] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
+
+
+def test_epochs_without_a_figure_are_drawn_without_a_word(kgraft, tmp_path):  # noqa: F811
+    (tmp_path / "runs/a").mkdir(parents=True)
+    records(tmp_path / "runs/a/seed-0", 2)
+    records(tmp_path / "runs/a/seed-1", 2)
+    file = tmp_path / "runs/a/seed-1/metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[4]["loss"] = rows[5]["loss"] = None  # epoch 3, both peers
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "runs/comparison.json").write_text('{"entries": []}')
+    code, out, err = kgraft("plot", "runs", "-o", "pictures")
+    assert (code, err, names(out)) == (0, "", ["loss.png"])
+
+
+def test_accuracy_and_entropy_are_drawn_against_peers(kgraft, tmp_path):  # noqa: F811
+    for k, method in ((1, "baseline"), (2, "graft"), (3, "graft")):
+        finished(tmp_path / f"run{k}", method, k, entropy=k * 1.0)
+        (tmp_path / f"run{k}/metrics.jsonl").unlink()
+        records(tmp_path / "moved", k)
+        (tmp_path / "moved/metrics.jsonl").rename(tmp_path / f"run{k}/metrics.jsonl")
+        (tmp_path / "moved").rmdir()
+    code, out, err = kgraft("plot", "run1", "run2", "run3", "-o", "pictures", "--records-only")
+    assert (code, err) == (0, "")
+    assert names(out)[-2:] == ["accuracy-by-peers.png", "entropy-by-peers.png"]
+
+
 def test_mistakes_are_told_in_a_line(kgraft, tmp_path, monkeypatch):  # noqa: F811
     code, _, err = kgraft("plot", "nothing", "-o", "pictures")
     assert code == 2 and "nothing: neither a run's directory nor a comparison's" in err
     code, _, err = kgraft("plot", "nothing")
     assert code == 2 and "Missing option" in err
     (tmp_path / "own").mkdir()
-    (tmp_path / "own/metrics.jsonl").write_text("{")
+    (tmp_path / "own/metrics.jsonl").write_text("{\n")
     code, _, err = kgraft("plot", "own", "-o", "pictures")
     assert code == 2 and "line 1: no JSON" in err and not (tmp_path / "pictures").exists()
     row = {"phase": "peers", "model": 1, "epoch": 1, "loss": 1.0, "val_accuracy": 0.5}

@@ -27,7 +27,7 @@ from kgraft.runs.stopping import Stopping
 from kgraft.runs.unfinished import read_unfinished
 
 _ASKED = 1 / 3  # of a training step: a teacher's forward pass, for the time that is left
-_NO_MATTER = ("data.directory", "checkpoint.every", "checkpoint.keep")
+NO_MATTER = ("data.directory", "checkpoint.every", "checkpoint.keep")
 
 
 def train_missing(
@@ -253,7 +253,7 @@ def _check_settings(path: Path, config: Config) -> None:
     known = without_unread(read(path / "run.toml"))
     wanted = _filled(config, known)
     for where, a, b in differences("", known, wanted):
-        if where in _NO_MATTER or (where == "teachers.files" and _same_runs(a, b)):
+        if where in NO_MATTER or (where == "teachers.files" and _same_runs(a, b)):
             continue
         raise UserError(
             f"{path} holds a run with {where} = {a!r}, the comparison wants {b!r}: "

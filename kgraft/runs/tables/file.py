@@ -5,7 +5,7 @@
     source = "Somebody et al., table 1"
     also = ["table-2"]             # what else one may call it
     shows = ["accuracy"]           # or "invalid", "norms", "entropy"
-    pictures = ["curves"]          # or "thresholds", "filters", "coefficients"
+    pictures = ["curves"]          # or "thresholds", "filters", "coefficients", "peers"
     baseline = "baseline"          # of what was published
 
     [common]                       # tables of a run file, the same for everybody
@@ -56,7 +56,7 @@ from kgraft.runs.toml_text import text_of, toml
 
 BUDGETS = ("full", "small")
 SHOWS = ("accuracy", "invalid", "norms", "entropy")
-PICTURES = ("curves", "thresholds", "filters", "coefficients")
+PICTURES = ("curves", "thresholds", "filters", "coefficients", "peers")
 THRESHOLDS = ("0.1", "1")
 """Of the l1 norm, at which the papers split filters."""
 

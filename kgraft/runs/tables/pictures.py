@@ -13,7 +13,7 @@ from kgraft.runs.comparisons.runs import run_path
 from kgraft.runs.config import read
 from kgraft.runs.directory import best_peer_file
 from kgraft.runs.keras_file import read_model
-from kgraft.runs.pictures import save_pictures
+from kgraft.runs.pictures import against_peers, save_pictures
 from kgraft.runs.tables.file import PaperTable
 from kgraft.runs.tables.results import place
 
@@ -91,6 +91,10 @@ def _coefficients(runs: Runs) -> Iterator[tuple[str, Picture]]:
             yield f"coefficients-{name}", picture
 
 
+def _peers(runs: Runs) -> Iterator[tuple[str, Picture]]:
+    yield from against_peers([run for own in runs.values() for run in own], True)
+
+
 def _layers(runs: list[Path]) -> tuple[LayerFilters, ...]:
     """The filters of the first seed's best peer."""
     file = best_peer_file(runs[0])
@@ -102,4 +106,5 @@ _PICTURES: dict[str, Callable[[Runs], Iterator[tuple[str, Picture]]]] = {
     "thresholds": _thresholds,
     "filters": _filters,
     "coefficients": _coefficients,
+    "peers": _peers,
 }
