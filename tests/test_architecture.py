@@ -48,7 +48,8 @@ MAY_IMPORT = {
         "structure",
     },
     "retrieval": {"errors", "settings", "files", "data"},
-    "analysis": {"errors", "equations", "grafting", "keras_private"},
+    "analysis": {"errors", "files", "equations", "grafting", "keras_private"},
+    "tensorboard": {"errors", "analysis", "training"},
     "runs": {
         "backend",
         "errors",
@@ -67,6 +68,7 @@ MAY_IMPORT = {
         "structure",
         "retrieval",
         "analysis",
+        "tensorboard",
     },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}

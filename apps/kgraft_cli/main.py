@@ -15,6 +15,7 @@ _COMMANDS = {
     "fit": "Train K peers, graft them after every epoch, keep what they learnt.",
     "select": "One network out of a run's peers: the best, a soup, the ensemble.",
     "compare": "Methods x seeds under one schedule, with intervals.",
+    "watch": "Show how far a run is that another process trains.",
     "evaluate": "Test the peers of a finished run again.",
     "analyze": "Which filters of networks hold anything.",
     "plot": "Pictures of runs and comparisons.",
