@@ -1,6 +1,5 @@
 """TensorBoard for all peers of a training, on every backend and without TensorFlow."""
 
-import logging
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from kgraft.analysis.event_files import EventFiles, check_installed, filter_image
 from kgraft.analysis.filters import layer_filters
@@ -17,8 +15,6 @@ from kgraft.training.callback import GraftCallback
 from kgraft.training.distiller import student_of
 from kgraft.training.fit import GraftingFit
 from kgraft.training.joint_state import StatefulCallback
-
-_log = logging.getLogger("kgraft")
 
 _OF_PEER = re.compile(r"peer(\d+)_(.+)")  # so the first peer's logs have the others'
 
@@ -72,7 +68,6 @@ class TensorBoard(StatefulCallback):
         self._files: dict[int, EventFiles] = {}
         self._rates: dict[int, float] = {}
         self._done = self._seen = 0  # epochs, and records of graftings
-        self._draws = True
 
     def save(self) -> dict[str, Any]:
         """See `StatefulCallback`."""
@@ -115,7 +110,8 @@ class TensorBoard(StatefulCallback):
                 folder = self._log_dir / f"{self._name} {self._first + k}"
                 self._files[k] = EventFiles(folder, self._done)
             own = {} if coefficients is None else {"alpha_of_layers": coefficients[k]}
-            self._files[k].add(self._done, scalars, own, self._images(self._ring[k]))
+            filters = filter_image(layer_filters(student_of(self._ring[k])))
+            self._files[k].add(self._done, scalars, own, {"filters": filters})
 
     def _scalars(self, logs: Mapping[str, Any]) -> dict[int, dict[str, float]]:
         """What the first peer's logs say of each."""
@@ -129,13 +125,3 @@ class TensorBoard(StatefulCallback):
             if k in self._rates:
                 scalars["lr"] = self._rates[k]
         return found
-
-    def _images(self, peer: keras.Model) -> dict[str, np.ndarray]:
-        if not self._draws:
-            return {}
-        try:
-            return {"filters": filter_image(layer_filters(student_of(peer)))}
-        except UserError as error:
-            _log.info("TensorBoard shows no filters: %s", error)
-            self._draws = False
-            return {}

@@ -21,6 +21,7 @@ def command(run: str) -> None:
 
     from kgraft.runs.directory import read_run
     from kgraft.runs.following import Following
+    from kgraft.runs.own import called
     from kgraft_cli.messages import quiet_tensorflow
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import print_summary
@@ -34,9 +35,10 @@ def command(run: str) -> None:
         print_summary(console, read_run(path)[1], path)
         return
     progress.stay()
+    trust = " --trust" if called(following.config) else ""
     console.print(
         f"no process that can be seen from here trains in {path}. To go on: "
-        f"kgraft fit --resume {shlex.quote(run)}",
+        f"kgraft fit --resume {shlex.quote(run)}{trust}",
         highlight=False,
         soft_wrap=True,
     )

@@ -61,11 +61,11 @@ class EventFiles:
         # TensorBoard reads them in the order of their names; several may begin in one second
         name = f"{_PREFIX}{int(time.time()):010d}.{socket.gethostname()}.{len(files)}"
         self._file = folder / name
-        self._append([_event(file_version="brain.Event:2")])
-        if files:
-            from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-            self._append([_event(step=step, session_log=SessionLog(status=SessionLog.START))])
+        start = SessionLog(status=SessionLog.START)  # the second one takes back what was read
+        version = _event(file_version="brain.Event:2")
+        self._append([version, _event(step=step, session_log=start)])
 
     def add(
         self,

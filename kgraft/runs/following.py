@@ -91,8 +91,9 @@ class Following:
         told, seen = "", time.monotonic()
         while True:
             finished = is_file(self.run / "summary.json")  # what is read next was written before it
+            now = time.monotonic()
             if has_writer(self.run) is not False:
-                seen = time.monotonic()
+                seen = now
             for (name, epoch), rows in self._news()[0 if told else -1 :]:
                 if told != name:
                     told = self._begin(observer, name)
@@ -101,7 +102,7 @@ class Following:
                 if epoch == self._phases[name].epochs and following:
                     told = self._begin(observer, following[0])
             told = told or self._begin(observer, next(iter(self._phases)))
-            if finished or time.monotonic() - seen > _LEAVE:
+            if finished or now - seen > _LEAVE:
                 return finished
             wait(_OFTEN)
 
