@@ -3,8 +3,11 @@
 import csv
 import json
 import logging
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -226,53 +229,75 @@ def test_one_that_fails_is_told_in_one_line(tiny, tmp_path, own, name, line):
     assert not list(Path(tmp_path / "run").glob("peers/*"))
 
 
-TRACKER = """
-import keras
-import tracker
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TRACKERS = re.findall(r"```python\n(# tracking.*?)```", README, re.S)
 
 
-class Tracked(keras.callbacks.Callback):
-    def __init__(self, peer, run, settings):
-        super().__init__()
-        name = f"{run.name}-peer-{peer}"
-        self.run = tracker.init(project="kgraft", group=run.name, id=name, config=settings)
+class Wandb:
+    """A stand-in for a run of wandb, which is not installed here."""
 
-    def on_epoch_end(self, epoch, logs=None):
-        own = {name: value for name, value in logs.items() if not name.startswith("peer")}
-        self.run.log(own, step=epoch + 1)
+    runs: ClassVar = []
 
-    def on_train_end(self, logs=None):
-        self.run.finish()
-"""
+    def __init__(self, **given):
+        self.name, self.told, self.ended = given["id"], {}, False
+        self.config = given["config"]
+        self.runs.append(self)
+
+    def log(self, values, step):
+        self.told[step] = values
+
+    def finish(self):
+        self.ended = True
 
 
-def test_the_readmes_tracker_gets_every_epoch_of_every_peer(tiny, tmp_path, monkeypatch):
-    """With a stand-in for wandb, which is not installed here."""
+class MlflowClient:
+    """A stand-in for MLflow's."""
 
-    class Run:
-        def __init__(self, **given):
-            self.given, self.logged, self.finished = given, {}, False
-            runs.append(self)
+    runs: ClassVar = []
 
-        def log(self, values, step):
-            self.logged[step] = values
+    def __init__(self, store):
+        self.name, self.told, self.ended, self.config = "", {}, False, {}
+        self.runs.append(self)
 
-        def finish(self):
-            self.finished = True
+    def create_run(self, experiment, run_name):
+        self.name = run_name
+        return SimpleNamespace(info=SimpleNamespace(run_id=f"id of {run_name}"))
 
-    runs = []
-    module = type(sys)("tracker")
-    module.init = Run
-    monkeypatch.setitem(sys.modules, "tracker", module)
-    (tmp_path / "tracking.py").write_text(TRACKER)
+    def log_param(self, run, key, value):
+        table, _, name = key.partition(".")
+        self.config.setdefault(table, {})[name] = value
+
+    def log_metric(self, run, key, value, step):
+        assert run == f"id of {self.name}"
+        self.told.setdefault(step, {})[key] = value
+
+    def set_terminated(self, run):
+        self.ended = True
+
+
+@pytest.mark.parametrize(
+    ("code", "package", "stand_in", "name"),
+    [
+        (TRACKERS[0], "wandb", {"init": Wandb}, "tracking:Wandb"),
+        (TRACKERS[1], "mlflow", {"MlflowClient": MlflowClient}, "tracking_mlflow:Mlflow"),
+    ],
+    ids=["wandb", "mlflow"],
+)
+def test_the_readmes_trackers_get_every_epoch(
+    tiny, tmp_path, monkeypatch, code, package, stand_in, name
+):
+    module, runs = name.partition(":")[0], next(iter(stand_in.values())).runs
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(**stand_in))
+    (tmp_path / f"{module}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    config = tiny(teachers__count=0, run__callbacks=("tracking:Tracked",))
-    execute(assemble(config), tmp_path / "run")
-    sys.modules.pop("tracking")
+    execute(assemble(tiny(teachers__count=0, run__callbacks=(name,))), tmp_path / "run")
+    sys.modules.pop(module)
     rows = metrics(tmp_path / "run")
-    for k, run in enumerate(runs, start=1):
-        assert (run.given["id"], run.finished) == (f"run-peer-{k}", True)
-        assert run.given["config"]["peers"] == {"count": 2}
-        logged = {row["epoch"]: row["val_loss"] for row in rows if row["model"] == k}
-        assert {step: own["val_loss"] for step, own in run.logged.items()} == logged
     assert len(runs) == 2
+    for k, run in enumerate(runs, start=1):
+        assert run.name.startswith("run") and run.name.endswith(f"{k}") and run.ended
+        assert run.config["peers"] == {"count": 2}
+        logged = {row["epoch"]: row["val_loss"] for row in rows if row["model"] == k}
+        assert {step: own["val_loss"] for step, own in run.told.items()} == logged
+        assert not any(name.startswith("peer") for name in run.told[1])
+    runs.clear()
