@@ -19,6 +19,7 @@ from kgraft.grafting import (  # noqa: E402
     GraftRecord,
     L1Norm,
 )
+from kgraft.tensorboard import TensorBoard  # noqa: E402
 from kgraft.training.callback import GraftCallback  # noqa: E402
 from kgraft.training.checkpoints import Checkpoints  # noqa: E402
 from kgraft.training.distiller import Distiller  # noqa: E402
@@ -42,6 +43,7 @@ __all__ = [
     "Online",
     "Triplet",
     "Checkpoints",
+    "TensorBoard",
     "Graft",
     "GraftPlan",
     "GraftRecord",

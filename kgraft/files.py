@@ -16,6 +16,8 @@ from kgraft.errors import StorageError, UserError
 
 _log = logging.getLogger("kgraft")
 
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs"}
+
 _PARTIAL = re.compile(r"\..+\.\d+(\.\w+)?")  # of `whole`: name, process, suffix
 
 MOST_TEXT = 1 << 24
@@ -291,3 +293,30 @@ def only_writer(directory: Path, instead: str = "another --out") -> Iterator[Non
                 "%s is not locked (%s): let no second process train in it.", directory, reason
             )
         yield
+
+
+def has_writer(directory: Path) -> bool | None:
+    """Whether a process keeps a directory by `only_writer`.
+
+    The kernel's list of locks is read: whoever tries a lock has it for an instant, in which a
+    process that begins to train there would be refused.
+
+    Args:
+        directory: which.
+
+    Returns:
+        None where the list says nothing: on other systems than Linux, or where processes may write
+        to the directory that this machine does not know of, as on a network file system.
+    """
+    file = directory / ".lock"
+    try:
+        locks = Path("/proc/locks").read_text().split()
+        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        if file.exists() and any(own.endswith(f":{file.stat().st_ino}") for own in locks):
+            return True
+        device = directory.stat().st_dev
+    except OSError:
+        return None
+    place = f"{os.major(device)}:{os.minor(device)}"
+    kinds = {own[own.index("-") + 1] for own in mounts if own[2] == place}
+    return False if kinds and kinds <= _LOCAL else None

@@ -91,12 +91,7 @@ class Part:
                 raise UserError(
                     f"{where(name)} unknown key {name!r}: {self.what} has no such argument.{near}"
                 )
-        missing = [
-            name
-            for name, parameter in known.items()
-            if parameter.default is parameter.empty and name not in (*self.given, *own)
-        ]
-        if missing:
+        if missing := [name for name in self.missing() if name not in own]:
             raise UserError(f"{self.what} needs {missing[0]}: set it in its table.")
         strange = [name for name in self.given if name not in known]
         if strange and not takes_any:
@@ -115,6 +110,12 @@ class Part:
         known, takes_any = self._parameters()
         fits = {name: value for name, value in given.items() if takes_any or name in known}
         return called(self.what, self.call, **_copied(own), **fits)
+
+    def missing(self) -> list[str]:
+        """The arguments that it cannot be called without, beside those that kgraft gives."""
+        known, _ = self._parameters()
+        needed = [name for name, own in known.items() if own.default is own.empty]
+        return [name for name in needed if name not in self.given]
 
     def has(self, name: str) -> bool:
         """Whether it takes an argument."""

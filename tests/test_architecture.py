@@ -48,7 +48,8 @@ MAY_IMPORT = {
         "structure",
     },
     "retrieval": {"errors", "settings", "files", "data"},
-    "analysis": {"errors", "convolutions", "equations", "grafting", "keras_private"},
+    "analysis": {"errors", "files", "convolutions", "equations", "grafting", "keras_private"},
+    "tensorboard": {"errors", "analysis", "training"},
     "runs": {
         "backend",
         "errors",
@@ -67,6 +68,7 @@ MAY_IMPORT = {
         "structure",
         "retrieval",
         "analysis",
+        "tensorboard",
     },
 }
 BACKENDS = {"torch", "jax", "tensorflow"}

@@ -16,7 +16,7 @@ import pytest
 from kgraft_cli import main as program
 
 from kgraft.errors import StorageError, UserError
-from kgraft.files import Kept, append_text, only_writer, sweep, whole, write_text
+from kgraft.files import Kept, append_text, has_writer, only_writer, sweep, whole, write_text
 from kgraft.runs import state_dict
 from kgraft.runs.config import Config
 from kgraft.runs.directory import RunDirectory, save_uncompiled
@@ -192,6 +192,23 @@ def test_a_directory_has_one_writer_and_a_killed_one_leaves_no_lock(tmp_path):
             holder.send_signal(signal.SIGKILL)
     with only_writer(out):
         pass
+
+
+def test_who_writes_is_known_and_nobody_is_disturbed(tmp_path, monkeypatch):
+    if has_writer(tmp_path) is None:
+        pytest.skip("this machine cannot tell")
+    before = sorted(tmp_path.iterdir())
+    assert has_writer(tmp_path) is False and sorted(tmp_path.iterdir()) == before
+    with only_writer(tmp_path):
+        monkeypatch.setattr("fcntl.flock", None)  # nobody tries
+        assert has_writer(tmp_path) is True
+        monkeypatch.undo()
+    assert has_writer(tmp_path) is False
+    monkeypatch.setattr("kgraft.files._LOCAL", set())  # where another machine may write
+    assert has_writer(tmp_path) is None
+    with only_writer(tmp_path):
+        assert has_writer(tmp_path) is True
+    assert has_writer(tmp_path / "nowhere") is None
 
 
 def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch, caplog):

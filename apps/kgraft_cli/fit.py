@@ -31,6 +31,9 @@ _FLAGS = {
     "precision": "run.precision",
     "limit_train": "data.limit_train",
     "limit_test": "data.limit_test",
+    "tensorboard": "run.tensorboard",
+    "csv": "run.csv",
+    "callback": "run.callbacks",
 }
 
 
@@ -58,6 +61,17 @@ _FLAGS = {
 @click.option("--limit-train", type=int, metavar="N", help="Only the first N training images.")
 @click.option("--limit-test", type=int, metavar="N", help="Only the first N test images.")
 @click.option(
+    "--tensorboard", is_flag=True, default=None, help="Write event files, see RUN/tensorboard."
+)
+@click.option("--csv", is_flag=True, default=None, help="Write metrics.csv beside metrics.jsonl.")
+@click.option(
+    "--callback",
+    multiple=True,
+    callback=lambda context, option, given: list(given) or None,
+    metavar="MODULE:CLASS",
+    help="A Keras callback for every peer, or a function that makes it.",
+)
+@click.option(
     "--out",
     type=PLACE,
     metavar="DIR",
@@ -84,7 +98,9 @@ def command(
     kill, to what the run would have come to.
 
     Parts of your own are named module:function or module:Class, in --model, --dataset, --method,
-    --optimizer and graft.criterion. --trust lets --resume call those that the run's directory
+    --optimizer, --callback and graft.criterion. A callback is made once for every peer, with its
+    number (peer), the run's directory (run) and all settings (settings) where it has arguments of
+    these names. --trust lets --resume call those that the run's directory
     names, --here does so too.
     """
     from rich.console import Console
@@ -100,7 +116,7 @@ def command(
     from kgraft_cli.messages import messages_on
     from kgraft_cli.output import going_on
     from kgraft_cli.progress import progress_on
-    from kgraft_cli.summary import summary_table
+    from kgraft_cli.summary import print_summary
 
     console = Console(markup=False, emoji=False)
     with Stopping() as stopping, messages_on(console), going_on(stopping):
@@ -121,15 +137,7 @@ def command(
             path = make_new(path)
         with progress_on(console) as progress:
             summary = execute(assembly, path, progress, stopping, resume=resume is not None)
-    console.print(summary_table(summary))
-    share = summary.get("waiting")
-    waiting = "" if share is None else f", {share:.1%} of it waiting for photographs"
-    console.print(
-        f"{summary['seconds']:.1f} s for the peers{waiting}, "
-        f"{summary['images_per_second']:.0f} images/s over all of them; everything is in {path}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    print_summary(console, summary, path)
 
 
 def _go_on(path: Path, more: str) -> str:

@@ -16,6 +16,7 @@ _COMMANDS = {
     "select": "One network out of a run's peers: the best, a soup, the ensemble.",
     "compare": "Methods x seeds under one schedule, with intervals.",
     "evaluate": "Test the peers of a finished run again.",
+    "watch": "Show how far a run is that another process trains.",
     "analyze": "Which filters of networks hold anything.",
     "plot": "Pictures of runs and comparisons.",
     "reproduce": "Tables of the papers, trained anew.",

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,11 +24,17 @@ Jobs = Sequence[tuple[str, float]]
 
 
 class PlainProgress:
-    """One line an epoch, for logs and pipes."""
+    """One line an epoch, for logs and pipes.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._epochs, self._started = 0, 0.0
+    Args:
+        console: where they go.
+        clock: the time of what is told, in seconds.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock = console, clock
+        self._epochs = self._steps = 0
+        self._began, self._before = 0.0, -1
 
     def __enter__(self) -> "PlainProgress":
         return self
@@ -38,17 +44,28 @@ class PlainProgress:
 
     def begin(self, phase: str, models: int, epochs: int, steps: int) -> None:
         """Say what begins."""
-        self._epochs, self._started = epochs, time.monotonic()
-        say(self._console, f"{phase}: {_count(models)}, {epochs} epochs of {steps} steps")
+        self._epochs, self._steps = epochs, steps
+        self._began, self._before = self._clock(), -1
+        of = f" of {steps} steps" if steps else ""
+        say(self._console, f"{phase}: {_count(models)}, {epochs} epochs{of}")
 
     def step(self, phase: str, epoch: int, step: int) -> None:
         """Steps are not shown."""
 
     def epoch(self, phase: str, epoch: int, rows: Rows) -> None:
         """One line with every model's figures."""
-        left = (time.monotonic() - self._started) / epoch * (self._epochs - epoch)
-        figures = " | ".join(_line(row, numbered=len(rows) > 1) for row in rows)
-        say(self._console, f"{phase} {epoch}/{self._epochs} | {figures} | {left:.0f} s left")
+        if self._before < 0 and self._steps:
+            self._before = epoch - 1
+        elif self._before < 0:  # of a run that another process trains: nobody saw it begin
+            self._began, self._before = self._clock(), epoch
+        figures = [_line(row, numbered=len(rows) > 1) for row in rows]
+        if (seen := epoch - self._before) > 0:
+            left = (self._clock() - self._began) / seen * (self._epochs - epoch)
+            figures.append(f"{left:.0f} s left")
+        say(self._console, " | ".join([f"{phase} {epoch}/{self._epochs}", *figures]))
+
+    def stay(self) -> None:
+        """All that was said stands there."""
 
 
 class _Redrawn:
@@ -82,18 +99,25 @@ class _Redrawn:
 
 
 class LiveProgress(_Redrawn):
-    """A table with a row a model, a bar and the time left, redrawn in place."""
+    """A table with a row a model, a bar and the time left, redrawn in place.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where it stands.
+        clock: the time of what is told, in seconds.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(console)
         wide = console.width >= _FOR_A_BAR
         self._bar = Progress(
             TextColumn("{task.description}"),
             *([BarColumn(bar_width=None)] if wide else []),
             MofNCompleteColumn(),
-            *([TextColumn("steps, left")] if wide else []),
+            *([TextColumn("{task.fields[unit]}, left")] if wide else []),
             TimeRemainingColumn(),
             console=console,
+            get_time=clock,
+            speed_estimate_period=math.inf,
             expand=True,
         )
         self._rows: Rows = ()
@@ -103,8 +127,9 @@ class LiveProgress(_Redrawn):
         """Start the phase's bar and an empty table."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
-        self._task = self._bar.add_task(phase, total=epochs * steps)
-        self._epochs, self._steps = epochs, steps
+        unit = "steps" if steps else "epochs"
+        self._epochs, self._steps = epochs, steps or 1
+        self._task = self._bar.add_task(phase, total=epochs * self._steps, unit=unit)
         self._rows = [{"model": k + 1} for k in range(models)]
         self._draw(phase, 0)
 
@@ -115,6 +140,7 @@ class LiveProgress(_Redrawn):
     def epoch(self, phase: str, epoch: int, rows: Rows) -> None:
         """Fill the table with the epoch's figures."""
         self._rows = [dict(row) for row in rows]
+        self._bar.update(self._task, completed=epoch * self._steps)
         self._draw(phase, epoch)
         if epoch == self._epochs and phase != "peers":
             say(self._console, f"{phase}: {_line(rows[0], numbered=False)}")
@@ -137,15 +163,26 @@ class LiveProgress(_Redrawn):
         self._table = table
         self._live.update(self.shown())
 
+    def stay(self) -> None:
+        """Leave the last table on the terminal, when the block is over."""
+        self._console.print(self._table)
+
     def shown(self) -> Group:
         """What stands on the terminal."""
         return Group(self._table, self._bar)
 
 
-def progress_on(console: Console) -> PlainProgress | LiveProgress:
-    """The display that suits where the output goes: a dumb terminal cannot redraw."""
+def progress_on(
+    console: Console, clock: Callable[[], float] = time.monotonic
+) -> PlainProgress | LiveProgress:
+    """The display that suits where the output goes: a dumb terminal cannot redraw.
+
+    Args:
+        console: where the output goes.
+        clock: the time of what is told, in seconds.
+    """
     redraws = console.is_terminal and not console.is_dumb_terminal
-    return LiveProgress(console) if redraws else PlainProgress(console)
+    return LiveProgress(console, clock) if redraws else PlainProgress(console, clock)
 
 
 class PlainJobs:

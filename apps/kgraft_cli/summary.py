@@ -1,6 +1,9 @@
 """The table that a run ends with."""
 
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from kgraft_cli.figures import Figures
 
@@ -12,6 +15,25 @@ _SEARCHED = {
     "test_mAP_official": "mAP by trapezoids",
     "test_mINP": "mINP",
 }
+
+
+def print_summary(console: Console, summary: dict[str, Any], path: Path) -> None:
+    """What a run ends with.
+
+    Args:
+        console: where it is printed.
+        summary: what `summary.json` holds.
+        path: the run's directory.
+    """
+    console.print(summary_table(summary))
+    share = summary.get("waiting")
+    waiting = "" if share is None else f", {share:.1%} of it waiting for photographs"
+    console.print(
+        f"{summary['seconds']:.1f} s for the peers{waiting}, "
+        f"{summary['images_per_second']:.0f} images/s over all of them; everything is in {path}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def summary_table(summary: dict[str, Any]) -> Figures:

@@ -33,7 +33,8 @@ class Run:
 
     Without a method it follows from the numbers of peers and teachers: baseline, graft, distill or
     graft+. To select on the test images is the authors' way; a test accuracy that was selected on
-    them says too much.
+    them says too much. `tensorboard` and `csv` write event files and `metrics.csv` as the run goes
+    on; `callbacks` names Keras callbacks that watch the peers, or functions that make them.
     """
 
     method: str | None = setting(None, choices=METHODS)
@@ -44,6 +45,9 @@ class Run:
     engine: str = setting("auto", choices=("auto", "eager", "compiled"))
     precision: str = setting("float32", choices=("float32", "tf32", "bfloat16"))
     label_smoothing: float = setting(0.0, low=0.0, below=1.0)
+    tensorboard: bool = False
+    csv: bool = False
+    callbacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

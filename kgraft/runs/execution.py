@@ -12,14 +12,17 @@ from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
 from kgraft.grafting.lawa import mean_weights
 from kgraft.parts import blamed
+from kgraft.runs import callbacks as of_the_user
 from kgraft.runs import identities, images
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
 from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
 from kgraft.runs.methods import Ema, method_of, mixer_of, taught_epochs
+from kgraft.runs.metrics_csv import MetricsCsv
 from kgraft.runs.recorder import Observer, Recorder, Silent
 from kgraft.runs.scoring import accuracy, answers, ensemble, figures, predict
 from kgraft.runs.stopping import Stopping
+from kgraft.tensorboard import TensorBoard
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.fit import GraftingFit
@@ -97,7 +100,7 @@ def _summary(
         **({"committee": _scores(teachers, assembly)} if len(teachers) > 1 else {}),
         "selected_on": assembly.config.run.select,
         "seconds": round(seconds, 3),
-        "images_per_second": _trained_images(assembly) / seconds,
+        "images_per_second": _trained_images(assembly, recorder) / seconds,
     }
     return summary
 
@@ -132,6 +135,9 @@ class _Execution:
         self._assembly, self._directory = assembly, directory
         self._observer, self._stopping = observer, stopping
         self._waiting: dict[str, float] = {}
+        peers = range(1, len(assembly.peers) + 1)  # before anything is trained that they watch
+        config = assembly.config
+        self._watching = [of_the_user.made(config, k, directory.path) for k in peers]
 
     def run(self) -> dict[str, Any]:
         teachers, rows = self._teach()
@@ -230,7 +236,9 @@ class _Execution:
 
         def callbacks(k: int) -> list[keras.callbacks.Callback]:
             swaps = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaged else []
-            return [*swaps, *recorder.callbacks(k)]
+            own = self._watching[k] if phase == "peers" else []
+            files = self._files(phase, training, recorder, k)
+            return [*swaps, *own, *recorder.callbacks(k), *files]
 
         saved = Checkpoints(
             self._directory.checkpoints(phase), config.checkpoint.every, config.checkpoint.keep
@@ -257,6 +265,21 @@ class _Execution:
                 checkpoint=saved,
             )
         return recorder
+
+    def _files(
+        self, phase: str, training: GraftingFit, recorder: Recorder, k: int
+    ) -> list[keras.callbacks.Callback]:
+        """What the run writes for others as it goes on."""
+        run, path = self._assembly.config.run, self._directory.path
+        found: list[keras.callbacks.Callback] = []
+        if run.tensorboard and k == 0:
+            name, _, number = phase.partition(" ")
+            first = int(number) if number else 1
+            folder = path / "tensorboard"
+            found.append(TensorBoard(folder, training, name=name.removesuffix("s"), first=first))
+        if run.csv and k == len(training.peers) - 1:
+            found.append(MetricsCsv(path, recorder))
+        return found
 
 
 def _scores(models: list[keras.Model], assembly: Assembly) -> dict[str, float | None]:
@@ -299,8 +322,10 @@ def _best(model: keras.Model, recorder: Recorder, k: int, assembly: Assembly) ->
     }
 
 
-def _trained_images(assembly: Assembly) -> int:
-    return len(assembly.peers) * assembly.config.run.epochs * len(assembly.dataset.train)
+def _trained_images(assembly: Assembly, recorder: Recorder) -> int:
+    """A callback may have stopped the run before its last epoch."""
+    epochs: int = recorder.last[0]["epoch"]
+    return len(assembly.peers) * epochs * len(assembly.dataset.train)
 
 
 def _seeds(assembly: Assembly) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kgraft.analysis.event_files import check_installed
 from kgraft.data.own import loader
 from kgraft.errors import UserError
 from kgraft.kinds import to_toml
 from kgraft.models import registry
 from kgraft.parts import Part, is_reference
+from kgraft.runs import callbacks
 from kgraft.runs.optimizers import SGD_ALONE, optimizer
 
 if TYPE_CHECKING:
@@ -109,8 +111,12 @@ def settled(config: "Config") -> "Config":
         config: the settings, settled otherwise.
 
     Raises:
-        UserError: a part that cannot be imported, or a key that it has not.
+        UserError: a part that cannot be imported, or a key that it has not; tensorboardX is missing
+            where it is asked for.
     """
+    callbacks.parts(config)
+    if config.run.tensorboard:
+        check_installed()
     for table, find in _PARTS.items():
         name, where = getattr(config, table).name, _where(config, table)
         part = find(name)
@@ -149,6 +155,7 @@ def used(config: "Config") -> dict[str, Part]:
     }
     if config.teachers.count > len(config.teachers.files):
         found[config.teachers.model] = registry.part(config.teachers.model)
+    found |= callbacks.parts(config)
     return {name: part for name, part in found.items() if part is not None and part.reference}
 
 
@@ -186,7 +193,8 @@ def called(config: "Config") -> dict[str, str]:
         "teachers.model": config.teachers.model,
         **config.methods,
     }
-    return {key: name for key, name in named.items() if is_reference(name)}
+    found = {key: name for key, name in named.items() if is_reference(name)}
+    return found | {f"run.callbacks[{k}]": name for k, name in enumerate(config.run.callbacks)}
 
 
 def _where(config: "Config", table: str) -> Callable[[str], str]:

@@ -236,6 +236,7 @@ VALUES = {
     "model": ["resnet8", "wrn-10-1", "resnet9", "wrn", "", "resnet8,resnet8"],
     "teacher_model": ["resnet8", "none"],
     "out": ["new", "run", "quick.toml", "a/b/c", "", "new.keras", "new.pt", "run/x.keras", "[/x]"],
+    "callback": ["keras.callbacks:TerminateOnNaN", "keras.callbacks:Callback", "os:x", "keras:x"],
     "dataset": ["digits", "mine.npz", "none.npz", "mnist", "", "quick.toml"],
     "name": ["digits", "cifar10", "cifar", "mnist", "", "quickstart", "cifar/resnet20"],
     "file": ["new.toml", "quick.toml", "run", "/dev/null", ".", ""],
@@ -331,7 +332,7 @@ SUMMARY = {
 
 @contextlib.contextmanager
 def nothing_is_trained():
-    """`execute` and `train_missing` do nothing, and nothing is fetched."""
+    """`execute` and `train_missing` do nothing, nothing is fetched, and nobody is waited for."""
 
     def offline(*_):
         raise UserError("nothing is fetched here.")
@@ -342,6 +343,8 @@ def nothing_is_trained():
         mock.patch("kgraft.runs.execution.execute", lambda *_, **__: dict(SUMMARY)),
         mock.patch("kgraft.runs.comparisons.runs.train_missing", lambda *_: None),
         mock.patch.object(builders, "download", offline),
+        mock.patch("kgraft.runs.following.has_writer", lambda _: False),
+        mock.patch("kgraft.runs.following._LEAVE", 0.0),
     ):
         yield
 

@@ -27,7 +27,10 @@ from kgraft.runs.stopping import Stopping
 from kgraft.runs.unfinished import read_unfinished
 
 _ASKED = 1 / 3  # of a training step: a teacher's forward pass, for the time that is left
-NO_MATTER = ("data.directory", "checkpoint.every", "checkpoint.keep")
+NO_MATTER = (
+    *("data.directory", "checkpoint.every", "checkpoint.keep"),
+    *("run.tensorboard", "run.csv"),
+)
 
 
 def train_missing(

@@ -1,0 +1,195 @@
+"""A run that another process trains is told of as its files say, and they are left alone."""
+
+import json
+import os
+
+import pytest
+
+from kgraft.errors import UserError
+from kgraft.runs import following
+from kgraft.runs.config import Config
+from kgraft.runs.following import Following, Phase, planned
+from tests.runs.conftest import changed
+
+
+class Told:
+    """What an observer is told, and what happens while nobody looks."""
+
+    def __init__(self, *happens):
+        self.told, self.happens = [], list(happens)
+
+    def begin(self, phase, models, epochs, steps):
+        self.told.append((phase, models, epochs, steps))
+
+    def step(self, phase, epoch, step):
+        raise AssertionError("steps are in no file")
+
+    def epoch(self, phase, epoch, rows):
+        self.told.append((phase, epoch, [row.get("loss") for row in rows]))
+
+    def wait(self, seconds):
+        self.happens.pop(0)()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The directory of a run with a teacher and two peers, three epochs, at which somebody is."""
+    config = changed(Config(), run__epochs=3, peers__count=2, teachers__count=1)
+    (tmp_path / "run.toml").write_text(config.resolved())
+    monkeypatch.setattr(following, "has_writer", lambda path: True)
+    return tmp_path
+
+
+def line(phase, model, epoch, loss):
+    row = {"phase": phase, "model": model, "epoch": epoch, "lr": 0.1, "loss": loss}
+    return json.dumps(row) + "\n"
+
+
+def write(run, *lines):
+    (run / "metrics.jsonl").write_text("".join(lines))
+    stamp = write.clock = write.clock + 10
+    os.utime(run / "metrics.jsonl", (stamp, stamp))
+
+
+write.clock = 1_000_000
+TEACHER = [line("teacher 1", 1, epoch, 3.0 - epoch) for epoch in (1, 2, 3)]
+PEERS = [line("peers", k, epoch, epoch / k) for epoch in (1, 2, 3) for k in (1, 2)]
+
+
+def finish(run):
+    return lambda: (run / "summary.json").write_text("{}")
+
+
+def test_what_is_planned_follows_from_the_settings():
+    def phases(**changes):
+        return [(own.name, own.models, own.epochs) for own in planned(changed(Config(), **changes))]
+
+    assert phases(teachers__count=0, peers__count=3) == [("peers", 3, 25)]
+    assert phases(teachers__count=2, teachers__epochs=9, run__epochs=4) == [
+        ("teacher 1", 1, 9), ("teacher 2", 1, 9), ("peers", 4, 4)
+    ]  # fmt: skip
+    assert phases(teachers__count=3, teachers__files=("a.keras",)) == [
+        ("teacher 2", 1, 25), ("teacher 3", 1, 25), ("peers", 4, 25)
+    ]  # fmt: skip
+    assert phases(teachers__count=2, teachers__grafted=True)[0] == ("teachers", 2, 25)
+    assert planned(Config())[-1] == Phase("peers", 4, 25)
+
+
+def test_a_run_is_followed_from_its_beginning_to_its_end(run):
+    follows = Following(run)
+    told = Told(
+        lambda: write(run, *TEACHER[:1]),
+        lambda: write(run, *TEACHER),
+        lambda: write(run, *TEACHER, PEERS[0], PEERS[1][:9]),  # half an epoch
+        lambda: write(run, *TEACHER, *PEERS[:4]),
+        lambda: write(run, *TEACHER, *PEERS),
+        finish(run),
+    )
+    assert follows.tell(told, told.wait)
+    assert told.told == [
+        ("teacher 1", 1, 3, 0),
+        ("teacher 1", 1, [2.0]), ("teacher 1", 2, [1.0]), ("teacher 1", 3, [0.0]),
+        ("peers", 2, 3, 0),
+        ("peers", 1, [1.0, 0.5]), ("peers", 2, [2.0, 1.0]), ("peers", 3, [3.0, 1.5]),
+    ]  # fmt: skip
+    assert follows.written == write.clock
+
+
+def test_of_what_is_there_the_newest_epoch_is_told(run):
+    write(run, *TEACHER, *PEERS[:4])
+    told = Told(lambda: write(run, *TEACHER, *PEERS), finish(run))
+    assert Following(run).tell(told, told.wait)
+    assert told.told == [("peers", 2, 3, 0), ("peers", 2, [2.0, 1.0]), ("peers", 3, [3.0, 1.5])]
+
+
+def test_a_finished_run_is_told_at_once(run):
+    write(run, *TEACHER, *PEERS)
+    finish(run)()
+    told = Told()
+    assert Following(run).tell(told, told.wait)
+    assert told.told == [("peers", 2, 3, 0), ("peers", 3, [3.0, 1.5])]
+
+
+def test_epochs_that_are_trained_again_are_told_again(run):
+    write(run, *TEACHER, *PEERS[:4])
+    again = [line("peers", k, 2, 7.0) for k in (1, 2)]
+    told = Told(
+        lambda: write(run, *TEACHER, *PEERS[:2]),
+        lambda: write(run, *TEACHER, *PEERS[:2], *again),
+        finish(run),
+    )
+    assert Following(run).tell(told, told.wait)
+    assert told.told[1:] == [("peers", 2, [2.0, 1.0]), ("peers", 2, [7.0, 7.0])]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["{", "[]\n", '{"phase": 1}\n', "\x1b[2J\n", line("elsewhere", 1, 1, 1.0), "9" * 5000 + "\n"],
+)
+def test_lines_that_are_none_are_waited_for(run, damage):
+    write(run, TEACHER[0], damage)
+    told = Told(finish(run))
+    Following(run).tell(told, told.wait)
+    assert told.told == [("teacher 1", 1, 3, 0), ("teacher 1", 1, [2.0])]
+
+
+def test_words_in_the_place_of_figures_are_not_told(run):
+    write(run, TEACHER[0].replace("2.0", '"\\u001b[2J"'))
+    told = Told(finish(run))
+    Following(run).tell(told, told.wait)
+    assert told.told[1] == ("teacher 1", 1, [None])
+
+
+def test_a_run_that_nobody_trains_any_more_is_left_after_a_while(run, monkeypatch):
+    now, there = [0.0], [True]
+    monkeypatch.setattr(following, "has_writer", lambda path: there[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def later(seconds, held):
+        def happens():
+            now[0] += seconds
+            there[0] = held
+
+        return happens
+
+    told = Told(  # it is let go of, and gone on with
+        later(60.0, True), later(0.5, False), later(3.0, False),
+        later(0.5, True), later(0.5, False), later(5.0, False),
+    )  # fmt: skip
+    assert not Following(run).tell(told, told.wait)
+    assert not told.happens
+    assert told.told == [("teacher 1", 1, 3, 0)]
+
+
+def test_where_nobody_can_tell_who_writes_it_goes_on(run, monkeypatch):
+    monkeypatch.setattr(following, "has_writer", lambda path: None)
+    monkeypatch.setattr("time.monotonic", iter(range(0, 10_000, 1000)).__next__)
+    told = Told(lambda: None, lambda: None, finish(run))
+    assert Following(run).tell(told, told.wait)
+
+
+def test_nothing_is_written(run):
+    write(run, *TEACHER)
+    finish(run)()
+    before = {path: path.stat().st_mtime_ns for path in [run, *run.iterdir()]}
+    Following(run).tell(Told())
+    assert {path: path.stat().st_mtime_ns for path in [run, *run.iterdir()]} == before
+
+
+def test_what_is_no_run_is_said_to_be_something_else(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"nowhere: there is no such directory\."):
+        Following(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no run's directory, it holds no run\.toml\."):
+        Following(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file: it is a file\."):
+        Following(tmp_path / "file")
+    for seed in (0, 1):
+        (tmp_path / "graft" / f"seed-{seed}").mkdir(parents=True)
+        (tmp_path / "graft" / f"seed-{seed}" / "run.toml").write_text("")
+    monkeypatch.setattr(following, "has_writer", lambda path: path.name == "seed-1")
+    with pytest.raises(UserError, match=r"2 runs of a comparison: .*, on now: .*graft/seed-1\."):
+        Following(tmp_path)
+    monkeypatch.setattr(following, "has_writer", lambda path: None)
+    with pytest.raises(UserError, match=r"name one, e\.g\. .*graft/seed-0\.$"):
+        Following(tmp_path)
