@@ -18,6 +18,7 @@ _COMMANDS = {
     "evaluate": "Test the peers of a finished run again.",
     "analyze": "Which filters of networks hold anything.",
     "plot": "Pictures of runs and comparisons.",
+    "report": "One page about runs and comparisons.",
     "configs": "List the run files that come with kgraft, or copy one.",
     "methods": "List the methods with their settings.",
     "models": "List the architectures with their cost.",

@@ -1,6 +1,7 @@
 """What a run has written down, as arrays: metrics by epoch, and every grafting."""
 
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,22 @@ def read_metrics(path: Path, phase: str = "peers") -> Metrics:
     return Metrics(epochs, models, values)
 
 
+def phases(path: Path) -> tuple[str, ...]:
+    """What a run has trained so far, in its order.
+
+    Args:
+        path: the run's directory.
+
+    Returns:
+        `"teacher 1"` and so on, `"teachers"`, `"peers"`.
+
+    Raises:
+        UserError: there is no such file, or a line of it is damaged.
+    """
+    named = dict.fromkeys(row.get("phase") for row in _lines(path / "metrics.jsonl"))
+    return tuple(name for name in named if isinstance(name, str))
+
+
 def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
     """The graftings of a run's phase.
 
@@ -116,29 +133,26 @@ def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
     epochs: dict[int, int] = {}
     peers: dict[int, int] = {}
     groups: dict[str, int] = {}
-    at: list[tuple[int, int, int]] = []
-    numbers: list[tuple[float, float, int]] = []
+    at, numbers = array("q"), array("d")  # a long run has a million lines
     for row in _lines(file):
         if row.get("phase", "peers") != phase:
             continue
-        at.append(
-            (
-                epochs.setdefault(row["epoch"], len(epochs)),
-                peers.setdefault(row["peer"], len(peers)),
-                groups.setdefault(row["group"], len(groups)),
-            )
-        )
-        own = [_NAN if row[key] is None else row[key] for key in ("information", "coefficient")]
-        numbers.append((own[0], own[1], row["donor"] or 0))
+        at.append(epochs.setdefault(row["epoch"], len(epochs)))
+        at.append(peers.setdefault(row["peer"], len(peers)))
+        at.append(groups.setdefault(row["group"], len(groups)))
+        for key in ("information", "coefficient"):
+            numbers.append(_NAN if row[key] is None else row[key])
+        numbers.append(row["donor"] or 0)
     if not at:
         return None
-    e, k, g = np.array(at).T
+    e, k, g = np.frombuffer(at, np.int64).reshape(-1, 3).T
     shape = len(epochs), len(peers), len(groups)
     found = [np.full(shape, _NAN) for _ in range(2)]
-    for whole, column in zip(found, np.array(numbers).T[:2], strict=True):
+    columns = np.frombuffer(numbers).reshape(-1, 3).T
+    for whole, column in zip(found, columns[:2], strict=True):
         whole[e, k, g] = column
     donors = np.zeros(shape[:2], np.int64)
-    donors[e, k] = [donor for *_, donor in numbers]
+    donors[e, k] = columns[2]
     order, ring = (np.argsort(list(own)) for own in (epochs, peers))
     return Grafts(
         np.sort(list(epochs)),
