@@ -1,6 +1,7 @@
 """What a run has written down, as arrays: metrics by epoch, and every grafting."""
 
 import json
+import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from kgraft.errors import UserError
 
+_MOST_GAPS = 64  # places of a table of graftings for each that is told
 _NAN = float("nan")
 
 
@@ -80,6 +82,8 @@ def read_metrics(path: Path, phase: str = "peers") -> Metrics:
     rows = [row for row in _lines(path / "metrics.jsonl") if row.get("phase") == phase]
     if not rows:
         raise UserError(f"{path / 'metrics.jsonl'}: nothing about {phase!r}.")
+    if any(type(row.get(key)) is not int for row in rows for key in ("epoch", "model")):
+        raise UserError(f"{path / 'metrics.jsonl'}: a line has no whole epoch and model.")
     epochs, models = (np.unique([row[key] for row in rows]) for key in ("epoch", "model"))
     names = dict.fromkeys(
         name for row in rows for name, value in row.items() if isinstance(value, float | int)
@@ -94,7 +98,7 @@ def read_metrics(path: Path, phase: str = "peers") -> Metrics:
     for row, e, k in zip(rows, places.tolist(), columns.tolist(), strict=True):
         for name, own in values.items():
             value = row.get(name)
-            own[e, k] = _NAN if value is None else value
+            own[e, k] = value if isinstance(value, float | int) else _NAN
     return Metrics(epochs, models, values)
 
 
@@ -134,26 +138,36 @@ def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
     peers: dict[int, int] = {}
     groups: dict[str, int] = {}
     at, numbers = array("q"), array("d")  # a long run has a million lines
-    for row in _lines(file):
-        if row.get("phase", "peers") != phase:
-            continue
-        at.append(epochs.setdefault(row["epoch"], len(epochs)))
-        at.append(peers.setdefault(row["peer"], len(peers)))
-        at.append(groups.setdefault(row["group"], len(groups)))
-        for key in ("information", "coefficient"):
-            numbers.append(_NAN if row[key] is None else row[key])
-        numbers.append(row["donor"] or 0)
+    try:
+        for row in _lines(file):
+            if row.get("phase", "peers") != phase:
+                continue
+            at.append(epochs.setdefault(row["epoch"], len(epochs)))
+            at.append(peers.setdefault(row["peer"], len(peers)))
+            at.append(groups.setdefault(row["group"], len(groups)))
+            for key in ("information", "coefficient"):
+                numbers.append(_NAN if row[key] is None else row[key])
+            numbers.append(row["donor"] or 0)
+        order, ring = (np.argsort(np.array(list(own), np.int64)) for own in (epochs, peers))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{file}: a line is no grafting: expected epoch, peer, group, information, donor and "
+            "coefficient."
+        ) from None
     if not at:
         return None
     e, k, g = np.frombuffer(at, np.int64).reshape(-1, 3).T
     shape = len(epochs), len(peers), len(groups)
+    if math.prod(shape) > _MOST_GAPS * len(e):
+        raise UserError(f"{file}: most epochs, peers and groups have no line.")
     found = [np.full(shape, _NAN) for _ in range(2)]
     columns = np.frombuffer(numbers).reshape(-1, 3).T
     for whole, column in zip(found, columns[:2], strict=True):
         whole[e, k, g] = column
     donors = np.zeros(shape[:2], np.int64)
     donors[e, k] = columns[2]
-    order, ring = (np.argsort(list(own)) for own in (epochs, peers))
     return Grafts(
         np.sort(list(epochs)),
         np.sort(list(peers)),

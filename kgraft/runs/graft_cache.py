@@ -14,7 +14,9 @@ from kgraft.analysis.records import Grafts, read_grafts
 from kgraft.errors import StorageError
 from kgraft.files import whole
 
-_LARGE = 1 << 20  # bytes of lines that are worth a file
+LARGE = 1 << 20
+"""Bytes of lines that are worth a file."""
+
 _FILE = Path(".cache") / "grafts.npz"
 
 
@@ -32,21 +34,21 @@ def cached_grafts(path: Path) -> Grafts | None:
     except OSError:
         return None
     lines = np.array([told.st_size, told.st_mtime_ns], np.int64)
-    if told.st_size < _LARGE:
+    if told.st_size < LARGE:
         return read_grafts(path)
     known = _read(path / _FILE, lines)
     if known is not None:
         return known
     found = read_grafts(path)
     if found is not None:
-        _write(path / _FILE, lines, found)
+        write_cache(path / _FILE, lines, found)
     return found
 
 
 def _read(file: Path, lines: np.ndarray) -> Grafts | None:
     """What was parsed of these very lines, None where there is no such file or another one."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             if not np.array_equal(kept["lines"], lines):
                 return None
             groups = tuple(kept["groups"].tolist())
@@ -72,7 +74,14 @@ def _read(file: Path, lines: np.ndarray) -> Grafts | None:
     return found if fits else None
 
 
-def _write(file: Path, lines: np.ndarray, found: Grafts) -> None:
+def write_cache(file: Path, lines: np.ndarray, found: Grafts) -> None:
+    """Write what was parsed; nothing where that cannot be.
+
+    Args:
+        file: the `.npz`.
+        lines: size and time of the lines that it was parsed of, int64 `(2,)`.
+        found: what they say.
+    """
     if file.parent.is_symlink() or file.is_symlink():  # it would be written elsewhere
         return
     try:

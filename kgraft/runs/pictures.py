@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from kgraft.analysis import figures
-from kgraft.analysis.records import Grafts, Metrics, read_grafts, read_metrics
+from kgraft.analysis.records import Grafts, Metrics, read_metrics
 from kgraft.errors import UserError
-from kgraft.files import check_place, is_directory, is_file, storing, whole
+from kgraft.files import check_place, is_file, storing, whole
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.config import read
 from kgraft.runs.directory import read_json
+from kgraft.runs.graft_cache import cached_grafts
+from kgraft.runs.records import is_comparison, runs_of_comparison, unit_of_information
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
 _METRICS = {"accuracy": ("accuracy", True), "loss": ("loss", False)}
@@ -46,9 +48,9 @@ def draw(
         StorageError: a file cannot be written.
     """
     pictures: dict[str, Picture] = {}
-    single = [run for run in runs if not _is_comparison(run)]
+    single = [run for run in runs if not is_comparison(run)]
     for run in runs:
-        if _is_comparison(run):
+        if is_comparison(run):
             pictures |= _named(_of_comparison(run), run.resolve().name, len(runs) > 1)
         elif not is_file(run / "metrics.jsonl"):
             raise UserError(f"{run}: neither a run's directory nor a comparison's.")
@@ -96,7 +98,7 @@ def _of_metrics(runs: dict[str, Metrics]) -> Iterator[tuple[str, Picture]]:
 
 
 def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, Picture]]:
-    grafts = read_grafts(run)
+    grafts = cached_grafts(run)
     if grafts is not None:
         yield from _of_grafts(run, grafts)
     if not weights or not is_file(run / "summary.json"):
@@ -110,6 +112,8 @@ def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, P
 
 
 def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
+    config = read(run / "run.toml")
+    unit = unit_of_information(config)
     for k, number in enumerate(grafts.peers.tolist()):
         if np.isfinite(grafts.coefficients[:, k]).any():
             yield (
@@ -129,11 +133,11 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
                     grafts.information[:, k],
                     grafts.groups,
                     grafts.epochs,
-                    what=_unit(run),
+                    what=unit,
                 ),
             )
-    if np.isfinite(grafts.gaps).any() and _unit(run).startswith("entropy"):
-        settings = read(run / "run.toml").flat()
+    if np.isfinite(grafts.gaps).any() and unit.startswith("entropy"):
+        settings = config.flat()
         given = [settings.get(key) for key in _CURVE]
         curve = dict(zip(("amplitude", "sharpness"), given, strict=True))
         known = {name: value for name, value in curve.items() if value is not None}
@@ -143,32 +147,19 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
         )
 
 
-def _unit(run: Path) -> str:
-    """What the information of a run's layers is."""
-    criterion = read(run / "run.toml").flat().get("graft.criterion", "entropy")
-    return "entropy, nats" if criterion == "entropy" else f"information ({criterion})"
-
-
-def _is_comparison(path: Path) -> bool:
-    return is_directory(path) and is_file(path / "comparison.json")
-
-
 def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     """An entry's seeds as a band, and its differences to the baseline."""
     told = read_json(path / "comparison.json", {"entries": [{"entry": str, "against": {}}]})
     entries = [row["entry"] for row in told["entries"]]
-    names = {name.replace("/", "-").replace(" ", "-"): name for name in entries}
     series: dict[str, dict[str, list[np.ndarray]]] = {"accuracy": {}, "loss": {}}
-    for entry in sorted(own for own in path.iterdir() if own.is_dir()):
-        for run in sorted(entry.glob("seed-*")):
-            if not is_file(run / "metrics.jsonl"):
-                continue
+    for entry, runs in runs_of_comparison(path, entries).items():
+        for run in runs:
             metrics = read_metrics(run)
             for name, found in series.items():
                 key = metrics.accuracy if name == "accuracy" else "loss"
                 if key in metrics.values:
                     mean = np.nanmean(metrics.values[key], axis=1)
-                    found.setdefault(names.get(entry.name, entry.name), []).append(mean)
+                    found.setdefault(entry, []).append(mean)
     for name, found in series.items():
         if found:
             what, percent = _METRICS[name]

@@ -10,6 +10,9 @@ from kgraft.files import is_directory, is_file
 from kgraft.runs.config import Config, read
 from kgraft.runs.directory import read_json, read_run
 
+_FIGURES = {"test_accuracy": float}
+_SUMMARY = {"ensemble": _FIGURES, "teachers": [_FIGURES], "peers": [_FIGURES], "seconds": float}
+
 
 @dataclass(frozen=True, eq=False)
 class RunRecords:
@@ -48,7 +51,7 @@ class RunRecords:
             UserError: the file is cut off or was changed.
         """
         file = self.path / "select.json"
-        return read_json(file, {str: {"test_accuracy": float}}) if is_file(file) else {}
+        return read_json(file, {str: _FIGURES}) if is_file(file) else {}
 
 
 def read_records(path: Path, name: str) -> RunRecords:
@@ -63,7 +66,8 @@ def read_records(path: Path, name: str) -> RunRecords:
     """
     config, summary = read(path / "run.toml"), None
     if is_file(path / "summary.json"):
-        config, summary = read_run(path)
+        config, _ = read_run(path)
+        summary = read_json(path / "summary.json", _SUMMARY)
     metrics = {}
     if is_file(path / "metrics.jsonl"):
         metrics = {phase: read_metrics(path, phase) for phase in phases(path)}
@@ -96,3 +100,13 @@ def runs_of_comparison(path: Path, entries: Sequence[str]) -> dict[str, list[Pat
             found[names.get(folder.name, folder.name)] = runs
     ordered = [name for name in entries if name in found]
     return {name: found[name] for name in dict.fromkeys([*ordered, *found])}
+
+
+def unit_of_information(config: Config) -> str:
+    """What the information of a run's layers is, with its unit.
+
+    Args:
+        config: the run's settings.
+    """
+    criterion = config.flat().get("graft.criterion", "entropy")
+    return "entropy, nats" if criterion == "entropy" else f"information ({criterion})"

@@ -15,10 +15,15 @@ from kgraft.errors import UserError
 from kgraft.files import is_file
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.comparisons.report import ComparisonRecords
-from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer, read_json
 from kgraft.runs.graft_cache import cached_grafts
-from kgraft.runs.records import RunRecords, is_comparison, read_records, short_names
+from kgraft.runs.records import (
+    RunRecords,
+    is_comparison,
+    read_records,
+    short_names,
+    unit_of_information,
+)
 
 _TOLD = ("settings", "resumed")  # of environment.json: told elsewhere, or once more
 
@@ -80,56 +85,48 @@ def _named(runs: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 def _summary(found: Sequence[RunRecords]) -> tables.Table:
-    """A row a run: what it is, and what came out."""
-    rows = []
+    """A column a run: what it is, and what came out."""
+    columns = []
     for own in found:
-        config = own.config
-        chosen = own.selected()
-        rows.append(
-            (
-                own.name,
-                own.status,
-                config.run.method or (own.summary or {}).get("method", ""),
-                config.model.name,
-                config.data.name,
-                str(config.peers.count),
-                str(config.teachers.count),
-                str(config.run.epochs),
-                str(config.run.seed),
-                *_best(own),
-                *(_share(chosen.get(name)) for name in ("uniform soup", "greedy soup")),
-                _share((own.summary or {}).get("ensemble")),
-                "" if own.summary is None else f"{own.summary['seconds'] / 60:.1f}",
-            )
+        config, chosen, summary = own.config, own.selected(), own.summary or {}
+        columns.append(
+            {
+                "status": own.status,
+                "method": config.run.method or summary.get("method", ""),
+                "model": config.model.name,
+                "data": config.data.name,
+                "peers": str(config.peers.count),
+                "teachers": str(config.teachers.count),
+                "epochs": str(config.run.epochs),
+                "seed": str(config.run.seed),
+                "minutes": f"{summary['seconds'] / 60:.1f}" if summary else "",
+                "best peer, on the test images": _best(own),
+                "uniform soup": _share(chosen.get("uniform soup")),
+                "greedy soup": _share(chosen.get("greedy soup")),
+                "ensemble": _share(summary.get("ensemble")),
+            }
         )
-    header = (
-        *("run", "status", "method", "model", "data", "peers", "teachers", "epochs", "seed"),
-        *("best peer", "on the test images, %", "uniform soup, %", "greedy soup, %"),
-        *("ensemble, %", "minutes"),
-    )
-    kept = [k for k in range(len(header)) if k < 9 or any(row[k] for row in rows)]
-    return tables.Table(
-        "Runs",
-        tuple(header[k] for k in kept),
-        tuple(tuple(row[k] for k in kept) for row in rows),
-    )
+    rows = tuple((key, *(own[key] for own in columns)) for key in columns[0])
+    kept = tuple(row for row in rows if any(row[1:]))
+    return tables.Table("Runs", ("", *(own.name for own in found)), kept, words=True)
 
 
-def _best(own: RunRecords) -> tuple[str, str]:
-    """The best peer by validation, and what it answers on the test images."""
+def _best(own: RunRecords) -> str:
+    """What the peer that is best by validation answers on the test images, and which one it is."""
     if own.summary is None:
-        return "", ""
+        return ""
     number = best_peer(own.summary)
-    return f"peer {number}", _share(own.summary["peers"][number - 1])
+    return f"{_share(own.summary['peers'][number - 1])} (peer {number})"
 
 
 def _share(row: Mapping[str, Any] | None) -> str:
-    """The figure that counts of a network, in percent."""
-    if not row:
+    """The figure of a network that counts."""
+    if row is None:
         return ""
-    if isinstance(row.get("test_mAP"), float):
-        return f"{100 * row['test_mAP']:.2f} mAP"
-    return f"{100 * row['test_accuracy']:.2f}" if "test_accuracy" in row else ""
+    searched = row.get("test_mAP")
+    if isinstance(searched, float):
+        return f"{100 * searched:.2f} % mAP"
+    return f"{100 * row['test_accuracy']:.2f} %"
 
 
 def _changes(found: Sequence[RunRecords]) -> tables.Table | None:
@@ -187,16 +184,6 @@ def _curves(found: Sequence[RunRecords]) -> Curves | None:
     return Curves("Curves", names, plots) if plots else None
 
 
-def unit(config: Config) -> str:
-    """What the information of a run's layers is, with its unit.
-
-    Args:
-        config: the run's settings.
-    """
-    criterion = config.flat().get("graft.criterion", "entropy")
-    return "entropy, nats" if criterion == "entropy" else f"information ({criterion})"
-
-
 def _maps(found: Sequence[RunRecords]) -> tuple[list[Maps], list[str]]:
     """Those of the runs that were grafted, and why others have none."""
     maps, without = [], []
@@ -213,7 +200,7 @@ def _maps(found: Sequence[RunRecords]) -> tuple[list[Maps], list[str]]:
 def _maps_of(own: RunRecords, grafts: Grafts, name: str) -> list[Any]:
     shown = {
         "Coefficient: share of its own that a layer keeps": (grafts.coefficients, (0.0, 1.0)),
-        _capital(unit(own.config)): (grafts.information, None),
+        _capital(unit_of_information(own.config)): (grafts.information, None),
     }
     return [
         drawing().Map(f"{name}-{k}", what, values, grafts.epochs, grafts.groups, limits)

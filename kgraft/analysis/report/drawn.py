@@ -6,12 +6,14 @@ in the list beside the plots.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from bokeh.models import (
     BasicTicker,
     BoxZoomTool,
     ColorBar,
+    ColumnDataSource,
     CustomJSHover,
     DataRange1d,
     FixedTicker,
@@ -19,6 +21,7 @@ from bokeh.models import (
     LinearColorMapper,
     Range1d,
 )
+from bokeh.models import glyphs as glyph
 from bokeh.palettes import Cividis256
 from bokeh.plotting import figure
 
@@ -26,14 +29,14 @@ from kgraft.analysis.figures import COLOURS, STYLES
 from kgraft.analysis.report.thin import CODES, coded, columns, thinned
 
 TITLES = {
-    "accuracy": "Accuracy on training images",
-    "val_accuracy": "Accuracy on held-out images",
-    "loss": "Loss on training images",
-    "val_loss": "Loss on held-out images",
-    "lr": "Learning rate",
-    "alpha": "Mean coefficient alpha",
+    "accuracy": ("Accuracy on training images", "accuracy"),
+    "val_accuracy": ("Accuracy on held-out images", "accuracy"),
+    "loss": ("Loss on training images", "loss"),
+    "val_loss": ("Loss on held-out images", "loss"),
+    "lr": ("Learning rate", "learning rate"),
+    "alpha": ("Mean coefficient alpha", "alpha"),
 }
-"""What is measured in an epoch, by its name in `metrics.jsonl`; others are called by that."""
+"""What is measured in an epoch, by its name in `metrics.jsonl`: as a heading, and at an axis."""
 
 _SHARES = ("accuracy", "top5")
 _DASHES = dict(zip(STYLES, ("solid", "dashed", "dashdot", "dotted"), strict=True))
@@ -84,12 +87,14 @@ class Plot:
     Attributes:
         name: by which the page's script knows it.
         title: what is measured.
+        short: the same in a word.
         lines: of each network.
         percent: whether the values are shares, which are shown in percent.
     """
 
     name: str
     title: str
+    short: str
     lines: Sequence[Line]
     percent: bool = False
 
@@ -102,12 +107,13 @@ class Plot:
             name: of the plot.
             lines: see `Plot`.
         """
-        return cls(name, TITLES.get(metric, metric), lines, metric.endswith(_SHARES))
+        title, short = TITLES.get(metric, (metric, metric))
+        return cls(name, title, short, lines, metric.endswith(_SHARES))
 
     @property
     def unit(self) -> str:
         """What the numbers are, with their unit."""
-        return f"{self.title}, %" if self.percent else self.title
+        return f"{self.short}, %" if self.percent else self.short
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,28 +167,26 @@ def _curves(plot: Plot, epochs: Range1d, most: int) -> figure:
     )
     told = []
     for line in plot.lines:
-        look, tags = Look.of(line.place), [line.place]
-        times = 100 if plot.percent else 1
+        look, times = Look.of(line.place), 100 if plot.percent else 1
         kept = thinned(line.values, most)
-        x, y = line.epochs[kept].astype(np.int32), line.values[kept] * times
-        ink = ["ink"] if look.colour == _INK else []
+        points = {"x": line.epochs[kept].astype(np.int32), "y": line.values[kept] * times}
+        glyphs: list[Any] = [
+            glyph.Line(x="x", y="y", line_color=look.colour, line_dash=look.style, line_width=2)
+        ]
+        if np.isfinite(points["y"]).sum() <= _FEW:
+            colour = look.colour
+            glyphs.append(glyph.Scatter(x="x", y="y", size=6, fill_color=colour, line_color=colour))
         if line.band is not None:
-            low, high = (own[kept] * times for own in line.band)
-            shown.varea(x=x, y1=low, y2=high, color=look.colour, fill_alpha=0.18, tags=tags + ink)
-        drawn = shown.line(
-            x,
-            y,
-            color=look.colour,
-            line_dash=look.style,
-            line_width=2,
-            name=line.name,
-            tags=tags + ink,
-        )
-        told.append(drawn)
-        if np.isfinite(y).sum() <= _FEW:
-            shown.scatter(x, y, size=6, color=look.colour, tags=tags + ink)
+            points["low"], points["high"] = (own[kept] * times for own in line.band)
+            glyphs.append(
+                glyph.VArea(x="x", y1="low", y2="high", fill_color=look.colour, fill_alpha=0.18)
+            )
+        source = ColumnDataSource(points)
+        tags = [line.place, "ink"] if look.colour == _INK else [line.place]
+        drawn = [shown.add_glyph(source, own, tags=tags, name=line.name) for own in glyphs]
+        told.append(drawn[0])
     said = "@y{0.00} %" if plot.percent else "@y{0.0000}"
-    tips = [("", "$name"), ("epoch", "@x"), (plot.title, said)]
+    tips = [("", "$name"), ("epoch", "@x"), (plot.short, said)]
     shown.add_tools(HoverTool(renderers=told, tooltips=tips, line_policy="nearest"))
     _plain(shown)
     return shown
@@ -216,16 +220,9 @@ def layer_map(own: Map, most: int) -> figure:
         palette=Cividis256[:CODES], low=-0.5, high=CODES - 0.5, high_color=_NOTHING
     )
     for k in range(values.shape[1]):
-        shown.image(
-            image=[coded(values[:, k].T, low, high)],
-            x=left,
-            y=-0.5,
-            dw=width,
-            dh=rows,
-            color_mapper=colours,
-            visible=k == 0,
-            tags=[k],
-        )
+        source = ColumnDataSource({"image": [coded(values[:, k].T, low, high)]})
+        image = glyph.Image(image="image", x=left, y=-0.5, dw=width, dh=rows, color_mapper=colours)
+        shown.add_glyph(source, image, tags=[k], visible=k == 0)
     names = [name.removesuffix("/kernel") for name in own.layers]
     every = -(-rows // _MOST_LABELS)
     shown.yaxis.ticker = FixedTicker(ticks=list(range(0, rows, every)))
@@ -258,7 +255,6 @@ def layer_map(own: Map, most: int) -> figure:
     bar = ColorBar(
         color_mapper=scale,
         ticker=BasicTicker(desired_num_ticks=5),
-        title=own.what,
         height=10,
         background_fill_color=None,
         margin=0,

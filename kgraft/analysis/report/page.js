@@ -55,7 +55,7 @@
   // bokeh's surfaces can be focused and do nothing then
   function unfocus(root) {
     for (const own of root.querySelectorAll("*")) {
-      if (own.tabIndex >= 0) own.tabIndex = -1;
+      own.removeAttribute("tabindex");
       if (own.shadowRoot) unfocus(own.shadowRoot);
     }
   }

@@ -94,7 +94,7 @@ class Page:
     Attributes:
         title: what it is of.
         made: by what, and when.
-        summary: a row a run; None where there are only comparisons.
+        summary: of the runs; None where there are only comparisons.
         findings: sentences of the summary.
         changes: settings that differ between the runs; None where none does.
         comparisons: see `Comparison`.
@@ -251,7 +251,7 @@ def _numbers(plot: "Plot") -> Table:
         known = dict(zip(line.epochs.tolist(), (times * line.values).tolist(), strict=True))
         columns.append([known.get(epoch, np.nan) for epoch in kept.tolist()])
     return over_epochs(
-        plot.unit,
+        f"{plot.title}, %" if plot.percent else plot.title,
         [line.name for line in plot.lines],
         list(zip(kept.tolist(), *columns, strict=True)),
     )

@@ -99,10 +99,9 @@ def measured(summary: Mapping[str, Any]) -> Table:
     Args:
         summary: what `summary.json` holds.
     """
-    peers, teachers = summary["peers"], summary.get("teachers", [])
-    together = summary.get("ensemble", {})
+    peers, teachers, together = summary["peers"], summary["teachers"], summary["ensemble"]
     rows = [(f"peer {k}", row) for k, row in enumerate(peers, start=1)]
-    rows += [(f"ensemble of {len(peers)}", together)] if len(peers) > 1 and together else []
+    rows += [(f"ensemble of {len(peers)}", together)] if len(peers) > 1 else []
     rows += [(f"teacher {m}", row) for m, row in enumerate(teachers, start=1)]
     if "committee" in summary:
         rows.append((f"{len(teachers)} teachers together", summary["committee"]))

@@ -67,7 +67,7 @@ class ComparisonRecords:
         share = next(row for row in table.rows if row[0] == best)[4]
         return (
             f"{self.name}: {len(means)} methods on {len({row['seed'] for row in rows})} seeds; "
-            f"the highest accuracy on the test images has {best}, {share} %."
+            f"the highest on the test images: {best}, {share} %."
         )
 
     def part(self, number: int) -> Comparison:
@@ -109,8 +109,9 @@ class ComparisonRecords:
             for entry, runs in self._runs.items()
         }
         peers = {entry: own for entry, own in peers.items() if own}
-        names = dict.fromkeys(name for own in peers.values() for one in own for name in one.values)
         drawn = drawing()
+        found = (name for own in peers.values() for one in own for name in one.values)
+        names = dict.fromkeys([*drawn.TITLES, *found])
         plots: list[Any] = []
         for metric in names:
             lines = []
