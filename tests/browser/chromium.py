@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +26,14 @@ _FLAGS = (
     "--disable-background-networking",
     "--remote-debugging-pipe",
 )
+# Chromium speaks its protocol on the files 3 and 4
+_LAUNCH = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(own), fcntl.F_DUPFD, 10) for own in sys.argv[1:3]]
+for own, number in zip(high, (3, 4)):
+    os.dup2(own, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def installed():
@@ -36,7 +45,7 @@ def installed():
     for words in (("update",), ("install", "-y", "--no-install-recommends", "chromium")):
         with contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(
-                ["apt-get", "-qq", *words],
+                ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=60", *words],
                 env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -63,17 +72,12 @@ class Chromium:
         self._count, self._rest, self._waiting = 0, b"", []
         theirs, self._ours = os.pipe()
         self._answers, theirs_out = os.pipe()
-        fds = {3: theirs, 4: theirs_out}
-
-        def place():  # in the child: the protocol is spoken on 3 and 4
-            copies = {number: os.dup(fd) for number, fd in fds.items()}
-            for number, fd in copies.items():
-                os.dup2(fd, number)
-
         self._process = subprocess.Popen(
-            [file, *_FLAGS, f"--user-data-dir={profile}"],
-            preexec_fn=place,
-            pass_fds=(3, 4, theirs, theirs_out),
+            [
+                *(sys.executable, "-c", _LAUNCH, str(theirs), str(theirs_out)),
+                *(file, *_FLAGS, f"--user-data-dir={profile}"),
+            ],
+            pass_fds=(theirs, theirs_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -95,8 +95,7 @@ def view(page, plot, axis="x"):
     return page.run(f"[{PLOT}({plot!r}).{axis}_range.start, {PLOT}({plot!r}).{axis}_range.end]")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize(("width", "dark"), [(375, False), (1280, True)])
 def test_a_page_asks_for_nothing_complains_of_nothing_and_fits(chromium, every, width, dark):
     chromium.requests.clear()
     chromium.complaints.clear()
@@ -240,26 +239,26 @@ def test_plots_are_zoomed_by_keys_and_by_the_mouse(page):
 def pointed(page, plot, x, y):
     """What is said when the mouse is at a number of a plot."""
     centre(page, f"#{plot}")
-    place = page.run(f"""(() => {{
-      const box = document.getElementById({plot!r}).getBoundingClientRect();
-      const view = Bokeh.index.get_by_id({PLOT}({plot!r}).id);
-      const frame = view.frame.bbox;
-      const map = (range, from, to, value) =>
-        from + (to - from) * (value - range.start) / (range.end - range.start);
-      const plot = {PLOT}({plot!r});
-      return [box.left + map(plot.x_range, frame.left, frame.right, {x}),
-              box.top + map(plot.y_range, frame.bottom, frame.top, {y})];
-    }})()""")
-    page.mouse("mouseMoved", place[0] - 3, place[1] - 3)
-    page.mouse("mouseMoved", *place)
-    for _ in range(40):
+    for _ in range(50):  # a plot that has just changed lays itself out anew
+        left, top = page.run(f"""(() => {{
+          const box = document.getElementById({plot!r}).getBoundingClientRect();
+          const frame = Bokeh.index.get_by_id({PLOT}({plot!r}).id).frame.bbox;
+          const {{ x_range, y_range }} = {PLOT}({plot!r});
+          const map = (range, from, to, value) =>
+            from + (to - from) * (value - range.start) / (range.end - range.start);
+          return [box.left + map(x_range, frame.left, frame.right, {x}),
+                  box.top + map(y_range, frame.bottom, frame.top, {y})];
+        }})()""")
+        page.mouse("mouseMoved", left - 3, top - 3)
+        page.mouse("mouseMoved", left, top)
+        time.sleep(0.1)
         said = page.run(f"""{DEEP}.filter(own => own.classList.contains("bk-Tooltip")
-          && own.getClientRects().length).map(own => [own, ...own.shadowRoot.querySelectorAll("*")]
-          .flatMap(own => [...own.childNodes].filter(n => n.nodeType === 3).map(n => n.data)))
-          .flat().join(" ")""")
-        if said:
+          && own.getClientRects().length)
+          .flatMap(own => [own, ...own.shadowRoot.querySelectorAll("*")])
+          .flatMap(own => [...own.childNodes].filter(n => n.nodeType === 3).map(n => n.data))
+          .join(" ")""")
+        if said.strip():
             return " ".join(said.split())
-        time.sleep(0.05)
     return ""
 
 
