@@ -198,13 +198,17 @@ def _maps(found: Sequence[RunRecords]) -> tuple[list[Maps], list[str]]:
 
 
 def _maps_of(own: RunRecords, grafts: Grafts, name: str) -> list[Any]:
-    shown = {
-        "Coefficient: share of its own that a layer keeps": (grafts.coefficients, (0.0, 1.0)),
-        _capital(unit_of_information(own.config)): (grafts.information, None),
-    }
+    information = unit_of_information(own.config)
+    shown = (
+        (
+            *("Coefficient: share of its own that a layer keeps", "coefficient"),
+            *(grafts.coefficients, (0.0, 1.0)),
+        ),
+        (_capital(information), information, grafts.information, None),
+    )
     return [
-        drawing().Map(f"{name}-{k}", what, values, grafts.epochs, grafts.groups, limits)
-        for k, (what, (values, limits)) in enumerate(shown.items())
+        drawing().Map(f"{name}-{k}", title, short, values, grafts.epochs, grafts.groups, limits)
+        for k, (title, short, values, limits) in enumerate(shown)
         if np.isfinite(values).any()
     ]
 

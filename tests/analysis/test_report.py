@@ -132,7 +132,7 @@ def page(name="own", **changes):
             [line.name for line in lines],
             [drawn.Plot.of("val_accuracy", "curves-0", lines)],
         ),
-        "maps": [Maps(name, grafts, [drawn.Map("map-0", name, values, epochs, layers)])],
+        "maps": [Maps(name, grafts, [drawn.Map("map-0", name, name, values, epochs, layers)])],
         "filters": [Part(name, notes=[name])],
         "settings": {name: name},
         "environment": tables.Table("environment", ("", name), ((name, name),), words=True),

@@ -254,7 +254,7 @@ def pointed(page, plot, x, y):
         time.sleep(0.1)
         said = page.run(f"""{DEEP}.filter(own => own.classList.contains("bk-Tooltip")
           && own.getClientRects().length)
-          .flatMap(own => [own, ...own.shadowRoot.querySelectorAll("*")])
+          .flatMap(own => [...own.shadowRoot.querySelectorAll(":not(style)")])
           .flatMap(own => [...own.childNodes].filter(n => n.nodeType === 3).map(n => n.data))
           .join(" ")""")
         if said.strip():

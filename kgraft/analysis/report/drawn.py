@@ -122,7 +122,8 @@ class Map:
 
     Attributes:
         name: by which the page's script knows it.
-        what: what the values are, with their unit.
+        title: what the values are, with their unit.
+        short: the same in a word or two.
         values: `(epochs, peers, layers)`; nan where there is none.
         epochs: their numbers, int64 `(epochs,)`.
         layers: their names.
@@ -130,7 +131,8 @@ class Map:
     """
 
     name: str
-    what: str
+    title: str
+    short: str
     values: np.ndarray
     epochs: np.ndarray
     layers: Sequence[str]
@@ -241,7 +243,7 @@ def layer_map(own: Map, most: int) -> figure:
             tooltips=[
                 ("layer", "$y{custom}"),
                 ("epoch", "$x{custom}"),
-                (own.what, "@image{custom}"),
+                (own.short, "@image{custom}"),
             ],
             formatters={
                 key: CustomJSHover(code=code, args={"names": names} if key == "$y" else {})
@@ -269,6 +271,7 @@ def _plain(shown: figure) -> None:
     """Without a ground of its own: the page's is seen, light or dark."""
     shown.background_fill_color = shown.border_fill_color = None
     shown.xaxis.axis_label_text_font_style = shown.yaxis.axis_label_text_font_style = "normal"
+    shown.axis.minor_tick_line_color = None
     shown.grid.grid_line_alpha = 0.5
     shown.xaxis.ticker = BasicTicker(mantissas=[1, 2, 5], min_interval=1, num_minor_ticks=0)
     shown.min_border_right = 12

@@ -6,7 +6,6 @@
     dark: { text: "#e9eaee", soft: "#b3b6bf", line: "#3d4149", ink: "#ffffff" },
   };
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const print = matchMedia("print");
   const coarse = matchMedia("(pointer: coarse)");
   const narrow = matchMedia("(max-width: 600px)");
   const plots = {};
@@ -17,7 +16,12 @@
   }
 
   function colour() {
-    const ink = inks[dark.matches && !print.matches ? "dark" : "light"];
+    const painted = dark.matches ? "dark" : "light";
+    const ink = inks[painted];
+    // not before it is painted: what is printed is what was painted last
+    requestAnimationFrame(() => requestAnimationFrame(() => {
+      document.documentElement.dataset.painted = painted;
+    }));
     for (const plot of Object.values(plots)) {
       for (const own of [...plot.left, ...plot.below, ...plot.right, ...plot.above]) {
         if (own.type === "ColorBar") {
@@ -25,7 +29,7 @@
         } else {
           own.setv({
             axis_label_text_color: ink.text, major_label_text_color: ink.text,
-            axis_line_color: ink.soft, major_tick_line_color: ink.soft, minor_tick_line_color: null,
+            axis_line_color: ink.soft, major_tick_line_color: ink.soft,
           });
         }
       }
@@ -95,7 +99,7 @@
       else move(plots[plot].x_range, act);
     });
   }
-  for (const own of [dark, print]) own.addEventListener("change", colour);
+  dark.addEventListener("change", colour);
   for (const own of [coarse, narrow]) own.addEventListener("change", fit);
   colour();
   fit();

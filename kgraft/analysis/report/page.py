@@ -235,8 +235,8 @@ class _Placed:
             count = _count(len(own.layers), "layer")
             yield Placed(
                 own.name,
-                own.what,
-                f"{own.what}: a map of {count} by {_count(len(own.epochs), 'epoch')}; "
+                own.title,
+                f"{own.title}: a map of {count} by {_count(len(own.epochs), 'epoch')}; "
                 "the last epoch's numbers are in the table below",
                 last_grafting(maps.grafts) if k == len(maps.maps) - 1 else None,
             )
