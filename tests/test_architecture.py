@@ -133,6 +133,12 @@ def test_matplotlib_is_named_only_in_analysis(path):
 
 
 @pytest.mark.parametrize("path", sources("kgraft") + sources("apps"), ids=lambda p: p.name)
+def test_bokeh_is_named_only_where_reports_are_drawn(path):
+    if path.parent != ROOT / "kgraft" / "analysis" / "report":
+        assert "bokeh" not in {module.split(".")[0] for module in imports(path)}
+
+
+@pytest.mark.parametrize("path", sources("kgraft") + sources("apps"), ids=lambda p: p.name)
 def test_a_file_is_one_idea(path):
     assert len(path.read_text().splitlines()) <= 410
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "watch": "Show how far a run is that another process trains.",
     "analyze": "Which filters of networks hold anything.",
     "plot": "Pictures of runs and comparisons.",
+    "report": "One page about runs and comparisons.",
     "reproduce": "Tables of the papers, trained anew.",
     "configs": "List the run files that come with kgraft, or copy one.",
     "methods": "List the methods with their settings.",

@@ -1,6 +1,8 @@
 """What a run has written down, as arrays: metrics by epoch, and every grafting."""
 
 import json
+import math
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 
 from kgraft.errors import UserError
 
+_MOST_GAPS = 64  # places of a table of graftings for each that is told
 _NAN = float("nan")
 
 
@@ -79,6 +82,8 @@ def read_metrics(path: Path, phase: str = "peers") -> Metrics:
     rows = [row for row in _lines(path / "metrics.jsonl") if row.get("phase") == phase]
     if not rows:
         raise UserError(f"{path / 'metrics.jsonl'}: nothing about {phase!r}.")
+    if any(type(row.get(key)) is not int for row in rows for key in ("epoch", "model")):
+        raise UserError(f"{path / 'metrics.jsonl'}: a line has no whole epoch and model.")
     epochs, models = (np.unique([row[key] for row in rows]) for key in ("epoch", "model"))
     names = dict.fromkeys(
         name for row in rows for name, value in row.items() if isinstance(value, float | int)
@@ -93,8 +98,24 @@ def read_metrics(path: Path, phase: str = "peers") -> Metrics:
     for row, e, k in zip(rows, places.tolist(), columns.tolist(), strict=True):
         for name, own in values.items():
             value = row.get(name)
-            own[e, k] = _NAN if value is None else value
+            own[e, k] = value if isinstance(value, float | int) else _NAN
     return Metrics(epochs, models, values)
+
+
+def phases(path: Path) -> tuple[str, ...]:
+    """What a run has trained so far, in its order.
+
+    Args:
+        path: the run's directory.
+
+    Returns:
+        `"teacher 1"` and so on, `"teachers"`, `"peers"`.
+
+    Raises:
+        UserError: there is no such file, or a line of it is damaged.
+    """
+    named = dict.fromkeys(row.get("phase") for row in _lines(path / "metrics.jsonl"))
+    return tuple(name for name in named if isinstance(name, str))
 
 
 def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
@@ -116,30 +137,37 @@ def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
     epochs: dict[int, int] = {}
     peers: dict[int, int] = {}
     groups: dict[str, int] = {}
-    at: list[tuple[int, int, int]] = []
-    numbers: list[tuple[float, float, int]] = []
-    for row in _lines(file):
-        if row.get("phase", "peers") != phase:
-            continue
-        at.append(
-            (
-                epochs.setdefault(row["epoch"], len(epochs)),
-                peers.setdefault(row["peer"], len(peers)),
-                groups.setdefault(row["group"], len(groups)),
-            )
-        )
-        own = [_NAN if row[key] is None else row[key] for key in ("information", "coefficient")]
-        numbers.append((own[0], own[1], row["donor"] or 0))
+    at, numbers = array("q"), array("d")  # a long run has a million lines
+    try:
+        for row in _lines(file):
+            if row.get("phase", "peers") != phase:
+                continue
+            at.append(epochs.setdefault(row["epoch"], len(epochs)))
+            at.append(peers.setdefault(row["peer"], len(peers)))
+            at.append(groups.setdefault(row["group"], len(groups)))
+            for key in ("information", "coefficient"):
+                numbers.append(_NAN if row[key] is None else row[key])
+            numbers.append(row["donor"] or 0)
+        order, ring = (np.argsort(np.array(list(own), np.int64)) for own in (epochs, peers))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{file}: a line is no grafting: expected epoch, peer, group, information, donor and "
+            "coefficient."
+        ) from None
     if not at:
         return None
-    e, k, g = np.array(at).T
+    e, k, g = np.frombuffer(at, np.int64).reshape(-1, 3).T
     shape = len(epochs), len(peers), len(groups)
+    if math.prod(shape) > _MOST_GAPS * len(e):
+        raise UserError(f"{file}: most epochs, peers and groups have no line.")
     found = [np.full(shape, _NAN) for _ in range(2)]
-    for whole, column in zip(found, np.array(numbers).T[:2], strict=True):
+    columns = np.frombuffer(numbers).reshape(-1, 3).T
+    for whole, column in zip(found, columns[:2], strict=True):
         whole[e, k, g] = column
     donors = np.zeros(shape[:2], np.int64)
-    donors[e, k] = [donor for *_, donor in numbers]
-    order, ring = (np.argsort(list(own)) for own in (epochs, peers))
+    donors[e, k] = columns[2]
     return Grafts(
         np.sort(list(epochs)),
         np.sort(list(peers)),

@@ -10,6 +10,7 @@ from kgraft.analysis.records import Grafts, read_grafts
 from kgraft.errors import UserError
 from kgraft.files import is_file
 from kgraft.runs.config import read
+from kgraft.runs.records import unit_of_information
 
 Phases = dict[str, Grafts]
 PHASES = ("teachers", "peers")
@@ -44,8 +45,7 @@ def unit_of(path: Path) -> str:
     Raises:
         UserError: see `kgraft.runs.config.read`.
     """
-    criterion = read(path / "run.toml").flat().get("graft.criterion", "entropy")
-    return "entropy, nats" if criterion == "entropy" else f"information ({criterion})"
+    return unit_of_information(read(path / "run.toml"))
 
 
 def told_graftings(grafts: Grafts) -> dict[str, Any]:

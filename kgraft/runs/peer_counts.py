@@ -1,7 +1,7 @@
 """What runs came to against their number of peers: which of them lie on one line."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from kgraft.analysis.filters import layer_filters
 from kgraft.analysis.peer_counts import RECORDS, WEIGHTS, Outcome, Point, points
 from kgraft.analysis.records import read_grafts
 from kgraft.errors import UserError
-from kgraft.files import is_directory, is_file
+from kgraft.files import is_file
 from kgraft.grafting import Entropy
 from kgraft.runs.comparisons.runs import NO_MATTER
 from kgraft.runs.config import Config
 from kgraft.runs.directory import best_peer, peer_file, read_run
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import tables
+from kgraft.runs.records import is_comparison, runs_of_comparison
 
 _ALONE = ("baseline", "distill")  # what every method is with one peer
 _SEED = re.compile(r"\bseed-\d+\b")
@@ -65,29 +66,9 @@ def told_points(found: Sequence[Point]) -> list[dict[str, Any]]:
     return [asdict(point) for point in found]
 
 
-def is_comparison(path: Path) -> bool:
-    """Whether a directory holds a comparison's runs.
-
-    Args:
-        path: any.
-    """
-    return is_directory(path) and is_file(path / "comparison.json")
-
-
-def runs_of_comparison(path: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """The directories of its entries, and in each those of its runs; sorted.
-
-    Args:
-        path: a comparison's directory.
-    """
-    for entry in sorted(own for own in path.iterdir() if own.is_dir()):
-        runs = sorted(entry.glob("seed-*"), key=lambda run: (len(run.name), run.name))
-        yield entry, [run for run in runs if is_file(run / "metrics.jsonl")]
-
-
 def _runs_in(place: Path) -> list[Path]:
     if is_comparison(place):
-        return [run for _, runs in runs_of_comparison(place) for run in runs]
+        return [run for runs in runs_of_comparison(place).values() for run in runs]
     if not is_file(place / "run.toml"):
         raise UserError(f"{place}: neither a run's directory nor a comparison's.")
     return [place]

@@ -9,14 +9,15 @@ import numpy as np
 
 from kgraft.analysis import figures
 from kgraft.analysis.peer_figures import accuracy_by_peers, entropy_by_peers
-from kgraft.analysis.records import Grafts, Metrics, read_grafts, read_metrics
+from kgraft.analysis.records import Grafts, Metrics, read_metrics
 from kgraft.errors import UserError
 from kgraft.files import check_place, is_file, storing, whole
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.config import read
 from kgraft.runs.directory import read_json
-from kgraft.runs.epochs import unit_of
-from kgraft.runs.peer_counts import is_comparison, peer_counts, runs_of_comparison
+from kgraft.runs.graft_cache import cached_grafts
+from kgraft.runs.peer_counts import peer_counts
+from kgraft.runs.records import is_comparison, runs_of_comparison, unit_of_information
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
 _METRICS = {"accuracy": True, "loss": False}  # and whether it is a share
@@ -122,7 +123,7 @@ def _of_metrics(runs: dict[str, Metrics]) -> Iterator[tuple[str, Picture]]:
 
 
 def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, Picture]]:
-    grafts = read_grafts(run)
+    grafts = cached_grafts(run)
     if grafts is not None:
         yield from _of_grafts(run, grafts)
     if not weights or not is_file(run / "summary.json"):
@@ -154,6 +155,8 @@ def against_peers(runs: Sequence[Path], weights: bool) -> Iterator[tuple[str, Pi
 
 
 def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
+    config = read(run / "run.toml")
+    unit = unit_of_information(config)
     known = grafts.coefficients[np.isfinite(grafts.coefficients)]
     reach = float(np.abs(known - 0.5).max(initial=_LEAST_REACH))
     for k, number in enumerate(grafts.peers.tolist()):
@@ -175,11 +178,11 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
                     grafts.information[:, k],
                     grafts.groups,
                     grafts.epochs,
-                    what=unit_of(run),
+                    what=unit,
                 ),
             )
-    if np.isfinite(grafts.gaps).any() and unit_of(run).startswith("entropy"):
-        settings = read(run / "run.toml").flat()
+    if np.isfinite(grafts.gaps).any() and unit.startswith("entropy"):
+        settings = config.flat()
         given = [settings.get(key) for key in _CURVE]
         curve = dict(zip(("amplitude", "sharpness"), given, strict=True))
         known = {name: value for name, value in curve.items() if value is not None}
@@ -210,10 +213,9 @@ def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     """An entry's seeds as a band, and its differences to the baseline."""
     told = read_json(path / "comparison.json", {"entries": [{"entry": str, "against": {}}]})
     entries = [row["entry"] for row in told["entries"]]
-    names = {name.replace("/", "-").replace(" ", "-"): name for name in entries}
     series: dict[str, dict[str, list[np.ndarray]]] = {"accuracy": {}, "loss": {}}
     every: list[Metrics] = []
-    for entry, runs in runs_of_comparison(path):
+    for entry, runs in runs_of_comparison(path, entries).items():
         for run in runs:
             metrics = read_metrics(run)
             every.append(metrics)
@@ -221,9 +223,8 @@ def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
                 key = metrics.accuracy if name == "accuracy" else "loss"
                 if key in metrics.values:
                     mean = _mean(metrics.values[key])
-                    found.setdefault(names.get(entry.name, entry.name), []).append(mean)
-    for name, given in series.items():
-        found = {own: given[own] for own in dict.fromkeys([*entries, *given]) if own in given}
+                    found.setdefault(entry, []).append(mean)
+    for name, found in series.items():
         if found:
             what, note = _where(name, every), "mean of the peers, over seeds; band: all seeds"
             yield name, figures.curves(found, what=what, percent=_METRICS[name], note=note)
