@@ -29,6 +29,7 @@ _SMALLEST = 1e-6  # threshold that is shown
 _MOST_TICKS = 10
 _STEPS = tuple(base * 10**power for power in range(7) for base in (1, 2, 5))
 _NOTHING = "white"  # where there is no number: lighter than any
+_SICK = "#CC79A7"  # no number either, but a filter
 _MARKS = 8  # on a line
 
 
@@ -115,12 +116,14 @@ def layer_map(
     _name_rows(axes, layers)
     axes.set_xlabel("epoch")
     none = "" if np.isfinite(values).all() else "; white: none"
-    figure.colorbar(image, ax=axes, label=f"{what}{none}", fraction=0.06)
+    figure.colorbar(image, ax=axes, label=f"{what}{none}", aspect=5 * figure.get_figheight())
     return figure
 
 
 def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Figure":
     """One cell a filter, a row a layer: the larger its l1 norm the lighter, invalid ones black.
+
+    Pink where it is not finite, in a network that has diverged.
 
     As figures 9 and 11 of arXiv 2004.12311v2.
 
@@ -135,12 +138,14 @@ def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Fi
     import matplotlib
     from matplotlib.colors import LogNorm
 
+    norms = np.concatenate([layer.norms for layer in layers])
+    most = float(norms[np.isfinite(norms)].max(initial=2 * threshold))
     widest = max(len(layer.norms) for layer in layers)
     grid = np.full((len(layers), widest), np.nan)
     for row, layer in zip(grid, layers, strict=True):
-        row[: len(layer.norms)] = np.maximum(layer.norms, threshold * 0.5)
-    colours = matplotlib.colormaps[_MAP].with_extremes(under="black", bad="white")
-    most = max(float(np.nanmax(grid)), 2 * threshold)
+        shown = np.maximum(layer.norms, threshold * 0.5)
+        row[: len(shown)] = np.where(np.isfinite(shown), shown, 2 * most)
+    colours = matplotlib.colormaps[_MAP].with_extremes(under="black", over=_SICK, bad="white")
     image = axes.imshow(
         np.ma.masked_invalid(grid),
         aspect="auto",
@@ -152,9 +157,13 @@ def filter_map(layers: Sequence[LayerFilters], *, threshold: float = 0.1) -> "Fi
         end = len(layer.norms) - 0.5
         axes.plot([end, end], [place - 0.5, place + 0.5], color="#888888", lw=0.6)
     _name_rows(axes, [layer.name for layer in layers])
-    axes.set_xlabel("filter of the layer")
-    bar = figure.colorbar(image, ax=axes, extend="min")
-    bar.set_label(f"l1 norm; black: invalid, below {threshold:g}")
+    axes.set_xlabel("filter of the layer, from 0")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    sick = not np.isfinite(norms).all()
+    extend, aspect = "both" if sick else "min", 5 * figure.get_figheight()
+    bar = figure.colorbar(image, ax=axes, extend=extend, aspect=aspect)
+    told = "; pink: not finite" if sick else ""
+    bar.set_label(f"l1 norm\nblack: invalid, below {threshold:g}{told}")
     return figure
 
 

@@ -78,11 +78,10 @@ def test_neighbouring_lines_differ_in_colour_style_and_marker(tmp_path):
 
 
 def test_accuracies_against_peers_have_a_bar_where_there_are_seeds(tmp_path):
+    none = Spread(0.0, None, 1)
     points = [
-        Point("graft", 1, Spread(0.5, None, 1), *[Spread(0.0, None, 1)] * 2, None, ""),
-        Point(
-            "graft", 2, Spread(0.6, 0.02, 3), Spread(0.0, None, 1), Spread(0.7, 0.01, 3), None, ""
-        ),
+        Point("graft", 1, Spread(0.5, None, 1), none, none, None, ""),
+        Point("graft", 2, Spread(0.6, 0.02, 3), none, Spread(0.7, 0.01, 3), None, ""),
     ]
     axes = drawn(accuracy_by_peers(points, what="accuracy"), tmp_path)
     best, together = axes.containers
@@ -161,6 +160,22 @@ def test_invalid_filters_are_black_and_what_is_no_filter_is_white(tmp_path):
                 assert colour[3] == 0 or tuple(colour[:3]) == (1, 1, 1)
             else:
                 assert (tuple(colour[:3]) == (0, 0, 0)) == ((row, column) in black)
+
+
+@pytest.mark.parametrize("norms", [[np.nan, 1.0, 0.01], [np.nan] * 3])
+def test_filters_of_a_diverged_layer_are_neither_black_nor_none(norms, tmp_path):
+    layers = [layer("a/kernel", norms), layer("b/kernel", [np.nan])]
+    figure = figures.filter_map(layers)
+    axes = drawn(figure, tmp_path)
+    (image,) = axes.images
+    shown = image.to_rgba(image.get_array())
+    np.testing.assert_allclose(shown[0, 0], shown[1, 0])
+    assert np.ptp(shown[0, 0, :3]) > 0.2  # a colour
+    assert tuple(shown[1, 1, :3]) == (1, 1, 1)  # no filter
+    if norms[2] == 0.01:
+        assert tuple(shown[0, 2, :3]) == (0, 0, 0)
+    assert "not finite" in figure.axes[1].get_ylabel()
+    drawn(figures.threshold_curves({"own": layers}), tmp_path)
 
 
 def test_shares_of_invalid_filters_grow_with_the_threshold(tmp_path):

@@ -8,10 +8,11 @@ import numpy as np
 
 from kgraft.analysis import figures
 from kgraft.analysis.filters import LayerFilters, layer_filters
-from kgraft.analysis.records import read_grafts, read_metrics
+from kgraft.analysis.records import read_metrics
 from kgraft.runs.comparisons.runs import run_path
 from kgraft.runs.config import read
 from kgraft.runs.directory import best_peer_file
+from kgraft.runs.graft_cache import cached_grafts
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.pictures import against_peers, save_pictures
 from kgraft.runs.tables.file import PaperTable
@@ -81,7 +82,7 @@ def _filters(runs: Runs) -> Iterator[tuple[str, Picture]]:
 
 def _coefficients(runs: Runs) -> Iterator[tuple[str, Picture]]:
     for name, own in runs.items():
-        grafts = read_grafts(own[0])
+        grafts = cached_grafts(own[0])
         settings = read(own[0] / "run.toml").flat()
         if grafts is None or settings.get("graft.criterion") != "entropy":
             continue
