@@ -147,7 +147,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             yield {
                 name: value
                 for name, value in row.items()
-                if name in _ROW or isinstance(value, int | float)
+                if name in _ROW or isinstance(value, float) or not fault(value, int)
             }
 
 

@@ -133,11 +133,15 @@ def test_lines_that_are_none_are_waited_for(run, damage):
     assert told.told == [("teacher 1", 1, 3, 0), ("teacher 1", 1, [2.0])]
 
 
-def test_words_in_the_place_of_figures_are_not_told(run):
-    write(run, TEACHER[0].replace("2.0", '"\\u001b[2J"'))
+@pytest.mark.parametrize(
+    ("written", "told_as"),
+    [('"\\u001b[2J"', None), ("9" * 400, None), ("[1.0]", None), ("null", None), ("3", 3)],
+)
+def test_what_is_no_figure_is_not_told(run, written, told_as):
+    write(run, TEACHER[0].replace("2.0", written))
     told = Told(finish(run))
     Following(run).tell(told, told.wait)
-    assert told.told[1] == ("teacher 1", 1, [None])
+    assert told.told[1] == ("teacher 1", 1, [told_as])
 
 
 def test_a_run_that_nobody_trains_any_more_is_left_after_a_while(run, monkeypatch):

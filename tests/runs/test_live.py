@@ -123,8 +123,7 @@ def assert_told(run):
     assert steps(run / "tensorboard" / "peer 1")["alpha_of_layers"] == [1, 2, 3]
 
 
-@pytest.mark.core
-def test_a_run_that_goes_on_has_told_every_epoch_once(tiny, tmp_path, monkeypatch):
+def test_a_run_that_goes_on_has_told_every_epoch_once(tiny, tmp_path):
     config = tiny(run__epochs=3, run__tensorboard=True, run__csv=True, checkpoint__every=2)
     execute(assemble(tiny(run__epochs=3)), tmp_path / "whole")
     out = tmp_path / "out"
