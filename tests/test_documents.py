@@ -32,8 +32,8 @@ def test_every_difference_that_readme_tells_in_words_is_kept():
         for line in kept(file.name.removesuffix(".lines.json"))
         for own in line["against"].values()
     }
-    told = [*intervals(README)]
-    assert len(told) > 10 and {*told} <= found
+    told = [*intervals(re.sub("<!-- table: .*?<!-- end -->", "", README, flags=re.S))]
+    assert len(told) > 3 and {*told} <= found
 
 
 def test_every_ratio_of_speed_in_readme_stands_in_the_document_on_speed():
@@ -42,10 +42,11 @@ def test_every_ratio_of_speed_in_readme_stands_in_the_document_on_speed():
     told = re.findall(r"\d+\.\d+ \(\d+\.\d+ to \d+\.\d+\)", table)
     assert len(told) == 9
     assert all(ratio in speed for ratio in told)
+    text = (KEPT / "speed-h200.results.jsonl").read_text(encoding="utf-8")
+    rates = {str(round(float(own))) for own in re.findall(r"\d+(?:\.\d+)?", text)}
     for number in re.findall(r"\d+,\d+", table):
-        kept_numbers = (KEPT / "speed-h200.results.jsonl").read_text(encoding="utf-8")
         assert number.replace(",", "") in speed
-        assert re.search(rf"\b{number.replace(',', '')}\b", kept_numbers), number
+        assert number.replace(",", "") in rates
 
 
 def test_a_number_that_parts_from_what_is_kept_is_seen():

@@ -228,8 +228,8 @@ def test_one_that_fails_is_told_in_one_line(tiny, tmp_path, own, name, line):
     assert not list(Path(tmp_path / "run").glob("peers/*"))
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-TRACKERS = re.findall(r"```python\n(# tracking.*?)```", README, re.S)
+DOCUMENT = (Path(__file__).parents[2] / "kgraft/docs/analysis.md").read_text(encoding="utf-8")
+TRACKERS = re.findall(r"```python\n(# tracking.*?)```", DOCUMENT, re.S)
 
 
 class Wandb:
