@@ -102,6 +102,23 @@ def test_fits_of_one_epoch_are_counted_on(tmp_path):
     assert steps(tmp_path / "peer 1")["loss"] == [1, 2, 3, 6]
 
 
+def test_a_program_of_several_fits_goes_on_with_its_count(tmp_path):
+    def program(*callbacks):
+        keras.utils.set_random_seed(3)
+        run = kgraft.GraftingFit(networks())
+        board = kgraft.TensorBoard(tmp_path / "logs", run)
+        for number in range(4):
+            more = callbacks if number == 2 else ()
+            watching, saved = [board, *more], tmp_path / "saved"
+            run.fit(*DATA, epochs=1, verbose=0, callbacks=watching, checkpoint=saved)
+
+    with pytest.raises(KeyboardInterrupt):
+        program(Stops(0))
+    assert steps(tmp_path / "logs/peer 2")["loss"] == [1, 2]
+    program()
+    assert steps(tmp_path / "logs/peer 2")["loss"] == [1, 2, 3, 4]
+
+
 @pytest.mark.core
 def test_beside_a_graft_callback(tmp_path):
     model, *peers = networks()
