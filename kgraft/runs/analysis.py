@@ -23,6 +23,7 @@ from kgraft.errors import UserError
 from kgraft.files import is_directory
 from kgraft.runs.directory import best_peer_file, peer_file, read_run
 from kgraft.runs.keras_file import read_model
+from kgraft.runs.records import short_names
 
 Networks = dict[str, tuple[LayerFilters, ...]]
 
@@ -35,19 +36,15 @@ def filters_of(places: Sequence[str]) -> Networks:
 
     Returns:
         By what each is called, in their order: the file's name, or the run's and the peer's number;
-        as given where names would be the same.
+        more of the path where names would be the same.
 
     Raises:
         UserError: there is no such file or run, it is named twice, or has no filters.
     """
-    if twice := [place for place in places if places.count(place) > 1]:
-        raise UserError(f"{twice[0]}: named twice.")
-    short = [Path(place).resolve().name for place in places]
-    found: Networks = {}
-    for place, name in zip(places, short, strict=True):
-        called = place if short.count(name) > 1 else name
-        for suffix, model in _models(Path(place)):
-            found[called + suffix] = layer_filters(model)
+    paths, found = [Path(place) for place in places], dict[str, tuple[LayerFilters, ...]]()
+    for path, name in zip(paths, short_names(paths), strict=True):
+        for suffix, model in _models(path):
+            found[name + suffix] = layer_filters(model)
     return found
 
 

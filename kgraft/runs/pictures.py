@@ -17,7 +17,12 @@ from kgraft.runs.config import read
 from kgraft.runs.directory import read_json
 from kgraft.runs.graft_cache import cached_grafts
 from kgraft.runs.peer_counts import peer_counts
-from kgraft.runs.records import is_comparison, runs_of_comparison, unit_of_information
+from kgraft.runs.records import (
+    is_comparison,
+    runs_of_comparison,
+    short_names,
+    unit_of_information,
+)
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
 _METRICS = {"accuracy": True, "loss": False}  # and whether it is a share
@@ -52,19 +57,17 @@ def draw(
         StorageError: a file cannot be written.
     """
     pictures: dict[str, Picture] = {}
+    names = dict(zip(runs, short_names(runs), strict=True))
     single = [run for run in runs if not is_comparison(run)]
-    for run in runs:
+    for run, name in names.items():
         if is_comparison(run):
-            pictures |= _named(_of_comparison(run), run.resolve().name, len(runs) > 1)
+            pictures |= _named(_of_comparison(run), name, len(runs) > 1)
         elif not is_file(run / "metrics.jsonl"):
             raise UserError(f"{run}: neither a run's directory nor a comparison's.")
     if single:
-        metrics = {run.resolve().name: read_metrics(run) for run in single}
-        if len(metrics) < len(single):
-            metrics = {str(run): read_metrics(run) for run in single}
-        pictures |= dict(_of_metrics(metrics))
-        for (name, _), run in zip(metrics.items(), single, strict=True):
-            pictures |= _named(_of_run(run, threshold, weights), name, len(single) > 1)
+        pictures |= dict(_of_metrics({names[run]: read_metrics(run) for run in single}))
+        for run in single:
+            pictures |= _named(_of_run(run, threshold, weights), names[run], len(single) > 1)
     whole_runs = [run for run in runs if is_comparison(run) or is_file(run / "run.toml")]
     pictures |= dict(against_peers(whole_runs, weights))
     return save_pictures(pictures, out, kind)

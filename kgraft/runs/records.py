@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kgraft.analysis.records import Metrics, phases, read_metrics
+from kgraft.errors import UserError
 from kgraft.files import is_directory, is_file
 from kgraft.runs.config import Config, read
 from kgraft.runs.directory import read_json, read_run
@@ -74,10 +75,24 @@ def read_records(path: Path, name: str) -> RunRecords:
     return RunRecords(name, path, config, summary, metrics)
 
 
-def short_names(runs: Sequence[Path]) -> list[str]:
-    """The directories' names, or their paths where names would be the same."""
-    short = [run.resolve().name for run in runs]
-    return short if len(set(short)) == len(short) else [str(run) for run in runs]
+def short_names(places: Sequence[Path]) -> list[str]:
+    """What places are called beside each other: as much of their paths' ends as sets them apart.
+
+    Args:
+        places: files and directories.
+
+    Raises:
+        UserError: one is named twice.
+    """
+    whole = [place.resolve().parts for place in places]
+    for place, own in zip(places, whole, strict=True):
+        if whole.count(own) > 1:
+            raise UserError(f"{place}: named twice.")
+    for count in range(1, max(map(len, whole), default=0) + 1):
+        short = ["/".join(own[-count:]) for own in whole]
+        if len(set(short)) == len(short):
+            return short
+    return [str(place) for place in places]
 
 
 def is_comparison(path: Path) -> bool:
