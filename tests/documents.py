@@ -1,18 +1,21 @@
-"""The tables of README and the documents, made of what is kept of the runs.
+"""The tables of README and the documents, and README's picture, made of what is kept of the runs.
 
-`python -m tests.documents` writes them anew, between `<!-- table: NAME -->` and `<!-- end -->`.
-`NAME.lines.json` has a comparison's lines as `comparison.json` has them, `NAME.results.jsonl` a
-line a run.
+`python -m tests.documents` makes them anew, tables between `<!-- table: NAME -->` and
+`<!-- end -->`. `NAME.lines.json` has a comparison's lines as `comparison.json` has them,
+`NAME.results.jsonl` a line a run.
 """
 
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kgraft.analysis.statistics import Spread, paired_difference
+from kgraft.runs.pictures import draw
 from kgraft.runs.tables.file import read_table
 from kgraft.runs.tables.show import gains_markdown
 
@@ -205,7 +208,19 @@ def intervals(text: str) -> Iterator[str]:
     yield from re.findall(r"[+-]\d+\.\d\d \([+-]\d+\.\d\d to [+-]\d+\.\d\d\)", text)
 
 
+def picture(path: Path) -> None:
+    """README's picture: the comparison of committees as `kgraft plot` draws it, the cheap first."""
+    entries = [own for own in kept("committee") if own["entry"] != "soup of online"]
+    entries.sort(key=lambda own: own["trainings"])
+    with tempfile.TemporaryDirectory() as folder:
+        told = json.dumps({"entries": entries})
+        (Path(folder) / "comparison.json").write_text(told, encoding="utf-8")
+        (drawn,) = draw([Path(folder)], Path(folder) / "drawn")
+        shutil.copyfile(drawn, path)
+
+
 if __name__ == "__main__":
+    picture(ROOT / ".github" / "gains.png")
     for document in DOCUMENTS:
         before = document.read_text(encoding="utf-8")
         document.write_text(written(before), encoding="utf-8")

@@ -247,14 +247,14 @@ def differences(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> "Figure"
     """Differences to a baseline with their 95 % intervals, in points.
 
     Args:
-        rows: of each line of a comparison `"entry"` and its `"against"`, as `comparison.json` has
-            them.
+        rows: of each line of a comparison `"entry"`, its `"against"` and, where they are known, its
+            `"trainings"`, as `comparison.json` has them.
         baseline: the entry that they are differences to.
 
     Raises:
         UserError: matplotlib is missing, or no line has a difference to it.
     """
-    told = [(row["entry"], row["against"].get(baseline)) for row in rows]
+    told = [(_with_cost(row), row["against"].get(baseline)) for row in rows]
     told = [(name, own) for name, own in told if own is not None]
     if not told:
         raise UserError(f"no line has a difference to {baseline!r}: there is nothing to draw.")
@@ -273,6 +273,13 @@ def differences(rows: Sequence[Mapping[str, Any]], *, baseline: str) -> "Figure"
     axes.set_xlabel(f"points above {baseline}, with 95 % intervals (open: zero is in it)")
     axes.grid(axis="x", alpha=0.3)
     return figure
+
+
+def _with_cost(row: Mapping[str, Any]) -> str:
+    """An entry's name, and what it cost in trainings of one network."""
+    cost = row.get("trainings")
+    told = "" if cost is None else f" ({cost:.3g} training{'s' * (cost != 1)})"
+    return f"{row['entry']}{told}"
 
 
 def empty(width: float, height: float) -> tuple["Figure", Any]:

@@ -199,14 +199,18 @@ def test_graftings_lie_on_the_curve(tmp_path):
 def test_an_interval_that_holds_zero_is_open(tmp_path):
     rows = [
         {"entry": "baseline", "against": {"baseline": None}},
-        {"entry": "a", "against": {"baseline": {"mean": 0.01, "ci95": [0.005, 0.015]}}},
+        {
+            "entry": "a",
+            "trainings": 4.0,
+            "against": {"baseline": {"mean": 0.01, "ci95": [0.005, 0.015]}},
+        },
         {"entry": "b", "against": {"baseline": {"mean": 0.01, "ci95": [-0.005, 0.025]}}},
         {"entry": "c", "against": {"baseline": {"mean": 0.02, "ci95": [None, None]}}},
     ]
     axes = drawn(figures.differences(rows, baseline="baseline"), tmp_path)
     points = [line for line in axes.lines if line.get_marker() == "o"]
     fills = {float(p.get_ydata()[0]): p.get_markerfacecolor() for p in points}
-    assert [own.get_text() for own in axes.get_yticklabels()] == ["c", "b", "a"]
+    assert [own.get_text() for own in axes.get_yticklabels()] == ["c", "b", "a (4 trainings)"]
     assert fills[1] == "white" and fills[2] != "white" and fills[0] != "white"
     ends = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2]
     assert any(np.allclose(own, [0.5, 1.5]) for own in ends)
