@@ -119,7 +119,7 @@ def test_a_comparison_is_told_with_its_intervals_and_seeds(tmp_path):
     # seeds 0 and 1: 51 and 55 against 50 and 52, so +1 and +3; t(0.975, 1) = 12.706
     assert rows[2][4:6] == ["53.00 ± 2.83", "+2.00 (-10.71 to +14.71)"]
     (row,) = parsed.tables["Points above baseline, with 95 % intervals"]
-    assert row[0] == "graft, 2 peers" and row[2] == "+2.00 (-10.71 to +14.71)"
+    assert row[0] == "graft, 2 peers" and row[1] == "+2.00 (-10.71 to +14.71)"
     assert (
         "cmp: 2 methods on 2 seeds; the highest on the test images: graft, 2 peers" in parsed.text
     )
