@@ -44,6 +44,9 @@ def report(runs: Sequence[Path], *, threshold: float = 0.1, weights: bool = True
             is missing.
     """
     drawing()
+    places = [run.resolve() for run in runs]
+    if twice := [run for run, own in zip(runs, places, strict=True) if places.count(own) > 1]:
+        raise UserError(f"{twice[0]}: named twice.")
     several = [run for run in runs if is_comparison(run)]
     single = [run for run in runs if run not in several]
     for run in single:

@@ -81,7 +81,7 @@ def test_invalid_filters_are_shares_of_all_layers():
     ]
     (row,) = tables.filters({"peer 1": layers}).rows
     # below 0.0001, 0.001, 0.01, 0.1, 1
-    assert row[:7] == ("peer 1", "4", "25.0000", "25.0000", "25.0000", "50.0000", "75.0000")
+    assert row[:7] == ("peer 1", "4", "25.00", "25.00", "25.00", "50.00", "75.00")
     assert row[8] == "1.5000"
     by_layer = tables.invalid_by_layer({"peer 1": layers, "peer 2": layers}, 0.1)
     assert by_layer.rows == (("a", "3", "1", "1"), ("b", "1", "1", "1"))

@@ -208,12 +208,18 @@ def filters(networks: Mapping[str, Sequence[LayerFilters]]) -> Table:
     """
     rows = []
     for name, layers in networks.items():
-        shares = 100 * invalid_ratio(layers)
+        shares = invalid_ratio(layers).tolist()
         mean = np.concatenate([own.norms for own in layers]).mean()
         count = sum(len(own.norms) for own in layers)
         entropy = sum(own.entropy for own in layers)
         rows.append(
-            (name, str(count), *map(_number, shares), _number(float(mean)), _number(entropy))
+            (
+                name,
+                str(count),
+                *(_number(share, True) for share in shares),
+                _number(float(mean)),
+                _number(entropy),
+            )
         )
     bounds = [f"l1 norm below {bound:g}, %" for bound in THRESHOLDS]
     return Table(

@@ -23,7 +23,7 @@ def thinned(values: np.ndarray, most: int) -> np.ndarray:
 
     Example:
         >>> thinned(np.array([0.0, 1, 2, 9, 3, 2, 1, 0, 0, 0]), 6)
-        array([0, 3, 5, 9])
+        array([0, 3, 5, 7, 9])
     """
     if len(values) <= most:
         return np.arange(len(values))

@@ -65,9 +65,10 @@ class ComparisonRecords:
             means.setdefault(row["entry"], []).append(row["last"])
         best = max(means, key=lambda entry: np.mean(means[entry]))
         share = next(row for row in table.rows if row[0] == best)[4]
+        methods = _count(len(means), "method")
+        seeds = _count(len({row["seed"] for row in rows}), "seed")
         return (
-            f"{self.name}: {len(means)} methods on {len({row['seed'] for row in rows})} seeds; "
-            f"the highest on the test images: {best}, {share} %."
+            f"{self.name}: {methods} on {seeds}; the highest on the test images: {best}, {share} %."
         )
 
     def part(self, number: int) -> Comparison:
@@ -123,6 +124,10 @@ class ComparisonRecords:
                 plots.append(drawn.Plot.of(metric, f"entries-{number}-{len(plots)}", lines))
         note = "Mean of the peers and seeds of each method; shaded: between the seeds."
         return Curves("Methods over epochs", list(peers), plots, note) if plots else None
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _mean(drawn: Any, place: int, entry: str, seeds: list[Metrics], metric: str) -> Any | None:
