@@ -44,9 +44,7 @@ def report(runs: Sequence[Path], *, threshold: float = 0.1, weights: bool = True
             is missing.
     """
     drawing()
-    places = [run.resolve() for run in runs]
-    if twice := [run for run, own in zip(runs, places, strict=True) if places.count(own) > 1]:
-        raise UserError(f"{twice[0]}: named twice.")
+    names = dict(zip(runs, short_names(runs), strict=True))
     several = [run for run in runs if is_comparison(run)]
     single = [run for run in runs if run not in several]
     for run in single:
@@ -54,8 +52,8 @@ def report(runs: Sequence[Path], *, threshold: float = 0.1, weights: bool = True
             raise UserError(
                 f"{run}: neither a run's directory nor a comparison's, which has a comparison.json."
             )
-    found = [read_records(own, name) for own, name in _named(single)]
-    compared = [ComparisonRecords(own, name) for own, name in _named(several)]
+    found = [read_records(own, names[own]) for own in single]
+    compared = [ComparisonRecords(own, names[own]) for own in several]
     maps, unmapped = _maps(found)
     seeds = {
         f"{own.name}, {first.name}, first seed": first
@@ -81,10 +79,6 @@ def report(runs: Sequence[Path], *, threshold: float = 0.1, weights: bool = True
             environment=_environment(whole),
         )
     )
-
-
-def _named(runs: Sequence[Path]) -> list[tuple[Path, str]]:
-    return list(zip(runs, short_names(runs), strict=True))
 
 
 def _summary(found: Sequence[RunRecords]) -> tables.Table:
