@@ -5,6 +5,7 @@ lightness rises evenly.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -280,6 +281,13 @@ def _with_cost(row: Mapping[str, Any]) -> str:
     cost = row.get("trainings")
     told = "" if cost is None else f" ({cost:.3g} training{'s' * (cost != 1)})"
     return f"{row['entry']}{told}"
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as it stands on a screen."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=100, bbox_inches="tight")
+    return file.getvalue()
 
 
 def empty(width: float, height: float) -> tuple["Figure", Any]:

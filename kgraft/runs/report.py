@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from kgraft.analysis import figures
 from kgraft.analysis.records import Grafts
 from kgraft.analysis.report import tables
-from kgraft.analysis.report.page import Curves, Maps, Page, Part, drawing, render
+from kgraft.analysis.report.page import Curves, Maps, Page, Part, Picture, drawing, render
 from kgraft.backend import installed_version
 from kgraft.errors import UserError
 from kgraft.files import is_file
@@ -25,6 +26,7 @@ from kgraft.runs.records import (
     unit_of_information,
 )
 
+_MOST_MAPS = 16  # of filters: of more runs, fewer peers each
 _TOLD = ("settings", "resumed")  # of environment.json: told elsewhere, or once more
 
 
@@ -55,6 +57,7 @@ def report(runs: Sequence[Path], *, threshold: float = 0.1, weights: bool = True
     found = [read_records(own, names[own]) for own in single]
     compared = [ComparisonRecords(own, names[own]) for own in several]
     maps, unmapped = _maps(found)
+    most = max(1, _MOST_MAPS // max(1, len(found)))
     seeds = {
         f"{own.name}, {first.name}, first seed": first
         for own in compared
@@ -74,7 +77,7 @@ def report(runs: Sequence[Path], *, threshold: float = 0.1, weights: bool = True
             curves=_curves(found),
             maps=maps,
             unmapped=unmapped,
-            filters=[_filters(own, threshold, weights) for own in found],
+            filters=[_filters(own, threshold, weights, most) for own in found],
             settings={name: own.config.to_toml() for name, own in whole.items()},
             environment=_environment(whole),
         )
@@ -214,7 +217,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _filters(own: RunRecords, threshold: float, weights: bool) -> Part:
+def _filters(own: RunRecords, threshold: float, weights: bool, most: int) -> Part:
+    """Invalid filters of a run's peers, and maps of so many of them."""
     if not weights:
         return Part(own.name, notes=["The weights were left alone (--records-only)."])
     if own.summary is None:
@@ -224,7 +228,15 @@ def _filters(own: RunRecords, threshold: float, weights: bool) -> Part:
     except UserError as error:
         return Part(own.name, notes=[f"Not looked into: {error}"])
     short = {f"peer {k}": layers for k, layers in enumerate(networks.values(), start=1)}
-    return Part(own.name, [tables.filters(short), tables.invalid_by_layer(short, threshold)])
+    told = [tables.filters(short), tables.invalid_by_layer(short, threshold)]
+    drawn = [
+        Picture(
+            f"Filters of {own.name}, {name}",
+            figures.png(figures.filter_map(layers, threshold=threshold)),
+        )
+        for name, layers in [*short.items()][:most]
+    ]
+    return Part(own.name, told, pictures=drawn)
 
 
 def _environment(runs: Mapping[str, RunRecords]) -> tables.Table | None:

@@ -12,12 +12,13 @@ from hypothesis.extra import numpy as arrays
 from kgraft.analysis.filters import LayerFilters
 from kgraft.analysis.records import Grafts, Metrics
 from kgraft.analysis.report import tables
-from kgraft.analysis.report.page import Curves, Maps, Page, Part, drawing, render
+from kgraft.analysis.report.page import Curves, Maps, Page, Part, Picture, drawing, render
 from kgraft.analysis.report.thin import CODES, coded, columns, thinned
 from kgraft.errors import UserError
 from tests.reports.pages import Parsed, images_of, lines_of, plots_of
 
 HOSTILE = "<script>alert(1)</script>"
+PNG = "data:image/png;base64,iVBORw=="
 WORSE = "</script><img src=x onerror=alert(1)>&\"'{{ 7*7 }}<!--"
 
 
@@ -133,7 +134,7 @@ def page(name="own", **changes):
             [drawn.Plot.of("val_accuracy", "curves-0", lines)],
         ),
         "maps": [Maps(name, grafts, [drawn.Map("map-0", name, name, values, epochs, layers)])],
-        "filters": [Part(name, notes=[name])],
+        "filters": [Part(name, notes=[name], pictures=[Picture(name, b"\x89PNG")])],
         "settings": {name: name},
         "environment": tables.Table("environment", ("", name), ((name, name),), words=True),
     }
@@ -168,7 +169,8 @@ def test_whatever_stands_in_a_file_is_shown_as_text(name):
     html = render(page(name))
     parsed = Parsed(html)
     kinds = {kind for kind, _ in parsed.elements}
-    assert not {"img", "iframe", "object", "embed"} & kinds
+    assert not {"iframe", "object", "embed"} & kinds
+    assert [told["src"] for kind, told in parsed.elements if kind == "img"] == [PNG]
     assert len([kind for kind, _ in parsed.elements if kind == "script"]) == 3
     assert not [key for _, told in parsed.elements for key in told if key.startswith("on")]
     assert parsed.text.count(" ".join(name.split())) >= 10
@@ -177,7 +179,7 @@ def test_whatever_stands_in_a_file_is_shown_as_text(name):
 
 def test_a_page_asks_for_nothing():
     parsed = Parsed(render(page()))
-    assert all(own.startswith(("#", "data:,")) for own in parsed.addresses())
+    assert all(own.startswith(("#", "data:,")) or own == PNG for own in parsed.addresses())
     assert not any("url(" in style or "@import" in style for style in parsed.styles)
     names = {told["id"] for _, told in parsed.elements if "id" in told}
     assert {own[1:] for own in parsed.addresses() if own.startswith("#")} <= names

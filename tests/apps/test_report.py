@@ -1,6 +1,10 @@
 """`kgraft report` on runs that it has trained, and on what is none."""
 
 import sys
+from base64 import b64decode
+from io import BytesIO
+
+from PIL import Image
 
 from tests.apps.test_fit import kgraft  # noqa: F401
 from tests.reports.directories import write_comparison, write_run
@@ -23,6 +27,13 @@ def test_a_trained_run_has_a_page(kgraft, tmp_path):  # noqa: F811
         "peer 2",
     ]
     assert list(lines_of(plots_of(parsed), "curves-0")) == ["peer 1", "peer 2"]
+    pictures = [told for kind, told in parsed.elements if kind == "img"]
+    words = "Filters of own, peer {}: numbers in the tables above"
+    assert [told["alt"] for told in pictures] == [words.format(k) for k in (1, 2)]
+    for told in pictures:
+        kind, _, content = told["src"].partition(",")
+        assert kind == "data:image/png;base64"
+        assert Image.open(BytesIO(b64decode(content))).width > 500
     code, out, _ = kgraft("report", "own", "-o", "other.html", "--records-only")
     assert code == 0 and "left alone" in Parsed((tmp_path / "other.html").read_text()).text
 

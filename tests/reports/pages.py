@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 from bokeh.document import Document
 
-VOID = {"meta", "link", "input", "br", "line", "circle"}
+VOID = {"img", "meta", "link", "input", "br", "line", "circle"}
 
 
 class Parsed(HTMLParser):

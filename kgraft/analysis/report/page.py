@@ -1,5 +1,6 @@
 """The page: what it is made of, and how that becomes one file."""
 
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -72,19 +73,39 @@ class Comparison:
     curves: Curves | None
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture that stands in the page.
+
+    Attributes:
+        title: what it shows.
+        png: its bytes.
+    """
+
+    title: str
+    png: bytes
+
+    @property
+    def address(self) -> str:
+        """The picture itself, as an address."""
+        return f"data:image/png;base64,{b64encode(self.png).decode()}"
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What there is to say of one run under a heading: tables, and what is missing.
+    """What there is to say of one run under a heading: tables, pictures, and what is missing.
 
     Attributes:
         title: the run's name.
         tables: of it.
         notes: sentences.
+        pictures: of it, which say what the tables do.
     """
 
     title: str
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
 
 
 @dataclass(frozen=True, eq=False)
