@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from kgraft_cli.parameters import HERE, PLACE, TRUST
+from kgraft_cli.parameters import DATA_DIR, HERE, PLACE, TRUST
 
 _FILTERS = ("network", "layer", "filter", "l1_norm", "folded_norm")
 _EPOCHS = ("run", "phase", "epoch", "peer", "donor", "layer", "information", "coefficient")
@@ -49,7 +49,7 @@ _PEERS = (
     is_flag=True,
     help="Instead, what RUN... and comparisons came to with fewer and more peers.",
 )
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@DATA_DIR
 @click.option(
     "--csv",
     "csv_file",

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import DATA_DIR, PLACE
 
 
 @click.command("bench")
@@ -19,7 +19,7 @@ from kgraft_cli.parameters import PLACE
 @click.option("--batch-size", "batch_sizes", default="128", metavar="N,...", show_default=True)
 @click.option("--precision", default="float32", metavar="NAME,...", show_default=True)
 @click.option("--dataset", default="digits", metavar="NAME", show_default=True)
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@DATA_DIR
 @click.option("--size", default=224, metavar="N", show_default=True, help="Of photographs.")
 @click.option("--contender", "chosen", multiple=True, metavar="NAME", help="All by default.")
 @click.option("--steps", default=4, metavar="N", show_default=True, help="Steps a round.")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kgraft_cli.parameters import HERE, PLACE
+from kgraft_cli.parameters import DATA_DIR, HERE, JOBS, PLACE
 from kgraft_cli.shipped import path_of
 
 if TYPE_CHECKING:
@@ -17,16 +17,9 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=PLACE, metavar="DIR", help="Directory of the runs; runs/COMPARISON by default."
 )
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@DATA_DIR
 @click.option("--seeds", metavar="N,N", help="Other seeds than the file's.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Runs at a time, each in a process with its share of the cores.",
-)
+@JOBS
 @click.option("--only-read", is_flag=True, help="Train nothing; compare what is finished.")
 @HERE
 def command(

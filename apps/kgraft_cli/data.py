@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kgraft_cli.main import Commands
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import DATA_DIR, PLACE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@DATA_DIR
 def list_sets(data_dir: str | None) -> None:
     """List kgraft's own data sets and those that TFDS has prepared."""
     from rich.console import Console

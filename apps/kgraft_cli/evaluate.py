@@ -4,14 +4,14 @@ from typing import Any
 
 import click
 
-from kgraft_cli.parameters import HERE, PLACE, TRUST
+from kgraft_cli.parameters import DATA_DIR, HERE, PLACE, TRUST
 
 
 @click.command("evaluate")
 @click.argument("run", type=PLACE)
 @click.option("--peer", type=int, metavar="K", help="Only this peer, counted from 1.")
 @click.option("--ensemble", "only_ensemble", is_flag=True, help="Only all peers together.")
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@DATA_DIR
 @click.option(
     "--metric", type=click.Choice(["cosine", "euclidean"]), help="How features are compared."
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kgraft_cli.parameters import HERE, PLACE, TRUST
+from kgraft_cli.parameters import DATA_DIR, HERE, PLACE, TRUST
 from kgraft_cli.shipped import path_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _FLAGS = {
 @click.option("--weights", type=PLACE, metavar="FILE", help="What all peers start from.")
 @click.option("--teacher-model", metavar="NAME", help="Architecture of trained teachers.")
 @click.option("--dataset", metavar="NAME", help="Data set or .npz file, see kgraft data list.")
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@DATA_DIR
 @click.option("--optimizer", metavar="NAME", help="sgd, or one of keras.optimizers.")
 @click.option("--epochs", type=int, metavar="N", help="Epochs of teachers and peers.")
 @click.option("--batch-size", type=int, metavar="N", help="Images a step.")

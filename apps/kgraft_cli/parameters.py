@@ -35,3 +35,22 @@ HERE = click.option(
     help="Search the current directory for parts of your own.",
 )
 TRUST = click.option("--trust", is_flag=True, help="Call the code that the run's files name.")
+DATA_DIR = click.option(
+    "--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are."
+)
+JOBS = click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs at a time, each in a process with its share of the cores.",
+)
+THRESHOLD = click.option(
+    "--threshold",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="The l1 norm below which a filter is invalid.",
+)
+RECORDS_ONLY = click.option("--records-only", is_flag=True, help="Leave the peers' weights alone.")

@@ -2,7 +2,7 @@
 
 import click
 
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import PLACE, RECORDS_ONLY, THRESHOLD
 
 
 @click.command("plot")
@@ -11,14 +11,8 @@ from kgraft_cli.parameters import PLACE
 @click.option(
     "--format", "kind", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True
 )
-@click.option(
-    "--threshold",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.1,
-    show_default=True,
-    help="The l1 norm below which a filter is invalid.",
-)
-@click.option("--records-only", is_flag=True, help="Leave the peers' weights alone.")
+@THRESHOLD
+@RECORDS_ONLY
 def command(
     runs: tuple[str, ...], out: str, kind: str, threshold: float, records_only: bool
 ) -> None:

@@ -2,7 +2,7 @@
 
 import click
 
-from kgraft_cli.parameters import PLACE
+from kgraft_cli.parameters import PLACE, RECORDS_ONLY, THRESHOLD
 
 
 @click.command("report")
@@ -16,14 +16,8 @@ from kgraft_cli.parameters import PLACE
     metavar="FILE",
     help="Where it goes; a page of this name is replaced.",
 )
-@click.option(
-    "--threshold",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.1,
-    show_default=True,
-    help="The l1 norm below which a filter is invalid.",
-)
-@click.option("--records-only", is_flag=True, help="Leave the peers' weights alone.")
+@THRESHOLD
+@RECORDS_ONLY
 def command(runs: tuple[str, ...], out: str, threshold: float, records_only: bool) -> None:
     """Write one page about RUN..., directories of runs or of comparisons.
 

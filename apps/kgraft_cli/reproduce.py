@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kgraft_cli.parameters import HERE, PLACE
+from kgraft_cli.parameters import DATA_DIR, HERE, JOBS, PLACE
 from kgraft_cli.shipped import RunFile, path_of, run_files
 
 if TYPE_CHECKING:
@@ -43,15 +43,8 @@ _TABLES = "tables/"
     metavar="DIR",
     help="Directory of all tables' runs; what two of them need is trained once.",
 )
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Runs at a time, each in a process with its share of the cores.",
-)
+@DATA_DIR
+@JOBS
 @click.option("--only-read", is_flag=True, help="Train nothing; read what is finished.")
 @HERE
 def command(

@@ -2,12 +2,12 @@
 
 import click
 
-from kgraft_cli.parameters import HERE, PLACE, TRUST
+from kgraft_cli.parameters import DATA_DIR, HERE, PLACE, TRUST
 
 
 @click.command("select")
 @click.argument("run", type=PLACE)
-@click.option("--data-dir", type=PLACE, metavar="DIR", help="Where prepared data sets are.")
+@DATA_DIR
 @HERE
 @TRUST
 def command(run: str, data_dir: str | None, here: bool, trust: bool) -> None:
