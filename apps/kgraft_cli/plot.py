@@ -20,9 +20,10 @@ def command(
 
     Of runs: accuracies and losses over epochs, beside each other; of each one that was grafted, the
     coefficients and entropies of its layers over epochs and on the curve of eq. 7; from the peers'
-    weights, a map of their filters and invalid shares by threshold. Of a comparison: its entries
-    over epochs with their seeds, and the differences with their intervals. Runs need not be
-    finished for what their records give.
+    weights, a map of their filters and invalid shares by threshold, those of several runs' best
+    peers beside each other. Of a comparison: its entries over epochs with their seeds, and the
+    differences with their intervals. Of runs that differ in their number of peers: accuracy and
+    entropy against it. Runs need not be finished for what their records give.
     """
     from pathlib import Path
 

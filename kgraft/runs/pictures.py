@@ -12,7 +12,7 @@ from kgraft.analysis.peer_figures import accuracy_by_peers, entropy_by_peers
 from kgraft.analysis.records import Grafts, Metrics, read_metrics
 from kgraft.errors import UserError
 from kgraft.files import check_place, is_file, storing, whole
-from kgraft.runs.analysis import filters_of
+from kgraft.runs.analysis import baseline_of, filters_of
 from kgraft.runs.config import read
 from kgraft.runs.directory import read_json
 from kgraft.runs.graft_cache import cached_grafts
@@ -68,6 +68,10 @@ def draw(
         pictures |= dict(_of_metrics({names[run]: read_metrics(run) for run in single}))
         for run in single:
             pictures |= _named(_of_run(run, threshold, weights), names[run], len(single) > 1)
+        finished = [run for run in single if weights and is_file(run / "summary.json")]
+        if len(finished) > 1:
+            best = {names[run]: baseline_of(str(run)) for run in finished}
+            pictures["thresholds"] = figures.threshold_curves(best)
     whole_runs = [run for run in runs if is_comparison(run) or is_file(run / "run.toml")]
     pictures |= dict(against_peers(whole_runs, weights))
     return save_pictures(pictures, out, kind)

@@ -1,6 +1,7 @@
 """`kgraft plot` on a run, on one that is not finished, and on a comparison."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -28,6 +29,12 @@ def test_a_run_is_drawn_from_its_records_and_weights(kgraft, tmp_path):  # noqa:
     for name in names(out):
         with Image.open(tmp_path / "pictures" / name) as picture:
             assert min(picture.size) > 200
+    shutil.copytree(tmp_path / "own", tmp_path / "other")
+    code, out, _ = kgraft("plot", "own", "other", "-o", "both")
+    assert code == 0 and "thresholds.png" in names(out)
+    assert {"own-thresholds.png", "other-filters-peer-2.png"} <= {*names(out)}
+    code, out, _ = kgraft("plot", "own", "other", "-o", "both", "--records-only")
+    assert code == 0 and "thresholds.png" not in names(out)
     (tmp_path / "own/summary.json").unlink()  # as of one that still trains
     code, out, _ = kgraft("plot", "own", "-o", "again", "--format", "svg")
     assert code == 0 and names(out) == [

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from kgraft.analysis import figures
-from kgraft.analysis.filters import LayerFilters, layer_filters
 from kgraft.analysis.records import read_metrics
+from kgraft.runs.analysis import baseline_of
 from kgraft.runs.comparisons.runs import run_path
 from kgraft.runs.config import read
-from kgraft.runs.directory import best_peer_file
 from kgraft.runs.graft_cache import cached_grafts
-from kgraft.runs.keras_file import read_model
 from kgraft.runs.pictures import against_peers, save_pictures
 from kgraft.runs.tables.file import PaperTable
 from kgraft.runs.tables.results import place
@@ -72,12 +70,15 @@ def _curves(runs: Runs) -> Iterator[tuple[str, Picture]]:
 
 
 def _thresholds(runs: Runs) -> Iterator[tuple[str, Picture]]:
-    yield "thresholds", figures.threshold_curves({name: _layers(own) for name, own in runs.items()})
+    yield (
+        "thresholds",
+        figures.threshold_curves({name: baseline_of(str(own[0])) for name, own in runs.items()}),
+    )
 
 
 def _filters(runs: Runs) -> Iterator[tuple[str, Picture]]:
     for name, own in runs.items():
-        yield f"filters-{name}", figures.filter_map(_layers(own))
+        yield f"filters-{name}", figures.filter_map(baseline_of(str(own[0])))
 
 
 def _coefficients(runs: Runs) -> Iterator[tuple[str, Picture]]:
@@ -94,12 +95,6 @@ def _coefficients(runs: Runs) -> Iterator[tuple[str, Picture]]:
 
 def _peers(runs: Runs) -> Iterator[tuple[str, Picture]]:
     yield from against_peers([run for own in runs.values() for run in own], True)
-
-
-def _layers(runs: list[Path]) -> tuple[LayerFilters, ...]:
-    """The filters of the first seed's best peer."""
-    file = best_peer_file(runs[0])
-    return layer_filters(read_model(file, str(file)))
 
 
 _PICTURES: dict[str, Callable[[Runs], Iterator[tuple[str, Picture]]]] = {
