@@ -18,6 +18,7 @@ def test_tables_are_what_is_kept_of_the_runs(document):
     text = document.read_text(encoding="utf-8")
     assert text == written(text)
     assert text.count("<!-- table: ") == text.count("<!-- end -->")
+    assert not re.search(r"(?m)^(<<<<<<<|=======|>>>>>>>)", text)
 
 
 def test_every_kept_table_stands_somewhere():
