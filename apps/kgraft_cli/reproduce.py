@@ -61,9 +61,9 @@ def command(
     """Train what TABLE of the papers needs, and show it beside what was published.
 
     Without TABLE they are listed. TABLE is one of them, e.g. fg-table-5, or a TOML file. Runs that
-    are finished are kept, and one that was broken off goes on: interrupt it and call it again. The
-    table goes to the terminal, and as TABLE.BUDGET.md and TABLE.BUDGET.results.jsonl, a line a run,
-    into DIR; pictures of filters, curves and coefficients beside them where matplotlib is.
+    are finished are kept, and one that was broken off goes on: interrupt it and call it again. What
+    was asked for goes to the terminal; all that was ever trained for the table goes, with its
+    pictures, as TABLE.BUDGET.md and TABLE.BUDGET.results.jsonl, a line a run, into DIR.
 
     A small budget is no reproduction: fewer and smaller images, fewer epochs, smaller networks. It
     says which, and compares gains, not accuracies, with the published ones.
@@ -78,7 +78,8 @@ def command(
     from rich.console import Console
 
     from kgraft.engines.backends import BACKEND
-    from kgraft.files import write_text
+    from kgraft.errors import UserError
+    from kgraft.files import storing, write_text
     from kgraft.runs.stopping import Stopping
     from kgraft.runs.tables import results
     from kgraft.runs.tables.file import read_table
@@ -88,13 +89,17 @@ def command(
     from kgraft_cli.output import going_on
     from kgraft_cli.progress import jobs_on, progress_on
 
-    wanted = read_table(path_of(_known(table), "reproduce"), budget).of(only, seeds, data_dir)
-    there = results.ready(wanted)
-    path = Path(out)
+    whole = read_table(path_of(_known(table), "reproduce"), budget).of((), seeds, data_dir)
+    wanted, path = whole.of(only), Path(out)
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(width=200, markup=False, emoji=False)
+    with storing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    missing: dict[str, str] = {}
     if not only_read:
+        there = results.ready(wanted)
+        missing = there.missing
         BACKEND.keep_compiled()
         say(console, f"{title(wanted)}")
         with (
@@ -110,15 +115,23 @@ def command(
                     results.train(
                         there.table, path, progress, lambda text: say(console, text), stopping
                     )
-    rows = results.read_rows(there.table, path)
-    _print(console, wanted, rows)
-    for name, how in there.missing.items():
-        say(console, f"not run: {name} is not prepared ({how}).")
+    kept = results.with_all_seeds(whole, path)
+    rows = results.read_rows(kept, path)
     name = f"{wanted.name}.{budget}"
-    write_text(path / f"{name}.results.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
-    write_text(path / f"{name}.md", to_markdown(wanted, rows))
-    files = [f"{name}.md", f"{name}.results.jsonl", *draw(there.table, path, path / name)]
-    console.print(f"{', '.join(map(str, files))} in {path}", highlight=False)
+    _print(console, wanted, rows)
+    for images, how in missing.items():
+        say(console, f"not run: {images} is not prepared ({how}).")
+    files = [path / f"{name}.results.jsonl", path / f"{name}.md"]
+    write_text(files[0], "".join(f"{json.dumps(row)}\n" for row in rows))
+    try:
+        drawn = draw(kept, path, path / name)
+    except UserError as error:  # the table does without matplotlib
+        drawn = []
+        say(console, f"no pictures: {error}")
+    links = [file.relative_to(path).as_posix() for file in drawn]
+    write_text(files[1], to_markdown(kept, rows, links))
+    for file in (*files, *drawn):
+        console.print(str(file), highlight=False, soft_wrap=True)
 
 
 def _print(console: "Console", table: "PaperTable", rows: list[dict[str, Any]]) -> None:

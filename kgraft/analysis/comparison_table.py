@@ -174,7 +174,7 @@ def markdown(
     if title:
         names = [f"{title}, {name}" if name == "last epoch" else name for name in names]
     rows = [names, ["---"] * len(names), *(line.cells() for line in found)]
-    table = "".join(f"| {' | '.join(map(_cell, row))} |\n" for row in rows)
+    table = "".join(f"| {' | '.join(map(in_markdown, row))} |\n" for row in rows)
     return table + "".join(f"\n{note}\n" for note in notes(found, references))
 
 
@@ -186,8 +186,9 @@ def _against(mine: dict[int, float], theirs: dict[int, float]) -> Difference | N
     return paired_difference([mine[seed] for seed in both], [theirs[seed] for seed in both])
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")  # an entry may be called so
+def in_markdown(text: str) -> str:
+    """A text as it stands in a Markdown table: an entry may be called anything."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def percent(own: Spread) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kgraft.analysis.comparison_table import percent, points
+from kgraft.analysis.comparison_table import in_markdown, percent, points
 from kgraft.analysis.statistics import Difference, Spread, paired_difference
 
 Row = Mapping[str, Any]
@@ -26,6 +26,7 @@ class Wanted:
         published: what was published: `accuracy`, percent, and figures by threshold.
         published_baseline: accuracy of the entry that published gains are on, percent; None for
             that entry itself, or where it is not known.
+        seeds: how many are wanted.
     """
 
     images: str
@@ -36,6 +37,7 @@ class Wanted:
     baseline: str
     published: Mapping[str, Any]
     published_baseline: float | None
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def accuracy_cells(line: PaperLine, *, same: bool) -> list[str]:
         own.model,
         own.entry,
         "" if line.trainings is None else f"{round(line.trainings, 2):g}",
-        "" if ours is None else str(ours.count),
+        "" if ours is None else _of(ours.count, own.seeds),
         told,
         "" if gain is None else points(gain),
         "" if published is None else f"{published:.2f}",
@@ -153,7 +155,12 @@ def filter_cells(
         thresholds: see `filter_columns`.
     """
     own = [row["filters"] for row in _by_seed(rows, wanted, wanted.entry).values()]
-    first = [wanted.network, wanted.model, wanted.entry, str(len(own)) if own else _NOT_RUN]
+    first = [
+        wanted.network,
+        wanted.model,
+        wanted.entry,
+        _of(len(own), wanted.seeds) if own else _NOT_RUN,
+    ]
     if show == "entropy":
         return [*first, _figure([row["entropy"] for row in own], 1)]
     cells = []
@@ -178,9 +185,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells as a Markdown table, without the columns that nothing stands in."""
     kept = [k for k in range(len(columns)) if k < 1 or any(row[k] for row in rows)]
     told = [columns, ["---"] * len(columns), *rows]
-    return "".join(
-        f"| {' | '.join(row[k].replace('|', chr(92) + '|') for k in kept)} |\n" for row in told
-    )
+    return "".join(f"| {' | '.join(in_markdown(row[k]) for k in kept)} |\n" for row in told)
 
 
 def by_network(
@@ -198,6 +203,11 @@ def by_network(
     return ["", *networks], [
         [entry, *(cells.get((entry, network), "") for network in networks)] for entry in entries
     ]
+
+
+def _of(count: int, wanted: int) -> str:
+    """How many seeds there are, and of how many where some are missing."""
+    return str(count) if count >= wanted else f"{count} of {wanted}"
 
 
 def _by_seed(rows: Sequence[Row], own: Wanted, entry: str) -> dict[int, Row]:

@@ -16,7 +16,7 @@ from kgraft.analysis.paper_table import (
 
 def wanted(entry, *, network="A", published=None, base=None, part="slr"):
     return Wanted(
-        "S", network, "tiny", entry, part, "plain", {} if published is None else published, base
+        "S", network, "tiny", entry, part, "plain", {} if published is None else published, base, 2
     )
 
 
@@ -80,13 +80,15 @@ def test_filters_stand_beside_published_counts_and_norms():
     norms = {"0.1": {"valid": 4.0, "invalid": None, "counts": [3, 0]}}
     rows = [row("graft", 0, 0.5, filters={**found, "norms": norms})]
     own = wanted("graft", published={"0.1": [12.086, 0.001]})
-    assert filter_cells("norms", own, rows, ["0.1"])[3:] == ["1", "4.000", "12.086", "", "0.001"]
+    assert filter_cells("norms", own, rows, ["0.1"])[3:] == [
+        *("1 of 2", "4.000", "12.086", "", "0.001"),
+    ]
     assert filter_cells("norms", own, [], ["0.1"])[3] == "not run"
 
 
 def test_columns_that_nothing_stands_in_are_left_out_of_markdown():
-    told = markdown(["a|b", "c", "d"], [["1", "", "x"], ["2", "", ""]])
-    assert told == "| a\\|b | d |\n| --- | --- |\n| 1 | x |\n| 2 |  |\n"
+    told = markdown(["a|<b>", "c", "d"], [["1", "", "x"], ["2", "", ""]])
+    assert told == "| a\\|&lt;b> | d |\n| --- | --- |\n| 1 | x |\n| 2 |  |\n"
 
 
 def test_a_row_an_entry_and_a_column_a_network():

@@ -1,6 +1,7 @@
 """`kgraft reproduce` as a user types it."""
 
 import json
+import sys
 
 import pytest
 from kgraft_cli.main import main
@@ -83,6 +84,31 @@ def test_a_table_is_trained_once_and_kept(kgraft, tmp_path):
     code, out, err = kgraft("reproduce", "mine.toml", "--seeds", 2, "--jobs", 2, "--data-dir", ".")
     assert code == 0 and "Digits, A: plain, seed 1: trained in" in out, err
     assert len(kept.read_text().splitlines()) == 4
+    only = ("--only", "Digits", "--seeds", 3, "--only-read")
+    code, out, err = kgraft("reproduce", "mine.toml", *only)  # whatever is shown, all is kept
+    assert code == 0 and "2 of 3" in out and "CIFAR-10" not in out, err
+    assert len(kept.read_text().splitlines()) == 4
+    assert "## CIFAR-10, accuracy" in kept.with_name("mine.small.md").read_text()
+    code, out, err = kgraft("reproduce", "mine.toml", "--only-read", "--out", "new")
+    assert code == 0 and "4 of 4 lines were not run" in out, err
+
+
+def test_pictures_are_linked_and_may_be_missing(kgraft, tmp_path, monkeypatch):
+    drawn = TABLE.replace(
+        'baseline = "plain"', 'baseline = "plain"\npictures = ["curves", "filters"]'
+    )
+    (tmp_path / "mine.toml").write_text(drawn)
+    only = ("--only", "Digits", "--data-dir", ".")
+    code, out, err = kgraft("reproduce", "mine.toml", *only)
+    assert code == 0, err
+    told = (tmp_path / "runs/reproduce/mine.small.md").read_text()
+    (curves,) = [line for line in told.splitlines() if line.startswith("![Digits-A-curves]")]
+    file = tmp_path / "runs/reproduce" / curves.partition("(")[2].rstrip(")")
+    assert file.is_file() and "of the first seed" in out
+    assert "runs/reproduce/mine.small/Digits-A-curves.png" in out.splitlines()
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = kgraft("reproduce", "mine.toml", *only, "--only-read")
+    assert code == 0 and "no pictures: " in out and "kgraft[plots]" in out, err
 
 
 @pytest.mark.parametrize(
@@ -92,7 +118,10 @@ def test_a_table_is_trained_once_and_kept(kgraft, tmp_path):
         (("no.toml",), "table no.toml: no such file"),
         (("quickstart",), "no table is called 'quickstart'. kgraft reproduce lists them."),
         (("mine.toml", "--only", "Cats"), "--only Cats: no set or network of mine"),
-        (("mine.toml", "--only", "CIFAR-10", "--data-dir", "."), "none of its image sets is pre"),
+        (
+            ("mine.toml", "--only", "CIFAR-10", "--data-dir", "."),
+            "none of its image sets is prepared in . (CIFAR-10: kgraft data prepare cifar10)",
+        ),
         (("mine.toml", "--seeds", "0"), "--seeds"),
         (("mine.toml", "--budget", "large"), "'large' is not one of 'full', 'small'"),
     ],

@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kgraft import models
 from kgraft.analysis.filters import LayerFilters, invalid_ratio, layer_filters, split_norms
 from kgraft.analysis.paper_table import Wanted
-from kgraft.data.load import describe
+from kgraft.data.load import data_directory, describe
 from kgraft.errors import UserError
 from kgraft.files import only_writer, sweep
 from kgraft.models.registry import default_size
@@ -59,8 +59,9 @@ def ready(table: PaperTable) -> Ready:
             panels.append(panel)
     if not panels:
         told = ", ".join(f"{name}: {how}" for name, how in missing.items())
-        raise UserError(f"{table.name}: none of its image sets is prepared ({told}).")
-    return Ready(PaperTable(**{**vars(table), "panels": tuple(panels)}), missing)
+        where = data_directory(table.panels[0].comparison.entries[0].config.data.directory)
+        raise UserError(f"{table.name}: none of its image sets is prepared in {where} ({told}).")
+    return Ready(replace(table, panels=tuple(panels)), missing)
 
 
 def train(
@@ -119,6 +120,25 @@ def train_beside(
         side_by_side(jobs, count, watcher, stopping)
 
 
+def with_all_seeds(table: PaperTable, out: Path) -> PaperTable:
+    """The table with every seed that was ever trained for it.
+
+    Args:
+        table: it.
+        out: see `train`.
+    """
+    panels = []
+    for panel in table.panels:
+        found = {
+            int(run.name.removeprefix("seed-"))
+            for run in place(table, panel, out).glob("*/seed-*")
+            if run.name.removeprefix("seed-").isdecimal()
+        }
+        seeds = tuple(sorted({*panel.comparison.seeds, *found}))
+        panels.append(replace(panel, comparison=replace(panel.comparison, seeds=seeds)))
+    return replace(table, panels=tuple(panels))
+
+
 def read_rows(table: PaperTable, out: Path) -> list[dict[str, Any]]:
     """What finished runs say, one row a panel, entry and seed.
 
@@ -156,6 +176,7 @@ def wanted(table: PaperTable) -> list[Wanted]:
                     baseline=panel.comparison.baseline,
                     published=own,
                     published_baseline=None if entry.name == table.baseline else base,
+                    seeds=len(panel.comparison.seeds),
                 )
             )
     return found

@@ -2,9 +2,11 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from kgraft.analysis.comparison_table import percent, points
+from kgraft.analysis.comparison_table import in_markdown, percent, points
 from kgraft.analysis.paper_table import (
     ACCURACY,
     PaperLine,
@@ -84,6 +86,8 @@ def notes(table: PaperTable, rows: Sequence[dict[str, Any]]) -> list[str]:
             "Accuracies of a small budget say nothing of the published ones: compare the gains, "
             "and with care."
         )
+    if {*table.pictures} & {"thresholds", "filters", "coefficients"}:
+        said.append("Pictures of filters, thresholds and coefficients are of the first seed.")
     if table.note:
         said.append(f"{table.note[0].upper()}{table.note[1:]}.")
     done = {(row["set"], row["network"], row["part"], row["entry"]) for row in rows}
@@ -93,17 +97,22 @@ def notes(table: PaperTable, rows: Sequence[dict[str, Any]]) -> list[str]:
     return said
 
 
-def to_markdown(table: PaperTable, rows: Sequence[dict[str, Any]]) -> str:
-    """A table with its notes as Markdown.
+def to_markdown(
+    table: PaperTable, rows: Sequence[dict[str, Any]], pictures: Sequence[str] = ()
+) -> str:
+    """A table with its notes and pictures as Markdown.
 
     Args:
         table: what was wanted.
         rows: what `read_rows` gave.
+        pictures: their files, as the text links them.
     """
-    parts = [f"# {table.name}: {table.title}\n"]
+    parts = [f"# {table.name}: {in_markdown(table.title)}\n"]
     for heading, columns, sections in shown(table, rows):
         parts.append(f"## {heading}\n\n{markdown(columns, list(itertools.chain(*sections)))}")
-    return "\n".join(parts) + "".join(f"\n{note}\n" for note in notes(table, rows))
+    told = [in_markdown(note) for note in notes(table, rows)]
+    told += [f"![{Path(file).stem}]({quote(file)})" for file in pictures]
+    return "\n".join(parts) + "".join(f"\n{text}\n" for text in told)
 
 
 def gains_markdown(table: PaperTable, rows: Sequence[dict[str, Any]], images: str) -> str:
