@@ -35,6 +35,22 @@ class Metrics:
         """Which of them is the accuracy on images that were not trained on, or else on those."""
         return "val_accuracy" if "val_accuracy" in self.values else "accuracy"
 
+    def comparable(self, name: str) -> np.ndarray | None:
+        """Values that may stand beside those of other methods; None where nothing was measured.
+
+        A loss with a teacher's part, or the other peers', may not: under `"loss"` stands that of
+        the labels alone, as it is called elsewhere, and under `"student_loss"` the whole.
+
+        Args:
+            name: of `values`.
+
+        Returns:
+            float64 `(E, K)`.
+        """
+        if "student_loss" in self.values:
+            name = {"loss": "student_loss", "student_loss": "loss"}.get(name, name)
+        return self.values.get(name)
+
 
 @dataclass(frozen=True, eq=False)
 class Grafts:
@@ -55,6 +71,12 @@ class Grafts:
     information: np.ndarray
     coefficients: np.ndarray
     donors: np.ndarray
+
+    @property
+    def reach(self) -> float:
+        """How far a coefficient is from 1/2 at most, 0.05 at least: for colours."""
+        known = self.coefficients[np.isfinite(self.coefficients)]
+        return float(np.abs(known - 0.5).max(initial=0.05))
 
     @property
     def gaps(self) -> np.ndarray:

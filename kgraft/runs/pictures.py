@@ -25,8 +25,7 @@ from kgraft.runs.records import (
 )
 
 Picture = Any  # a figure of matplotlib's, which only `kgraft.analysis` names
-_METRICS = {"accuracy": True, "loss": False}  # and whether it is a share
-_LEAST_REACH = 0.05  # of coefficients' colours, beside 1/2
+_METRICS = {"accuracy": True, "loss": False, "held-out-loss": False}  # and whether it is a share
 _MOST_LINES = 14
 _CURVE = ("graft.amplitude", "graft.sharpness")
 
@@ -113,16 +112,16 @@ def _of_metrics(runs: dict[str, Metrics]) -> Iterator[tuple[str, Picture]]:
     for name, percent in _METRICS.items():
         series: dict[str, list[np.ndarray]] = {}
         for run, own in runs.items():
-            key = own.accuracy if name == "accuracy" else "loss"
-            if key not in own.values:
+            values = _values(name, own)
+            if values is None:
                 continue
             if many:
-                series[run] = [*own.values[key].T]
+                series[run] = [*values.T]
                 continue
             for k, number in enumerate(own.models.tolist()):
                 peer = f"peer {number}" if len(own.models) > 1 or len(runs) == 1 else ""
                 label = ", ".join(filter(None, (run if len(runs) > 1 else "", peer)))
-                series[label] = [own.values[key][:, k]]
+                series[label] = [values[:, k]]
         if series:
             note = "mean of the peers; band: all of them" if many else ""
             what = _where(name, runs.values())
@@ -164,8 +163,7 @@ def against_peers(runs: Sequence[Path], weights: bool) -> Iterator[tuple[str, Pi
 def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
     config = read(run / "run.toml")
     unit = unit_of_information(config)
-    known = grafts.coefficients[np.isfinite(grafts.coefficients)]
-    reach = float(np.abs(known - 0.5).max(initial=_LEAST_REACH))
+    reach, known = grafts.reach, grafts.information[np.isfinite(grafts.information)]
     for k, number in enumerate(grafts.peers.tolist()):
         if np.isfinite(grafts.coefficients[:, k]).any():
             yield (
@@ -186,6 +184,7 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
                     grafts.groups,
                     grafts.epochs,
                     what=unit,
+                    limits=(float(known.min()), float(known.max())),
                 ),
             )
     if np.isfinite(grafts.gaps).any() and unit.startswith("entropy"):
@@ -199,10 +198,16 @@ def _of_grafts(run: Path, grafts: Grafts) -> Iterator[tuple[str, Picture]]:
         )
 
 
+def _values(name: str, own: Metrics) -> np.ndarray | None:
+    """What is drawn of a run's metrics."""
+    keys = {"accuracy": own.accuracy, "held-out-loss": "val_loss"}
+    return own.comparable(keys.get(name, name))
+
+
 def _where(name: str, runs: Iterable[Metrics]) -> str:
     """What a metric is, and on which images."""
-    if name == "loss":
-        return "loss on training images"
+    if name != "accuracy":
+        return f"loss of the labels on {'training' if name == 'loss' else 'held-out'} images"
     images = {"val_accuracy": "held-out", "accuracy": "training"}
     return f"accuracy on {' or '.join(sorted({images[own.accuracy] for own in runs}))} images"
 
@@ -220,17 +225,16 @@ def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     """An entry's seeds as a band, and its differences to the baseline."""
     told = read_json(path / "comparison.json", {"entries": [{"entry": str, "against": {}}]})
     entries = [row["entry"] for row in told["entries"]]
-    series: dict[str, dict[str, list[np.ndarray]]] = {"accuracy": {}, "loss": {}}
+    series: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in _METRICS}
     every: list[Metrics] = []
     for entry, runs in runs_of_comparison(path, entries).items():
         for run in runs:
             metrics = read_metrics(run)
             every.append(metrics)
             for name, found in series.items():
-                key = metrics.accuracy if name == "accuracy" else "loss"
-                if key in metrics.values:
-                    mean = _mean(metrics.values[key])
-                    found.setdefault(entry, []).append(mean)
+                values = _values(name, metrics)
+                if values is not None:
+                    found.setdefault(entry, []).append(_mean(values))
     for name, found in series.items():
         if found:
             what, note = _where(name, every), "mean of the peers, over seeds; band: all seeds"

@@ -18,6 +18,7 @@ from kgraft.runs.analysis import filters_of
 from kgraft.runs.comparisons.report import ComparisonRecords
 from kgraft.runs.directory import best_peer, read_json
 from kgraft.runs.graft_cache import cached_grafts
+from kgraft.runs.methods import without_unread
 from kgraft.runs.records import (
     RunRecords,
     is_comparison,
@@ -99,11 +100,11 @@ def _summary(found: Sequence[RunRecords]) -> tables.Table:
                 "teachers": str(config.teachers.count),
                 "epochs": str(config.run.epochs),
                 "seed": str(config.run.seed),
-                "minutes": f"{summary['seconds'] / 60:.1f}" if summary else "",
+                "seconds": f"{summary['seconds']:.0f}" if summary else "",
                 "best peer, on the test images": _best(own),
                 "uniform soup": _share(chosen.get("uniform soup")),
                 "greedy soup": _share(chosen.get("greedy soup")),
-                "ensemble": _share(summary.get("ensemble")),
+                "ensemble": _share(summary.get("ensemble") if config.peers.count > 1 else None),
             }
         )
     rows = tuple((key, *(own[key] for own in columns)) for key in columns[0])
@@ -133,7 +134,7 @@ def _changes(found: Sequence[RunRecords]) -> tables.Table | None:
     if len(found) < 2:
         return None
     title = "Settings that are not the same in all runs"
-    return tables.changes({own.name: own.config.told() for own in found}, title)
+    return tables.changes({own.name: without_unread(own.config).told() for own in found}, title)
 
 
 def _results(own: RunRecords) -> Part:
@@ -174,9 +175,10 @@ def _curves(found: Sequence[RunRecords]) -> Curves | None:
     plots: list[Any] = []
     for metric in known:
         lines = [
-            drawn.Line(place, name, metrics.epochs, metrics.values[metric][:, k])
+            drawn.Line(place, name, metrics.epochs, values[:, k])
             for place, (name, metrics, k) in enumerate(networks)
-            if metric in metrics.values and np.isfinite(metrics.values[metric][:, k]).any()
+            if (values := metrics.comparable(metric)) is not None
+            and np.isfinite(values[:, k]).any()
         ]
         if lines:
             plots.append(drawn.Plot.of(metric, f"curves-{len(plots)}", lines))
@@ -202,7 +204,7 @@ def _maps_of(own: RunRecords, grafts: Grafts, name: str) -> list[Any]:
     shown = (
         (
             *("Coefficient: share of its own that a layer keeps", "coefficient"),
-            *(grafts.coefficients, (0.0, 1.0)),
+            *(grafts.coefficients, (0.5 - grafts.reach, 0.5 + grafts.reach)),
         ),
         (_capital(information), information, grafts.information, None),
     )

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from kgraft.analysis.records import read_grafts, read_metrics
+from kgraft.analysis.records import Metrics, read_grafts, read_metrics
 from kgraft.errors import UserError
 
 
@@ -91,3 +91,13 @@ def test_a_phase_that_was_not_is_named(run, tmp_path):
         read_metrics(run, "teacher 7")
     with pytest.raises(UserError, match="No such file"):
         read_metrics(tmp_path / "nowhere")
+
+
+def test_a_loss_with_a_teachers_part_stands_apart():
+    epochs, models = np.array([1]), np.array([1])
+    plain = {"loss": np.array([[2.0]]), "val_loss": np.array([[1.5]])}
+    taught = {**plain, "loss": np.array([[70.0]]), "student_loss": np.array([[2.1]])}
+    own, other = (Metrics(epochs, models, values) for values in (plain, taught))
+    assert own.comparable("loss").item() == 2 and own.comparable("student_loss") is None
+    assert other.comparable("loss").item() == 2.1 and other.comparable("student_loss").item() == 70
+    assert other.comparable("val_loss").item() == 1.5

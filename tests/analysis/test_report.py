@@ -78,14 +78,15 @@ def test_the_last_epoch_and_the_highest_one_are_told():
 def test_invalid_filters_are_shares_of_all_layers():
     layers = [
         LayerFilters("a/kernel", np.array([0.00005, 0.5, 2.0]), None, 1.0, 9),
-        LayerFilters("b/kernel", np.array([0.05]), None, 0.5, 9),
+        LayerFilters("b/kernel", np.array([0.05, 0.07]), np.array([0.2, 0.01]), 0.5, 9),
     ]
     (row,) = tables.filters({"peer 1": layers}).rows
     # below 0.0001, 0.001, 0.01, 0.1, 1
-    assert row[:7] == ("peer 1", "4", "25.00", "25.00", "25.00", "50.00", "75.00")
-    assert row[8] == "1.5000"
+    assert row[:7] == ("peer 1", "5", "20.00", "20.00", "20.00", "60.00", "80.00")
+    assert row[7] == "50.00"  # of the two that batch normalisation scales
+    assert row[9] == "1.5000"
     by_layer = tables.invalid_by_layer({"peer 1": layers, "peer 2": layers}, 0.1)
-    assert by_layer.rows == (("a", "3", "1", "1"), ("b", "1", "1", "1"))
+    assert by_layer.rows == (("a", "3", "1", "1"), ("b", "2", "2", "2"))
 
 
 def test_only_settings_that_differ_are_told():

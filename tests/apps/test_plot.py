@@ -25,7 +25,8 @@ def test_a_run_is_drawn_from_its_records_and_weights(kgraft, tmp_path):  # noqa:
     assert (code, err) == (0, "")
     of_peers = [f"{what}-peer-{k}.png" for k in (1, 2) for what in ("alpha", "information")]
     weights = ["filters-peer-1.png", "filters-peer-2.png", "thresholds.png"]
-    assert names(out) == ["accuracy.png", "loss.png", *of_peers, "coefficients.png", *weights]
+    curves = ["accuracy.png", "loss.png", "held-out-loss.png"]
+    assert names(out) == [*curves, *of_peers, "coefficients.png", *weights]
     for name in names(out):
         with Image.open(tmp_path / "pictures" / name) as picture:
             assert min(picture.size) > 200
@@ -38,7 +39,8 @@ def test_a_run_is_drawn_from_its_records_and_weights(kgraft, tmp_path):  # noqa:
     (tmp_path / "own/summary.json").unlink()  # as of one that still trains
     code, out, _ = kgraft("plot", "own", "-o", "again", "--format", "svg")
     assert code == 0 and names(out) == [
-        "accuracy.svg", "loss.svg", *(own.replace("png", "svg") for own in of_peers),
+        "accuracy.svg", "loss.svg", "held-out-loss.svg",
+        *(own.replace("png", "svg") for own in of_peers),
         "coefficients.svg",
     ]  # fmt: skip
 

@@ -31,10 +31,13 @@ from kgraft.analysis.report.thin import CODES, coded, columns, thinned
 TITLES = {
     "accuracy": ("Accuracy on training images", "accuracy"),
     "val_accuracy": ("Accuracy on held-out images", "accuracy"),
-    "loss": ("Loss on training images", "loss"),
+    "loss": ("Loss on training images, of the labels alone", "loss"),
     "val_loss": ("Loss on held-out images", "loss"),
     "lr": ("Learning rate", "learning rate"),
     "alpha": ("Mean coefficient alpha", "alpha"),
+    "student_loss": ("Loss with the part of teachers or other peers", "loss"),
+    "distillation_loss": ("Part of the teachers in the loss", "loss"),
+    "mutual_loss": ("Part of the other peers in the loss", "loss"),
 }
 """What is measured in an epoch, by its name in `metrics.jsonl`: as a heading, and at an axis."""
 

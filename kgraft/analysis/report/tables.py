@@ -200,6 +200,10 @@ def last_grafting(grafts: Grafts) -> Table:
     return Table(f"In epoch {grafts.epochs[-1]}", ("layer", *columns), tuple(rows))
 
 
+_FOLDED = 0.1
+_BEHIND = f"folded below {_FOLDED:g}, %"
+
+
 def filters(networks: Mapping[str, Sequence[LayerFilters]]) -> Table:
     """Shares of invalid filters by threshold.
 
@@ -209,6 +213,8 @@ def filters(networks: Mapping[str, Sequence[LayerFilters]]) -> Table:
     rows = []
     for name, layers in networks.items():
         shares = invalid_ratio(layers).tolist()
+        folded = [own.folded for own in layers if own.folded is not None]
+        behind = float((np.concatenate(folded) < _FOLDED).mean()) if folded else None
         mean = np.concatenate([own.norms for own in layers]).mean()
         count = sum(len(own.norms) for own in layers)
         entropy = sum(own.entropy for own in layers)
@@ -217,6 +223,7 @@ def filters(networks: Mapping[str, Sequence[LayerFilters]]) -> Table:
                 name,
                 str(count),
                 *(_number(share, True) for share in shares),
+                "" if behind is None else _number(behind, True),
                 _number(float(mean)),
                 _number(entropy),
             )
@@ -224,7 +231,7 @@ def filters(networks: Mapping[str, Sequence[LayerFilters]]) -> Table:
     bounds = [f"l1 norm below {bound:g}, %" for bound in THRESHOLDS]
     return Table(
         "Invalid filters after the last epoch",
-        ("network", "filters", *bounds, "mean l1 norm", "entropy of all layers, nats"),
+        ("network", "filters", *bounds, _BEHIND, "mean l1 norm", "entropy of all layers, nats"),
         tuple(rows),
     )
 

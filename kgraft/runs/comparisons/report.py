@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from kgraft.analysis.records import Metrics
 from kgraft.analysis.report import tables
 from kgraft.analysis.report.page import Comparison, Curves, drawing
 from kgraft.files import is_file
@@ -117,8 +116,9 @@ class ComparisonRecords:
         for metric in names:
             lines = []
             for place, (entry, runs) in enumerate(peers.items()):
-                seeds = [own for own in runs if metric in own.values]
-                if seeds and (line := _mean(drawn, place, entry, seeds, metric)):
+                told = [(own, own.comparable(metric)) for own in runs]
+                seeds = [values for _, values in told if values is not None]
+                if seeds and (line := _mean(drawn, place, entry, seeds, told[0][0].epochs)):
                     lines.append(line)
             if lines:
                 plots.append(drawn.Plot.of(metric, f"entries-{number}-{len(plots)}", lines))
@@ -130,12 +130,14 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _mean(drawn: Any, place: int, entry: str, seeds: list[Metrics], metric: str) -> Any | None:
+def _mean(
+    drawn: Any, place: int, entry: str, seeds: list[np.ndarray], epochs: np.ndarray
+) -> Any | None:
     """An entry's line, as far as all of its seeds go; None where nothing was measured."""
-    length = min(len(own.epochs) for own in seeds)
+    length = min(map(len, seeds))
     rows = []
     for own in seeds:
-        values = own.values[metric][:length]
+        values = own[:length]
         known = np.isfinite(values)
         total = np.where(known, values, 0.0).sum(axis=1)
         rows.append(np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan))
@@ -143,4 +145,4 @@ def _mean(drawn: Any, place: int, entry: str, seeds: list[Metrics], metric: str)
     if not np.isfinite(stacked).any():
         return None
     band = (stacked.min(axis=0), stacked.max(axis=0)) if len(rows) > 1 else None
-    return drawn.Line(place, entry, seeds[0].epochs[:length], stacked.mean(axis=0), band)
+    return drawn.Line(place, entry, epochs[:length], stacked.mean(axis=0), band)
