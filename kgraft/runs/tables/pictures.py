@@ -65,8 +65,9 @@ def _curves(runs: Runs) -> Iterator[tuple[str, Picture]]:
         for run in own:
             metrics = read_metrics(run)
             series.setdefault(name, []).append(np.nanmean(metrics.values[metrics.accuracy], axis=1))
-    what = "accuracy on held-out images, mean of the peers; band: all seeds"
-    yield "curves", figures.curves(series, what=what, percent=True)
+    note = "mean of the peers, over seeds; band: all seeds"
+    what = "accuracy on held-out images"
+    yield "curves", figures.curves(series, what=what, percent=True, note=note)
 
 
 def _thresholds(runs: Runs) -> Iterator[tuple[str, Picture]]:
