@@ -57,7 +57,8 @@ def curves(
         values = np.stack([row[:length] for row in rows]) * (100 if percent else 1)
         epochs = np.arange(1, length + 1)
         apart = max(1, length // _MARKS)  # markers tell lines apart where dashes are too dense
-        look |= {"markevery": (k * apart // len(series), apart), "label": name}
+        told = name if np.isfinite(values).any() else f"{name} (not finite)".lstrip()
+        look |= {"markevery": (k * apart // len(series), apart), "label": told}
         axes.plot(epochs, values.mean(axis=0), lw=1.3, ms=4, **look)
         if len(rows) > 1:
             low, high = values.min(axis=0), values.max(axis=0)

@@ -62,6 +62,10 @@ def draw(
         if is_comparison(run):
             pictures |= _named(_of_comparison(run), name, len(runs) > 1)
         elif not is_file(run / "metrics.jsonl"):
+            if is_file(run / "run.toml"):
+                raise UserError(
+                    f"{run} has no metrics.jsonl: no epoch has ended yet."
+                )
             raise UserError(f"{run}: neither a run's directory nor a comparison's.")
     if single:
         pictures |= dict(_of_metrics({names[run]: read_metrics(run) for run in single}))
@@ -134,7 +138,10 @@ def _of_run(run: Path, threshold: float, weights: bool) -> Iterator[tuple[str, P
         yield from _of_grafts(run, grafts)
     if not weights or not is_file(run / "summary.json"):
         return
-    networks = filters_of([str(run)])
+    try:
+        networks = filters_of([str(run)])
+    except UserError as error:
+        raise UserError(f"{error} What its records give is drawn with --records-only.") from None
     for name, layers in networks.items():
         peer = name.rpartition(", peer ")[2]
         yield f"filters-peer-{peer}", figures.filter_map(layers, threshold=threshold)

@@ -216,3 +216,10 @@ def test_an_interval_that_holds_zero_is_open(tmp_path):
     assert any(np.allclose(own, [0.5, 1.5]) for own in ends)
     with pytest.raises(UserError, match="'other'"):
         figures.differences(rows, baseline="other")
+
+
+def test_a_line_without_a_number_is_named_so(tmp_path):
+    series = {"well": [np.array([1.0, 2.0])], "sick": [np.array([np.inf, np.nan])]}
+    axes = drawn(figures.curves(series, what="loss"), tmp_path)
+    names = [own.get_text() for own in axes.get_legend().get_texts()]
+    assert names == ["well", "sick (not finite)"]

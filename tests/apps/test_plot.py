@@ -36,6 +36,12 @@ def test_a_run_is_drawn_from_its_records_and_weights(kgraft, tmp_path):  # noqa:
     assert {"own-thresholds.png", "other-filters-peer-2.png"} <= {*names(out)}
     code, out, _ = kgraft("plot", "own", "other", "-o", "both", "--records-only")
     assert code == 0 and "thresholds.png" not in names(out)
+    (tmp_path / "other/peers/peer-2.keras").write_bytes(b"torn")
+    code, _, err = kgraft("plot", "other", "-o", "torn")
+    assert code == 2 and "peer-2.keras" in err and "--records-only" in err
+    (tmp_path / "other/metrics.jsonl").unlink()
+    code, _, err = kgraft("plot", "other", "-o", "torn")
+    assert code == 2 and "other has no metrics.jsonl" in err
     (tmp_path / "own/summary.json").unlink()  # as of one that still trains
     code, out, _ = kgraft("plot", "own", "-o", "again", "--format", "svg")
     assert code == 0 and names(out) == [
