@@ -63,9 +63,7 @@ def draw(
             pictures |= _named(_of_comparison(run), name, len(runs) > 1)
         elif not is_file(run / "metrics.jsonl"):
             if is_file(run / "run.toml"):
-                raise UserError(
-                    f"{run} has no metrics.jsonl: no epoch has ended yet."
-                )
+                raise UserError(f"{run} has no metrics.jsonl: no epoch has ended yet.")
             raise UserError(f"{run}: neither a run's directory nor a comparison's.")
     if single:
         pictures |= dict(_of_metrics({names[run]: read_metrics(run) for run in single}))

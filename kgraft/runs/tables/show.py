@@ -82,10 +82,8 @@ def notes(table: PaperTable, rows: Sequence[dict[str, Any]]) -> list[str]:
             "seed by seed, with its 95 % interval. Published gains are on the published baseline."
         )
     if table.budget == "small":
-        said.append(
-            "Accuracies of a small budget say nothing of the published ones: compare the gains, "
-            "and with care."
-        )
+        beside = ": compare the gains, and with care" if "accuracy" in table.shows else ""
+        said.append(f"A small budget's figures say nothing of the published ones{beside}.")
     if {*table.pictures} & {"thresholds", "filters", "coefficients"}:
         said.append("Pictures of filters, thresholds and coefficients are of the first seed.")
     if table.note:
