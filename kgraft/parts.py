@@ -167,11 +167,14 @@ def called(what: str, call: Callable[..., Any], /, *given: Any, **named: Any) ->
 
 
 @contextlib.contextmanager
-def blamed(files: Mapping[str, str | None]) -> Iterator[None]:
+def blamed(
+    files: Mapping[str, str | None], advice: Callable[[str], str] = lambda name: ""
+) -> Iterator[None]:
     """Tell in one line what code of somebody else's raises in a block that calls it here and there.
 
     Args:
         files: where each of their parts comes from, by what a run file calls it.
+        advice: what to do about one of them, sentences that follow the error; asked by its name.
 
     Raises:
         UserError: where an error comes out of one of these files, also by way of a library that it
@@ -194,7 +197,8 @@ def blamed(files: Mapping[str, str | None]) -> Iterator[None]:
             if file:
                 found = names[file]
                 who = repr(found[0]) if len(found) == 1 else Path(file).name
-                raise UserError(f"{who} failed: {_told(own, file=file)}") from error
+                said = " ".join(filter(None, [_told(own, file=file), advice(found[0])]))
+                raise UserError(f"{who} failed: {said}") from error
         raise
 
 

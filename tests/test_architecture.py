@@ -49,7 +49,7 @@ MAY_IMPORT = {
     },
     "retrieval": {"errors", "settings", "files", "data"},
     "analysis": {"errors", "files", "convolutions", "equations", "grafting", "keras_private"},
-    "tensorboard": {"errors", "analysis", "training"},
+    "tensorboard": {"errors", "settings", "files", "analysis", "grafting", "training"},
     "runs": {
         "backend",
         "errors",

@@ -102,6 +102,60 @@ def test_fits_of_one_epoch_are_counted_on(tmp_path):
     assert steps(tmp_path / "peer 1")["loss"] == [1, 2, 3, 6]
 
 
+def test_a_callback_that_is_new_to_its_training_goes_on(tmp_path):
+    run = kgraft.GraftingFit(networks(), every=2)
+    for epochs in (3, 2):
+        board = kgraft.TensorBoard(tmp_path / "fit", run)
+        run.fit(*DATA, epochs=epochs, verbose=0, callbacks=[board])
+    assert steps(tmp_path / "fit/peer 2")["loss"] == [1, 2, 3, 4, 5]
+    assert steps(tmp_path / "fit/peer 2")["alpha_of_layers"] == [2, 4]
+    model, *peers = networks()
+    graft = kgraft.GraftCallback(peers)
+    for epochs in (2, 1):
+        watching = [graft, kgraft.TensorBoard(tmp_path / "callback", graft)]
+        model.fit(*DATA, epochs=epochs, verbose=0, callbacks=watching)
+    assert steps(tmp_path / "callback/peer 1")["loss"] == [1, 2, 3]
+
+
+def test_a_count_that_is_set_back_writes_over_what_came_after(tmp_path):
+    run = kgraft.GraftingFit(networks())
+    board = kgraft.TensorBoard(tmp_path, run)
+    run.fit(*DATA, epochs=3, verbose=0, callbacks=board)
+    run.fit(*DATA, initial_epoch=1, epochs=2, verbose=0, callbacks=board)
+    assert steps(tmp_path / "peer 1")["loss"] == [1, 2]
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["fit", "callback"])
+def test_curves_of_another_training_are_not_written_over(tmp_path, behind):
+    def train(folder="logs", **given):
+        model, *peers = networks()
+        training = kgraft.GraftCallback(peers) if behind else kgraft.GraftingFit([model, *peers])
+        fit, before = (model.fit, [training]) if behind else (training.fit, [])
+        board = kgraft.TensorBoard(tmp_path / folder, training)
+        fit(*DATA, epochs=1, verbose=0, callbacks=[*before, board], **given)
+
+    train()
+    before = values(tmp_path / "logs/peer 2")
+    with pytest.raises(UserError, match=r"logs/peer 1 has the curves of another .*: give another"):
+        train()
+    assert values(tmp_path / "logs/peer 2") == before
+    train("more")
+
+
+def test_a_training_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    def train(*callbacks):
+        run = kgraft.GraftingFit(networks())
+        board = kgraft.TensorBoard(tmp_path / "logs", run)
+        saved = kgraft.Checkpoints(tmp_path / "saved", every=3)
+        run.fit(*DATA, epochs=3, verbose=0, callbacks=[board, *callbacks], checkpoint=saved)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Stops(1))
+    assert steps(tmp_path / "logs/peer 1")["loss"] == [1]
+    train()
+    assert steps(tmp_path / "logs/peer 1")["loss"] == [1, 2, 3]
+
+
 def test_a_program_of_several_fits_goes_on_with_its_count(tmp_path):
     def program(*callbacks):
         keras.utils.set_random_seed(3)
@@ -131,6 +185,43 @@ def test_beside_a_graft_callback(tmp_path):
     np.testing.assert_allclose(scalars(second, "loss"), fit.history["peer2_loss"], rtol=1e-6)
     np.testing.assert_allclose(scalars(second, "lr"), [0.05, 0.05], rtol=1e-6)
     assert steps(second)["alpha_of_layers"] == steps(second)["filters"] == [1, 2]
+    means = [record.mean_coefficients for _, record in graft.records]
+    np.testing.assert_allclose(scalars(first, "alpha"), [own[0] for own in means], rtol=1e-6)
+    np.testing.assert_allclose(scalars(second, "alpha"), [own[1] for own in means], rtol=1e-6)
+    assert "val_loss" not in steps(second)
+
+
+@pytest.mark.parametrize("evaluate", ["after", "before"])
+def test_without_grafting_a_peer_keeps_all_of_its_own(tmp_path, evaluate):
+    model, *peers = networks()
+    graft = kgraft.GraftCallback(peers, every=2, evaluate=evaluate)
+    board = kgraft.TensorBoard(tmp_path, graft)
+    model.fit(*DATA, epochs=3, verbose=0, callbacks=[graft, board])
+    ((_, record),) = graft.records
+    alphas = [1.0, 1.0, 1.0]
+    alphas[1 if evaluate == "after" else 2] = record.mean_coefficients[1]
+    np.testing.assert_allclose(scalars(tmp_path / "peer 2", "alpha"), alphas, rtol=1e-6)
+
+
+def test_it_is_refused_where_its_training_does_not_call_it(tmp_path):
+    model, *peers = networks()
+    graft = kgraft.GraftCallback(peers)
+    board = kgraft.TensorBoard(tmp_path, graft)
+    behind = r"comes behind its GraftCallback, in the same fit: callbacks=\[grafting, kgraft"
+    with pytest.raises(UserError, match=behind):
+        model.fit(*DATA, verbose=0, callbacks=[board, graft])
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(*DATA, verbose=0, callbacks=[graft, board, Stops(0)])
+    for own, callbacks in ((model, [board, graft]), (peers[0], [board])):
+        with pytest.raises(UserError, match=behind):
+            own.fit(*DATA, verbose=0, callbacks=callbacks)
+    run = kgraft.GraftingFit(networks())
+    board = kgraft.TensorBoard(tmp_path, run)
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(*DATA, verbose=0, callbacks=[board, Stops(0)])
+    with pytest.raises(UserError, match="belongs to the fit of its GraftingFit"):
+        run.peers[0].fit(*DATA, verbose=0, callbacks=[board])
+    assert not list(tmp_path.iterdir())
 
 
 def test_networks_without_convolutions_have_a_map_too(tmp_path):
@@ -157,3 +248,23 @@ def test_it_is_given_once(tmp_path):
 def test_it_needs_to_know_who_trains(tmp_path):
     with pytest.raises(UserError, match=r"TensorBoard\(training=.*expected the GraftingFit that"):
         kgraft.TensorBoard(tmp_path, network())
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"name": "a/b"}, "name='a/b': expected what a folder can be called"),
+        ({"name": ""}, "name='': expected what a folder can be called"),
+        ({"name": 7}, "name=7: expected a"),
+        ({"first": "x"}, "first='x': expected a whole number"),
+        ({"first": -1}, "first=-1"),
+        ({"log_dir": 3}, "log_dir is 3: expected a directory's name."),
+        ({"log_dir": ""}, "log_dir is '': expected a directory's name."),
+        ({"log_dir": __file__}, "test_tensorboard.py' is a file: expected a directory."),
+    ],
+)
+def test_wrong_arguments_are_named(given, line):
+    run = kgraft.GraftingFit(networks())
+    with pytest.raises(UserError) as refused:
+        kgraft.TensorBoard(**{"log_dir": "logs", "training": run, **given})
+    assert line in str(refused.value)

@@ -137,7 +137,7 @@ def command(
             path = make_new(path)
         with progress_on(console) as progress:
             summary = execute(assembly, path, progress, stopping, resume=resume is not None)
-    print_summary(console, summary, path)
+    print_summary(console, summary, path, config.run.epochs)
 
 
 def _go_on(path: Path, more: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from kgraft_cli.figures import Figures
+from kgraft_cli.messages import say
 
 _SEARCHED = {
     "test_mAP": "mAP",
@@ -17,15 +18,20 @@ _SEARCHED = {
 }
 
 
-def print_summary(console: Console, summary: dict[str, Any], path: Path) -> None:
+def print_summary(console: Console, summary: dict[str, Any], path: Path, epochs: int) -> None:
     """What a run ends with.
 
     Args:
         console: where it is printed.
         summary: what `summary.json` holds.
         path: the run's directory.
+        epochs: how many it was to have.
     """
     console.print(summary_table(summary))
+    told = [row.get("last_epoch") for row in summary["peers"]]
+    last = max((own for own in told if isinstance(own, int)), default=epochs)
+    if last < epochs:
+        say(console, f"stopped after epoch {last} of {epochs} by a callback")
     share = summary.get("waiting")
     waiting = "" if share is None else f", {share:.1%} of it waiting for photographs"
     console.print(

@@ -35,6 +35,15 @@ def check_installed() -> None:
         )
 
 
+def has_events(folder: Path) -> bool:
+    """Whether a folder has event files.
+
+    Args:
+        folder: which; it may be missing.
+    """
+    return any(folder.glob(f"{_PREFIX}*"))
+
+
 class EventFiles:
     """The event files of one network, in a folder of their own.
 
@@ -87,7 +96,9 @@ class EventFiles:
         """
         from tensorboardX import summary
 
-        found = [summary.scalar(name, number) for name, number in scalars.items()]
+        found = [summary.scalar(name, 0.0) for name in scalars]
+        for own, number in zip(found, scalars.values(), strict=True):
+            own.value[0].simple_value = number  # tensorboardX would warn of one that is not finite
         for name, values in histograms.items():
             finite = values[np.isfinite(values)]
             if finite.size:

@@ -1,7 +1,8 @@
 """Keras callbacks of the user's own in a run: `run.callbacks = ["package.module:Class"]`."""
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 
 _EXAMPLE = "my_package.watch:Watch"
 _GIVEN = ("peer", "run", "settings")
+
+INSTEAD = {
+    "keras.callbacks:TensorBoard": "--tensorboard, run.tensorboard = true, needs no TensorFlow and "
+    "is for all peers."
+}
+"""What does it without the packages that one of Keras' own needs, by reference."""
 
 
 def parts(config: "Config") -> dict[str, Part]:
@@ -48,6 +55,21 @@ def made(config: "Config", peer: int, run: Path) -> list[keras.callbacks.Callbac
             raise UserError(f"{part.what} has made {told(callback)}: expected a Keras callback.")
         found.append(callback)
     return found
+
+
+def files(config: "Config", watching: Sequence[keras.callbacks.Callback]) -> dict[str, str | None]:
+    """Where the classes of one peer's callbacks are written: also Keras' own, made by whomever.
+
+    Args:
+        config: the settings.
+        watching: the callbacks, as `made` gives them.
+
+    Returns:
+        File by reference, None where nobody knows.
+    """
+    modules = [sys.modules.get(type(own).__module__) for own in watching]
+    found = [getattr(module, "__file__", None) for module in modules]
+    return dict(zip(parts(config), found, strict=True))
 
 
 def _part(reference: str) -> Part:

@@ -64,8 +64,9 @@ def execute(
         told = environment(_seeds(assembly), assembly.config)
         told["images"] = images.told(assembly.dataset)
         directory = RunDirectory(out, assembly.config, told, resumed=resume)
-        with blamed({name: part["file"] for name, part in told["parts"].items()}):
-            run = _Execution(assembly, directory, observer or Silent(), stopping or Stopping())
+        run = _Execution(assembly, directory, observer or Silent(), stopping or Stopping())
+        theirs = {name: part["file"] for name, part in told["parts"].items()}
+        with blamed(run.classes, run.advice), blamed(theirs, run.advice):
             return run.run()
 
 
@@ -138,6 +139,16 @@ class _Execution:
         peers = range(1, len(assembly.peers) + 1)  # before anything is trained that they watch
         config = assembly.config
         self._watching = [of_the_user.made(config, k, directory.path) for k in peers]
+        self.classes = of_the_user.files(config, self._watching[0])
+
+    def advice(self, name: str) -> str:
+        """What to do about a part that has failed in training."""
+        found = [of_the_user.INSTEAD.get(name, "")]
+        if any(self._directory.path.glob("checkpoints/*/epoch-*")) and (
+            command := self._stopping.go_on()
+        ):
+            found.append(f"What was trained is saved, to go on: {command}")
+        return " ".join(filter(None, found))
 
     def run(self) -> dict[str, Any]:
         teachers, rows = self._teach()

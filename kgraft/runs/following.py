@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from kgraft.structure import fault
 
 _ROW = {"phase": str, "model": int, "epoch": int}
 _OFTEN = 0.5  # seconds between two looks
+_DEEP, _MANY = 4, 10_000  # folders below a directory in which runs are looked for
+_NAMED = 4  # of those runs, and all that are on
 _LEAVE = 5.0  # seconds that a run may be nobody's: whoever goes on takes it twice
 
 
@@ -151,13 +154,47 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
             }
 
 
+def is_on(path: Path) -> bool:
+    """Whether there is a run that somebody trains, or has finished; where nobody can tell, any run.
+
+    Args:
+        path: its directory, which need not be there yet.
+
+    Raises:
+        UserError: it is a file, or holds several runs.
+    """
+    if is_file(path / "run.toml"):
+        return is_file(path / "summary.json") or has_writer(path) is not False
+    if is_file(path) or (is_directory(path) and _runs_below(path)):
+        raise UserError(_no_run(path))
+    return False
+
+
 def _no_run(path: Path) -> str:
     """What a directory is instead of a run's."""
     if not is_directory(path):
         return f"{path}: {'it is a file' if is_file(path) else 'there is no such directory'}."
-    runs = sorted(file.parent for file in path.glob("*/seed-*/run.toml"))
+    runs = _runs_below(path)
+    if not runs:
+        return f"{path}: no run's directory, it holds no run.toml."
     on = [run for run in runs if has_writer(run) and not is_file(run / "summary.json")]
-    if runs:
-        which = f"on now: {', '.join(map(str, on))}" if on else f"e.g. {runs[0]}"
-        return f"{path} holds {len(runs)} runs of a comparison: name one, {which}."
-    return f"{path}: no run's directory, it holds no run.toml."
+    rest = [run for run in runs if run not in on]
+    shown = rest[: max(_NAMED - len(on), 0)]
+    which = [f"on now: {', '.join(map(str, on))}"] if on else []
+    which += [f"{'others' if on else 'e.g.'}: {', '.join(map(str, shown))}"] if shown else []
+    which += [f"and {len(rest) - len(shown)} more"] if len(rest) > len(shown) else []
+    count = "a run" if len(runs) == 1 else f"{len(runs)} runs"
+    return f"{path} holds {count}: name one, {'; '.join(which)}."
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """The runs in a directory, a comparison's or a table's, in the order of their names."""
+    found = []
+    for folder, folders, files in itertools.islice(os.walk(path), _MANY):
+        here = Path(folder)
+        if "run.toml" in files:
+            found.append(here)
+        if "run.toml" in files or len(here.relative_to(path).parts) == _DEEP:
+            folders.clear()
+        folders.sort()
+    return found

@@ -277,6 +277,11 @@ class GraftCallback(keras.callbacks.Callback):
         self._run = None
 
     @property
+    def epoch(self) -> int | None:
+        """The epoch that is on, counted from 0 over all fits; None where it has begun none."""
+        return None if self._session is None else self._session.epoch
+
+    @property
     def _running(self) -> CallbackRun:
         if self._run is None:
             raise RuntimeError(

@@ -145,9 +145,8 @@ class GraftingFit:
         self.seed = checked_count("seed", seed)
         temperature = argument("temperature", temperature, float, above=0)
         distillation_weight = argument("distillation_weight", distillation_weight, float, low=0)
-        feature_losses = checked_losses(feature_losses)
         label_weight = argument("label_weight", label_weight, float, low=0)
-        lesson = (temperature, distillation_weight, feature_losses, label_weight)
+        lesson = (temperature, distillation_weight, checked_losses(feature_losses), label_weight)
         check_lesson(self.teachers, *lesson)
         check_optimizers(self.peers)
         mutual = checked_mutual(mutual, mixer, self.teachers)
@@ -167,6 +166,11 @@ class GraftingFit:
     def records(self) -> list[tuple[int, GraftRecord]]:
         """What each grafting measured and did, as `(epoch, GraftRecord)`."""
         return self._session.records
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that is on, counted from 0 over all calls of `fit`; None outside of one."""
+        return self._session.epoch
 
     def fit(
         self,
@@ -369,10 +373,8 @@ class GraftingFit:
         watchers = watchers_of(
             self.peers, callbacks, verbose=verbose, add_history=False, epochs=1, steps=feed.steps
         )
-        found = [
-            evaluate(student, feed, watcher)
-            for student, watcher in zip(self._learning.students.steppers, watchers, strict=True)
-        ]
+        pairs = zip(self._learning.students.steppers, watchers, strict=True)
+        found = [evaluate(student, feed, watcher) for student, watcher in pairs]
         if return_dict:
             return found
         return [values[0] if len(values := list(own.values())) == 1 else values for own in found]

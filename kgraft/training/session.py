@@ -56,6 +56,11 @@ class Session:
         self._sick: set[int] = set()
         self._trains: list[int] = []  # the variables that the plan was made for
 
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that is on, counted from 0 over all fits; None between two."""
+        return self.epochs_done if self._in_epoch else None
+
     def is_of(self, models: Sequence[keras.Model], mixer: Mixer) -> bool:
         """Whether it is the grafting of these models, by this mixer."""
         return [*map(id, (mixer, *models))] == [*map(id, (self.mixer, *self.models))]
@@ -69,7 +74,8 @@ class Session:
         Raises:
             UserError: they do not match.
         """
-        self._begun, built = False, all(map(_is_built, self.students))
+        self._begun = self._in_epoch = False
+        built = all(map(_is_built, self.students))
         self._peers = self._compared() if built else None
         return built
 
@@ -153,7 +159,7 @@ class Session:
             self._state = self.mixer.finish(self._with_averages(self._peers), self._state)
             if trained:  # else something else has gone wrong, which may be this very state
                 check_state(self.mixer, self._state)
-        self._begun = False
+        self._begun = self._in_epoch = False
 
     def resume(self, epoch: int, *, before_grafting: bool) -> None:
         """Go on from weights that somebody else has saved and restored.

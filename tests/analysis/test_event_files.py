@@ -47,6 +47,13 @@ def test_what_is_added_is_read_back(tmp_path):
     np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
+def test_what_is_not_finite_is_written_without_a_word(tmp_path, caplog):
+    EventFiles(tmp_path, 1).add(1, {"loss": np.nan, "val loss": np.inf}, {}, {})
+    found = {tag: own[0][1] for tag, own in values(tmp_path).items()}
+    assert np.isnan(found["loss"]) and found["val_loss"] == np.inf
+    assert not caplog.messages
+
+
 def test_nothing_finite_is_no_histogram(tmp_path):
     EventFiles(tmp_path, 1).add(1, {}, {"alpha": np.array([np.nan])}, {})
     assert values(tmp_path) == {}

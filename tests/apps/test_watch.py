@@ -97,6 +97,38 @@ def test_ctrl_c_ends_the_watching(tmp_path):
     assert (watches.returncode, err) == (130, "kgraft: interrupted.\n")
 
 
+def test_one_waits_until_somebody_trains(tmp_path, kgraft, monkeypatch):
+    run, made = tmp_path / "run", tmp_path / "made"
+    assert kgraft(*FIT, "--epochs", 1, "--out", made)[0] == 0
+    looks = []
+
+    def later(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            made.rename(run)
+
+    monkeypatch.setattr("time.sleep", later)
+    code, out, err = kgraft("watch", "--wait", run)
+    assert (code, err, looks) == (0, "", [0.5] * 3)
+    lines = out.splitlines()
+    assert lines[:2] == [f"waiting until somebody trains in {run}", "peers: 2 models, 1 epochs"]
+    assert kgraft("watch", "--wait", run)[1].splitlines()[0] == lines[1]
+
+
+def test_a_run_that_a_callback_has_stopped_says_so(tmp_path, kgraft, monkeypatch):
+    (tmp_path / "stops_of_watch.py").write_text(
+        "import keras\n\n\nclass Stops(keras.callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        "        self.model.stop_training = epoch == 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run, said = tmp_path / "run", "stopped after epoch 2 of 5 by a callback"
+    fit = kgraft(*FIT, "--epochs", 5, "--callback", "stops_of_watch:Stops", "--out", run)
+    watch = kgraft("watch", run)
+    for code, out, err in (fit, watch):
+        assert (code, err, out.splitlines()[-2]) == (0, "", said)
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [

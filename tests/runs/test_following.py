@@ -8,7 +8,7 @@ import pytest
 from kgraft.errors import UserError
 from kgraft.runs import following
 from kgraft.runs.config import Config
-from kgraft.runs.following import Following, Phase, planned
+from kgraft.runs.following import Following, Phase, is_on, planned
 from tests.runs.conftest import changed
 
 
@@ -180,7 +180,7 @@ def test_nothing_is_written(run):
     assert {path: path.stat().st_mtime_ns for path in [run, *run.iterdir()]} == before
 
 
-def test_what_is_no_run_is_said_to_be_something_else(tmp_path, monkeypatch):
+def test_what_is_no_run_is_said_to_be_something_else(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: there is no such directory\."):
         Following(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"no run's directory, it holds no run\.toml\."):
@@ -188,12 +188,61 @@ def test_what_is_no_run_is_said_to_be_something_else(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file: it is a file\."):
         Following(tmp_path / "file")
-    for seed in (0, 1):
-        (tmp_path / "graft" / f"seed-{seed}").mkdir(parents=True)
-        (tmp_path / "graft" / f"seed-{seed}" / "run.toml").write_text("")
-    monkeypatch.setattr(following, "has_writer", lambda path: path.name == "seed-1")
-    with pytest.raises(UserError, match=r"2 runs of a comparison: .*, on now: .*graft/seed-1\."):
-        Following(tmp_path)
-    monkeypatch.setattr(following, "has_writer", lambda path: None)
-    with pytest.raises(UserError, match=r"name one, e\.g\. .*graft/seed-0\.$"):
-        Following(tmp_path)
+
+
+def runs_in(folder, *names):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "run.toml").write_text("")
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        Following(path)
+    return str(error.value).replace(f"{path}/", "").replace(str(path), "DIR")
+
+
+def test_the_runs_that_a_directory_holds_are_named_those_on_now_first(tmp_path, monkeypatch):
+    on = set()
+    monkeypatch.setattr(following, "has_writer", lambda path: path.name in on)
+    entry, table = tmp_path / "compare/graft", tmp_path / "table"
+    runs_in(entry, "seed-0", "seed-1")
+    assert refused(entry) == "DIR holds 2 runs: name one, e.g.: seed-0, seed-1."
+    on.add("seed-1")
+    assert refused(entry) == "DIR holds 2 runs: name one, on now: seed-1; others: seed-0."
+    named = "DIR holds 2 runs: name one, on now: graft/seed-1; others: graft/seed-0."
+    assert refused(entry.parent) == named
+    (entry / "seed-1" / "summary.json").write_text("{}")
+    runs_in(entry / "seed-0", "within")  # is none of the comparison's
+    assert refused(entry) == "DIR holds 2 runs: name one, e.g.: seed-0, seed-1."
+    runs_in(table, *(f"short/panel-a/graft/seed-{n}" for n in (2, 3, 4, 5, 6, 7)))
+    on.add("seed-7")
+    others = ", ".join(f"short/panel-a/graft/seed-{n}" for n in (2, 3, 4))
+    assert refused(table) == (
+        f"DIR holds 6 runs: name one, on now: short/panel-a/graft/seed-7; others: {others}; and 2 "
+        "more."
+    )
+    runs_in(tmp_path / "deep", "1/2/3/4/5")
+    assert "it holds no run.toml" in refused(tmp_path / "deep")
+    runs_in(tmp_path / "one", "run")
+    assert refused(tmp_path / "one") == "DIR holds a run: name one, e.g.: run."
+
+
+def test_a_run_is_on_as_soon_as_somebody_trains_it(tmp_path, monkeypatch):
+    held = [False]
+    monkeypatch.setattr(following, "has_writer", lambda path: held[0])
+    run = tmp_path / "compare/run"
+    assert not is_on(run)
+    run.mkdir(parents=True)
+    assert not is_on(run)
+    (run / "run.toml").write_text("")
+    assert not is_on(run)
+    for held[0] in (True, None):
+        assert is_on(run)
+    held[0] = False
+    (run / "summary.json").write_text("{}")
+    assert is_on(run)
+    with pytest.raises(UserError, match="compare holds a run: name one"):
+        is_on(tmp_path / "compare")
+    with pytest.raises(UserError, match=r"run\.toml: it is a file"):
+        is_on(run / "run.toml")

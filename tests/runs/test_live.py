@@ -17,6 +17,7 @@ from kgraft.runs.assembly import assemble
 from kgraft.runs.environment import parts_of
 from kgraft.runs.execution import execute
 from kgraft.runs.methods import settled
+from kgraft.runs.stopping import Stopping
 from kgraft.runs.unfinished import read_unfinished
 from tests.reference.event_files import steps, values
 from tests.runs.test_resume import Breaks, Broken, assert_one
@@ -55,6 +56,12 @@ class Fails(keras.callbacks.Callback):
         raise RuntimeError("no network")
 
 
+class FailsLater(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 1:
+            raise RuntimeError("no network")
+
+
 def second_only(peer):
     return Stops() if peer == 2 else keras.callbacks.Callback()
 
@@ -71,6 +78,10 @@ class Needs(keras.callbacks.Callback):
 
 class Other:
     pass
+
+
+def of_keras():
+    return keras.callbacks.CSVLogger("/nowhere/metrics.csv")
 
 
 def nothing():
@@ -226,6 +237,39 @@ def test_one_that_fails_is_told_in_one_line(tiny, tmp_path, own, name, line):
     with pytest.raises(UserError, match=line):
         execute(assemble(config), tmp_path / "run")
     assert not list(Path(tmp_path / "run").glob("peers/*"))
+
+
+def test_one_that_fails_says_how_to_go_on_where_something_is_saved(tiny, tmp_path, own):
+    stopping = Stopping(lambda: "kgraft fit --resume RUN")
+    config = tiny(teachers__count=0, run__epochs=3, run__callbacks=own("FailsLater"))
+    with pytest.raises(UserError) as failed:
+        execute(assemble(config), tmp_path / "later", stopping=stopping)
+    assert re.fullmatch(
+        r"'own_callbacks:FailsLater' failed: RuntimeError: no network \(own_callbacks\.py:\d+\)\. "
+        "What was trained is saved, to go on: kgraft fit --resume RUN",
+        str(failed.value),
+    )
+    config = tiny(teachers__count=0, run__epochs=3, run__callbacks=own("Fails"))
+    with pytest.raises(UserError) as failed:
+        execute(assemble(config), tmp_path / "at once", stopping=stopping)
+    assert "--resume" not in str(failed.value)
+
+
+def test_one_of_keras_own_that_fails_is_told_in_one_line(tiny, tmp_path, own, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tensorflow.summary", None)
+    small = {"teachers__count": 0, "run__epochs": 1}
+    config = tiny(**small, run__callbacks=("keras.callbacks:TensorBoard",))
+    with pytest.raises(UserError) as failed:
+        execute(assemble(config), tmp_path / "board")
+    assert re.fullmatch(
+        r"'keras.callbacks:TensorBoard' failed: ModuleNotFoundError: .* \(tensorboard\.py:\d+\)\. "
+        r"--tensorboard, run\.tensorboard = true, needs no TensorFlow and is for all peers\.",
+        str(failed.value),
+    )
+    config = tiny(**small, run__callbacks=own("of_keras"))  # a function that makes one
+    with pytest.raises(UserError, match=r"'own_callbacks:of_keras' failed: FileNotFoundError: "):
+        execute(assemble(config), tmp_path / "csv")
 
 
 DOCUMENT = (Path(__file__).parents[2] / "kgraft/docs/analysis.md").read_text(encoding="utf-8")
