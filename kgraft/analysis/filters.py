@@ -214,17 +214,30 @@ def overlap(
         threshold: the l1 norm below which a filter is invalid.
 
     Returns:
-        0..1; nan where neither has any.
+        0..1, of the places where both are finite; nan where neither has any there.
 
     Raises:
         UserError: the two have other layers.
     """
     check_alike(layers, others)
-    own, other = (
-        np.concatenate([layer.invalid(threshold) for layer in some]) for some in (layers, others)
-    )
-    both = int((own | other).sum())
-    return float((own & other).sum() / both) if both else float("nan")
+    counts = [
+        both_and_either(own, other, threshold) for own, other in zip(layers, others, strict=True)
+    ]
+    both, either = map(sum, zip(*counts, strict=True))
+    return both / either if either else float("nan")
+
+
+def both_and_either(layer: LayerFilters, other: LayerFilters, threshold: float) -> tuple[int, int]:
+    """How many filters of a layer are invalid in two networks, and in one of them at least.
+
+    Args:
+        layer: a network's.
+        other: of another one, as many filters; places where one is not finite do not count.
+        threshold: the l1 norm below which a filter is invalid.
+    """
+    known = layer.finite & other.finite
+    own, theirs = layer.invalid(threshold) & known, other.invalid(threshold) & known
+    return int((own & theirs).sum()), int((own | theirs).sum())
 
 
 def check_alike(layers: Sequence[LayerFilters], others: Sequence[LayerFilters]) -> None:

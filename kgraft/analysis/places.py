@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kgraft.analysis.filters import LayerFilters, check_alike, check_any
+from kgraft.analysis.filters import LayerFilters, both_and_either, check_alike, check_any
 from kgraft.errors import UserError
 
 PARTS = 3
@@ -33,7 +33,7 @@ class SharedPlaces:
     Attributes:
         name: path of the layer's kernel in the first network.
         both: how many are invalid in both, at the same places.
-        either: in one of them at least.
+        either: in one of them at least. Places where one is not finite do not count.
     """
 
     name: str
@@ -104,11 +104,7 @@ def shared_places(
     """
     check_alike(layers, others)
     return tuple(
-        SharedPlaces(
-            own.name,
-            int((own.invalid(threshold) & other.invalid(threshold)).sum()),
-            int((own.invalid(threshold) | other.invalid(threshold)).sum()),
-        )
+        SharedPlaces(own.name, *both_and_either(own, other, threshold))
         for own, other in zip(layers, others, strict=True)
     )
 
