@@ -210,18 +210,19 @@ def of_answers(run: str, told: dict[str, Any]) -> list[Figures]:
         dead = row["dead_activations"]
         table.add_row(
             row["network"],
-            f"{row['accuracy']:.2%}",
+            _share(row["accuracy"], 2),
             _share(row["calibration_error"], 2),
             "" if dead is None else f"{dead:.2%}",
         )
     if (base := told["baseline"]) is not None:
         name = "baseline" if base["peers"] == 1 else f"baseline, {base['peers']} peers together"
-        calibration = _share(base["calibration_error"], 2)
-        table.add_row(name, f"{base['accuracy']:.2%}", calibration, "")
+        table.add_row(
+            name, *(_share(base[key], 2) for key in ("accuracy", "calibration_error")), ""
+        )
     if told["disagreement"] is not None:
         table.add_section()
         table.add_row("two peers disagree on", f"{told['disagreement']:.2%}", "", "")
-    beside = told["baseline"] is not None
+    beside = any(own["above_baseline"] is not None for own in told["classes"])
     by = "above_baseline" if beside else "accuracy"
     known = [own for own in told["classes"] if own[by] is not None]
     ranked = sorted(known, key=lambda own: -own[by])
@@ -233,7 +234,7 @@ def of_answers(run: str, told: dict[str, Any]) -> list[Figures]:
     for own in ends:
         more = [f"{100 * own['above_baseline']:+.2f}"] if beside else []
         classes.add_row(own["class"], f"{own['accuracy']:.2%}", *more)
-    return [table, classes]
+    return [table, classes] if known else [table]
 
 
 def _part(part: dict[str, Any]) -> str:

@@ -81,7 +81,7 @@ def has_rectifiers(model: keras.Model) -> bool:
 
 
 def dead_share(layers: Iterable[Rectified]) -> float:
-    """Share of all channels that are dead, 0..1.
+    """Share of all channels that are dead, 0..1; of those that gave no nan, nan where all did.
 
     Args:
         layers: what `rectified` gave.
@@ -92,7 +92,8 @@ def dead_share(layers: Iterable[Rectified]) -> float:
     layers = tuple(layers)
     if not layers:
         raise UserError("layers: none; expected what rectified gives.")
-    return float(np.concatenate([layer.dead for layer in layers]).mean())
+    known = np.concatenate([layer.dead[~np.isnan(layer.largest)] for layer in layers])
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _batches(given: Any) -> Iterator[Any]:

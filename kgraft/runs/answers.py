@@ -78,21 +78,21 @@ def answers_told(
 
 def _scored(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     return {
-        "accuracy": accuracy(probabilities, labels),
+        "accuracy": None if np.isnan(probabilities).any() else accuracy(probabilities, labels),
         "calibration_error": _number(calibration_error(probabilities, labels)),
     }
 
 
 def _dead_shares(
     run: Path, dataset: Dataset, numbers: Sequence[int], trusted: bool
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """By peer, the share of channels that no test image makes speak; of those with rectifiers."""
     config, summary = read_run(run)
     test, found = in_order(config, dataset, dataset.test), {}
     peers = peers_of_run(run, config, summary, dataset, numbers, trusted=trusted)
     for number, peer in zip(numbers, peers, strict=True):
         if has_rectifiers(peer):
-            found[f"peer {number}"] = dead_share(rectified(peer, test.epoch(0)))
+            found[f"peer {number}"] = _number(dead_share(rectified(peer, test.epoch(0))))
     return found
 
 

@@ -47,7 +47,8 @@ def line_between(
         their lengths.
 
     Raises:
-        UserError: there is no finished run, or no such peers; or its images are searched.
+        UserError: there is no finished run, or no such peers, or one's weights are not finite; or
+            its images are searched.
     """
     if first == second:
         raise UserError(f"--line {first} {second}: expected two different peers.")
@@ -63,6 +64,9 @@ def line_between(
     test, train = in_order(config, dataset, dataset.test), in_training(config, dataset)
     labels, model = dataset.test.labels, copy_of(peers[0])
     ends = [peer.get_weights() for peer in peers]
+    for number, weights in zip((first, second), ends, strict=True):
+        if not all(np.isfinite(own).all() for own in weights):
+            raise UserError(f"--line {first} {second}: peer {number}'s weights are not finite.")
     shares, losses, accuracies = np.linspace(0.0, 1.0, steps), [], []
     for share in shares.tolist():
         model.set_weights([(1 - share) * a + share * b for a, b in zip(*ends, strict=True)])

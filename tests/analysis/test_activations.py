@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import kgraft
-from kgraft.analysis.activations import dead_share, rectified
+from kgraft.analysis.activations import Rectified, dead_share, rectified
 
 pytestmark = pytest.mark.core
 
@@ -82,3 +82,9 @@ def test_images_may_come_in_one_array():
 def test_no_rectifiers_have_no_dead_share():
     with pytest.raises(kgraft.UserError, match="expected what rectified gives"):
         dead_share([])
+
+
+def test_a_channel_that_gives_nan_is_neither_dead_nor_alive():
+    some = Rectified("some", np.array([0.0, np.nan, 2.0, 1.0]))
+    assert dead_share([some]) == pytest.approx(1 / 3)
+    assert np.isnan(dead_share([Rectified("all", np.full(2, np.nan))]))

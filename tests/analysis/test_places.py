@@ -66,3 +66,11 @@ def test_no_parts_and_no_layers_are_refused():
         by_depth(network("xo"), parts=0)
     with pytest.raises(UserError, match="layers: none"):
         by_depth([])
+
+
+def test_places_that_are_not_finite_in_either_network_are_not_shared():
+    own, other = network("xxxo"), network("xoxx")
+    own[0].norms[2], other[0].norms[3] = np.nan, np.inf  # "xx.o" and "xox." remain: "xx", "xo"
+    (found,) = shared_places(own, other)
+    assert (found.both, found.either) == (1, 2)
+    assert overlap(own, other) == 0.5
