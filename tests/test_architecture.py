@@ -48,7 +48,9 @@ MAY_IMPORT = {
         "structure",
     },
     "retrieval": {"errors", "settings", "files", "data"},
-    "analysis": {"errors", "files", "convolutions", "equations", "grafting", "keras_private"},
+    "analysis": {
+        *("errors", "files", "convolutions", "equations", "grafting", "keras_private", "settings")
+    },
     "tensorboard": {"errors", "settings", "files", "analysis", "grafting", "training"},
     "runs": {
         "backend",

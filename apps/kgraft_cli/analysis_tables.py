@@ -13,9 +13,10 @@ from kgraft_cli.figures import Figures
 
 MOST_PAIRS = 28  # of 8 peers
 _ENDS = 5  # classes at either end
-_SHOWN = ("0.001", "0.01", "0.1", "1")
+_SHOWN = (0.001, 0.01, 0.1, 1.0)
 _ROWS = 6  # epochs
-_WHICH = 17  # letters
+_WHICH = 17  # letters, at least
+_BORDER = 3  # letters between columns
 _DEPTHS = {
     1: ("all layers",),
     2: ("first half", "second half"),
@@ -24,17 +25,23 @@ _DEPTHS = {
 
 
 def of_networks(told: dict[str, Any]) -> Figures:
-    """How many filters are invalid, by threshold."""
-    columns = ("network", *(f"< {own}" for own in _SHOWN), "folded", "entropy")
-    title = "share of filters below an l1 norm (folded: 0.1); entropy of layers"
+    """How many filters are invalid, by threshold; and how many not finite, where there are any."""
+    shown = [f"{own:g}" for own in sorted({*_SHOWN, *told["thresholds"]})]
+    at = f"{told['thresholds'][0]:g}"
+    sick = any(row["not_finite"] for row in told["networks"])
+    columns = ("network", *(f"< {own}" for own in shown), "folded", "entropy")
+    title = f"share of filters below an l1 norm (folded: {at}); entropy of layers"
+    if sick:
+        columns, title = (*columns, "not finite"), f"{title}; shares are of the finite ones"
     table = Figures(title, columns)
     for row in told["networks"]:
-        folded = row["invalid_folded"]
+        count = row["not_finite"]
         table.add_row(
             row["network"],
-            *(f"{row['invalid'][own]:.1%}" for own in _SHOWN),
-            "" if folded is None else f"{folded['0.1']:.1%}",
+            *(_share(row["invalid"][own]) for own in shown),
+            "" if row["invalid_folded"] is None else _share(row["invalid_folded"][at]),
             "not finite" if row["entropy"] is None else f"{row['entropy']:.2f}",
+            *([f"{count} of {row['filters']}" if count else ""] if sick else []),
         )
     return table
 
@@ -90,23 +97,33 @@ def of_pairs(told: dict[str, Any], at: str) -> Figures:
     return table
 
 
-def of_layers(row: dict[str, Any], at: str) -> Figures:
-    """The layers of a network, and which of their filters are invalid."""
-    columns = ("layer", "invalid", "which", "mean norm", "entropy")
+def of_layers(row: dict[str, Any], at: str, width: int) -> Figures:
+    """The layers of a network, and which of their filters are invalid.
+
+    Args:
+        row: of the network.
+        at: the threshold.
+        width: letters that there are in a line; of filters as many are named as fit.
+    """
+    sick = ("not finite",) if row["not_finite"] else ()
+    columns = ("layer", "invalid", "which", *sick, "mean norm", "entropy")
     title = f"layers of {row['network']}: filters invalid at {at}, mean l1 norm, entropy"
     table = Figures(title, columns, left=("which",))
-    for own in row["layers"]:
-        invalid = own["invalid"][at]
-        which = ranges(invalid)
-        if len(which) > _WHICH:
-            which = which[:_WHICH].rpartition(",")[0] + ", ..."
-        table.add_row(
+    rows = [
+        [
             own["layer"].removesuffix("/kernel"),
-            f"{len(invalid)} of {own['filters']}",
-            which,
+            f"{len(own['invalid'][at])} of {own['filters']}",
+            ranges(own["invalid"][at]),
+            *([str(len(own["not_finite"]) or "")] if sick else []),
             _number(own["mean_norm"]),
             _number(own["entropy"]),
-        )
+        ]
+        for own in row["layers"]
+    ]
+    others = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    room = max(_WHICH, width - sum(others[:2] + others[3:]) - _BORDER * len(columns) - 1)
+    for name, count, which, *figures in rows:
+        table.add_row(name, count, _cut(which, room), *figures)
     return table
 
 
@@ -152,7 +169,12 @@ def of_points(points: Sequence[Point], figure: str) -> list[Figures]:
     columns = ("peers", "seeds", "best peer, %", "ensemble, %", "entropy, nats", "from")
     tables: dict[str, Figures] = {}
     for own in points:
-        title = f"{own.line}: test {what} and entropy of all layers, mean ± std"
+        title = (
+            f"{own.line}: test {what} of the peer that is best by validation, and of all together; "
+            "entropy of all layers; mean ± std"
+        )
+        if own.count == 1 and own.method not in ("", own.line.partition(",")[0]):
+            title += f"; 1 peer: a run of {own.method}, the first point of every method"
         table = tables.setdefault(own.line, Figures(title, columns, left=("from",)))
         table.add_row(
             str(own.count),
@@ -167,11 +189,12 @@ def of_points(points: Sequence[Point], figure: str) -> list[Figures]:
 
 def of_line(run: str, told: dict[str, Any]) -> Figures:
     """The straight line between two peers."""
+    first, second = told["peers"]
     title = (
-        f"{run}: between the two peers, {told['distance']:.2f} of their weights' length apart; "
-        f"barrier {told['barrier']:.3f} nats"
+        f"{run}: from peer {first} to peer {second}; barrier {told['barrier']:.3f} nats, distance "
+        f"{told['distance']:.2f} of their weights' length"
     )
-    table = Figures(title, ("share of the second", "loss", "accuracy"))
+    table = Figures(title, (f"share of peer {second}", "loss", "accuracy"))
     for share, loss, right in zip(told["share"], told["loss"], told["accuracy"], strict=True):
         table.add_row(f"{share:.1f}", f"{loss:.3f}", f"{right:.2%}")
     return table
@@ -187,9 +210,14 @@ def of_answers(run: str, told: dict[str, Any]) -> list[Figures]:
         dead = row["dead_activations"]
         table.add_row(
             row["network"],
-            f"{row['accuracy']:.2%}",
-            f"{row['calibration_error']:.2%}",
+            _share(row["accuracy"], 2),
+            _share(row["calibration_error"], 2),
             "" if dead is None else f"{dead:.2%}",
+        )
+    if (base := told["baseline"]) is not None:
+        name = "baseline" if base["peers"] == 1 else f"baseline, {base['peers']} peers together"
+        table.add_row(
+            name, *(_share(base[key], 2) for key in ("accuracy", "calibration_error")), ""
         )
     if told["disagreement"] is not None:
         table.add_section()
@@ -199,18 +227,28 @@ def of_answers(run: str, told: dict[str, Any]) -> list[Figures]:
     known = [own for own in told["classes"] if own[by] is not None]
     ranked = sorted(known, key=lambda own: -own[by])
     ends = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], *ranked[-_ENDS:]]
-    title = (
-        "classes, by how far they are above the baseline" if beside else "best and worst classes"
-    )
+    whose = "all peers together" if len(told["networks"]) > 1 else "the peer"
+    ordered = "by how far they are above the baseline" if beside else "best and worst"
+    title = f"classes of {run}, {ordered}; accuracy of {whose}"
     classes = Figures(title, ("class", "accuracy", *(["points above the baseline"] * beside)))
     for own in ends:
         more = [f"{100 * own['above_baseline']:+.2f}"] if beside else []
         classes.add_row(own["class"], f"{own['accuracy']:.2%}", *more)
-    return [table, classes]
+    return [table, classes] if known else [table]
 
 
 def _part(part: dict[str, Any]) -> str:
-    return f"{part['share']:.1%} ({part['invalid'] / part['filters']:.1%})"
+    there = part["invalid"] / part["filters"] if part["filters"] else None
+    return f"{part['share']:.1%} ({_share(there) or 'none finite'})"
+
+
+def _share(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}%}"
+
+
+def _cut(numbers: str, room: int) -> str:
+    """As many of some numbers as there is room for."""
+    return numbers if len(numbers) <= room else numbers[: room - 4].rpartition(",")[0] + ", ..."
 
 
 def _two(valid: float | None, invalid: float | None) -> str:

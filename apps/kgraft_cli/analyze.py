@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from kgraft_cli.parameters import DATA_DIR, HERE, PLACE, TRUST
+from kgraft_cli.parameters import DATA_DIR, HERE, NORM, PLACE, TRUST
 
 _FILTERS = ("network", "layer", "filter", "l1_norm", "folded_norm")
 _EPOCHS = ("run", "phase", "epoch", "peer", "donor", "layer", "information", "coefficient")
@@ -17,17 +17,18 @@ _PEERS = (
 @click.command("analyze")
 @click.argument("networks", nargs=-1, required=True, metavar="RUN|MODEL...")
 @click.option(
-    "--baseline", type=PLACE, metavar="RUN|MODEL", help="Whose invalid filters split the others'."
+    "--baseline",
+    type=PLACE,
+    metavar="RUN|MODEL",
+    help="Whose filters, and answers, the others' stand beside.",
 )
 @click.option(
     "--threshold",
     "thresholds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NORM,
     metavar="NORM",
     multiple=True,
-    default=(0.1,),
-    show_default=True,
-    help="The l1 norm below which a filter is invalid; may be given several times.",
+    help="The l1 norm below which a filter is invalid, by default 0.1; may be given several times.",
 )
 @click.option("--layers", is_flag=True, help="Also every layer of every network.")
 @click.option(
@@ -37,7 +38,7 @@ _PEERS = (
     "--line",
     type=(int, int),
     metavar="K K",
-    help="Also the straight line between two peers of a RUN.",
+    help="Also the loss along the straight line between the weights of two peers of a RUN.",
 )
 @click.option(
     "--epochs",
@@ -81,17 +82,21 @@ def command(
     filter's l1 norm is the sum of its weights' absolute values; it is invalid where that is below a
     threshold. The folded norm is the norm as the batch normalisation behind the convolution scales
     it, without which small norms may mean nothing. A network's entropy is the sum of its layers',
-    in nats. Filters are counted from 0, layers from the images on.
+    in nats. Filters are counted from 0, layers from the images on. Those of a network that
+    diverged may be not finite: they are counted by themselves, shares and means are of the others.
 
     With --answers accuracy and calibration error of each peer and of all together, the channels
     behind rectifiers that no test image makes speak, how often two peers disagree, and the classes
-    that are best and worst; beside a baseline's, where that is a run on the same images. With
-    --line test loss and accuracy between two peers' weights, batch statistics estimated anew:
-    peers in one basin have no barrier between them.
+    on which all peers together are best and worst; beside all peers' of the baseline, where that is
+    a run on the same images. With --line test loss and accuracy between two peers' weights, batch
+    statistics estimated anew. The barrier is by how much at most the loss is above the straight
+    line between the ends' losses, 0 in one basin; the distance is that of the trainable weights
+    over the mean of their lengths.
 
     With --epochs the entropies before each grafting, and the coefficients: shares of its own
     weights that a peer kept. The run need not be finished, and no weights are read. With --by-peers
-    accuracy and entropy of runs that are alike but for peers.count and the seed.
+    accuracy and entropy of runs that are alike but for peers.count and the seed; a baseline's run
+    is the first point of every method. The best peer is the one that validation prefers.
     """
     from pathlib import Path
 
@@ -104,7 +109,14 @@ def command(
         if file is not None:
             check_place(Path(file))
     modes = {"--epochs": epochs, "--by-peers": by_peers}
-    others = {"--baseline": baseline, "--layers": layers, "--answers": answers, "--line": line}
+    others = {
+        "--baseline": baseline,
+        "--threshold": thresholds,
+        "--layers": layers,
+        "--answers": answers,
+        "--line": line,
+        "--data-dir": data_dir,
+    }
     instead = [name for name, asked in modes.items() if asked]
     more = [*instead[1:], *(name for name, asked in others.items() if asked)]
     if instead and more:
@@ -118,7 +130,7 @@ def command(
 
         found = analysis.filters_of(networks)
         base = None if baseline is None else analysis.baseline_of(baseline)
-        told = analysis.told(found, base, thresholds=thresholds)
+        told = analysis.told(found, base, thresholds=thresholds or (0.1,))
         runs = [Path(own) for own in networks if Path(own).is_dir()]
         if (answers or line) and not runs:
             raise UserError("--answers and --line: expected the directory of a run.")
@@ -219,8 +231,11 @@ def _dump(file: str | None, told: dict[str, Any]) -> None:
 
 
 def _tell_filters(told: dict[str, Any], layers: bool) -> None:
+    from rich.console import Console
+
     from kgraft_cli import analysis_tables as tables
 
+    width = Console().width
     shown: list[Any] = [tables.of_networks(told)]
     for threshold in told["thresholds"]:
         at = f"{threshold:g}"
@@ -229,9 +244,9 @@ def _tell_filters(told: dict[str, Any], layers: bool) -> None:
             shown.append(tables.of_depths(told, at))
         if any(pair["by_threshold"][at]["share"] is not None for pair in told["overlap"]):
             shown.append(tables.of_pairs(told, at))
-    if layers:
-        at = f"{told['thresholds'][0]:g}"
-        shown += [tables.of_layers(row, at) for row in told["networks"]]
+    for threshold in told["thresholds"] if layers else ():
+        at = f"{threshold:g}"
+        shown += [tables.of_layers(row, at, width) for row in told["networks"]]
         shown += [tables.of_shared(pair, at) for pair in told["overlap"][: tables.MOST_PAIRS]]
     for run, own in told.get("lines", {}).items():
         shown.append(tables.of_line(run, own))

@@ -1,5 +1,6 @@
 """What arguments and options have in common."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,22 @@ class _Place(click.types.StringParamType):
         return super().convert(value, param, ctx)
 
 
+class _Norm(click.FloatRange):
+    """An l1 norm: positive, and finite."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Refuse nan, which lies in every range, and infinity."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return found
+
+
 def _search_here(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     """Let Python search the current directory, last: a random.py in it stands before no library."""
     if value and str(Path.cwd()) not in sys.path:
@@ -27,6 +44,7 @@ def _search_here(ctx: click.Context, param: click.Parameter, value: bool) -> boo
 
 
 PLACE = _Place()
+NORM = _Norm()
 HERE = click.option(
     "--here",
     is_flag=True,
@@ -48,7 +66,7 @@ JOBS = click.option(
 )
 THRESHOLD = click.option(
     "--threshold",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NORM,
     default=0.1,
     show_default=True,
     help="The l1 norm below which a filter is invalid.",

@@ -2,7 +2,8 @@
 
 What the papers show in figures 6 and 7 (Meng, Cheng et al., CVPR 2020) and in tables 8 and 10
 (Cheng, Meng et al., arXiv 2004.12311v2). A filter is invalid where its l1 norm is below a
-threshold.
+threshold. One whose norm is not finite, of a network that diverged, is neither valid nor invalid:
+shares and means are over the others.
 
 Behind a convolution batch normalisation takes out how large its filters are, so that weight decay
 alone may make norms small that mean nothing; and a filter of any norm is silent where its scale
@@ -21,9 +22,11 @@ from kgraft.equations import filter_l1
 from kgraft.errors import UserError
 from kgraft.grafting import Entropy, GraftPlan
 from kgraft.grafting.chains import normalised
+from kgraft.settings import argument
 
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Those of the papers' tables, and further ones."""
+_LORA = "lora_kernel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,8 @@ class LayerFilters:
         name: path of its kernel.
         norms: l1 norm of each filter (eq. 3), float64 `(filters,)`.
         folded: the same as batch normalisation scales it; None where none follows the layer alone,
-            and in a subclassed model, which has no graph.
+            or another activation than the linear one is between, and in a subclassed model, which
+            has no graph.
         entropy: of all its weights at once (eq. 6), nats; nan where one is not finite.
         weights: how many a filter has.
     """
@@ -53,6 +57,11 @@ class LayerFilters:
         """
         return self.norms < threshold
 
+    @property
+    def finite(self) -> np.ndarray:
+        """Which filters' norms are finite, bool `(filters,)`."""
+        return np.isfinite(self.norms)
+
 
 @dataclass(frozen=True)
 class SplitNorms:
@@ -61,7 +70,7 @@ class SplitNorms:
     Attributes:
         valid: mean of the filters that the baseline has valid; nan where it has none.
         invalid: of the others.
-        valid_count: how many these are.
+        valid_count: how many these are; those that are not finite in either network are left out.
         invalid_count: how many the others are.
         valid_folded: mean folded norm of the valid ones that have one; nan where none has.
         invalid_folded: of the others.
@@ -78,6 +87,8 @@ class SplitNorms:
 def layer_filters(model: keras.Model) -> tuple[LayerFilters, ...]:
     """The filters of every layer that owns a coefficient: of a CNN, its convolutions.
 
+    Kernels that LoRA has put beside a layer's own are left out.
+
     Args:
         model: a built model; frozen layers too.
 
@@ -85,7 +96,7 @@ def layer_filters(model: keras.Model) -> tuple[LayerFilters, ...]:
         In layer order.
 
     Raises:
-        UserError: see `GraftPlan.of`.
+        UserError: it is no model, or has no kernel.
 
     Example:
         >>> import kgraft
@@ -93,11 +104,15 @@ def layer_filters(model: keras.Model) -> tuple[LayerFilters, ...]:
         >>> sum(len(layer.norms) for layer in layer_filters(model))
         2032
     """
+    argument("model", model, keras.Model)
+    if all(len(weight.shape) < 2 for weight in model.weights):
+        raise UserError(f"model {model.name!r} has no filters: no kernel, or it is not built.")
     plan = GraftPlan.of(model, blend_frozen=True)
-    values = [keras.ops.convert_to_numpy(model.weights[group.kernel]) for group in plan.groups]
-    entropies = Entropy().information(values, [group.filter_axes for group in plan.groups])
+    groups = [own for own in plan.groups if not own.name.rpartition("/")[2].startswith(_LORA)]
+    values = [keras.ops.convert_to_numpy(model.weights[group.kernel]) for group in groups]
+    entropies = Entropy().information(values, [group.filter_axes for group in groups])
     scales, found = _scales(model), []
-    for group, kernel, entropy in zip(plan.groups, values, entropies.tolist(), strict=True):
+    for group, kernel, entropy in zip(groups, values, entropies.tolist(), strict=True):
         norms = filter_l1(kernel, group.filter_axes)
         scale = scales.get(group.kernel)
         found.append(
@@ -122,15 +137,21 @@ def invalid_ratio(
         thresholds: l1 norms.
 
     Returns:
-        0..1, float64 `(thresholds,)`.
+        0..1 of those whose norms are finite, float64 `(thresholds,)`; nan where none is.
+
+    Raises:
+        UserError: there is no layer.
 
     Example:
         >>> layer = LayerFilters("kernel", np.array([0.0, 0.5, 2.0, 3.0]), None, 1.0, 9)
         >>> invalid_ratio([layer], [0.1, 1.0, 10.0])
         array([0.25, 0.5 , 1.  ])
     """
-    norms = np.sort(np.concatenate([layer.norms for layer in layers]))
-    return np.searchsorted(norms, np.asarray(thresholds), "left") / len(norms)
+    layers = tuple(layers)
+    check_any(layers)
+    norms = np.sort(np.concatenate([layer.norms[layer.finite] for layer in layers]))
+    below = np.searchsorted(norms, np.asarray(thresholds), "left")
+    return below / len(norms) if len(norms) else np.full(below.shape, np.nan)
 
 
 def split_norms(
@@ -163,19 +184,21 @@ def split_norms(
     check_alike(layers, baseline)
     norms = np.concatenate([layer.norms for layer in layers])
     dead = np.concatenate([layer.invalid(threshold) for layer in baseline])
+    finite = np.isfinite(norms) & np.concatenate([layer.finite for layer in baseline])
+    alive, dead = finite & ~dead, finite & dead
     folded = np.concatenate(
         [
             np.full(len(layer.norms), np.nan) if layer.folded is None else layer.folded
             for layer in layers
         ]
     )
-    known = ~np.isnan(folded)
+    known = np.isfinite(folded)
     return SplitNorms(
-        valid=_mean(norms[~dead]),
+        valid=_mean(norms[alive]),
         invalid=_mean(norms[dead]),
-        valid_count=int((~dead).sum()),
+        valid_count=int(alive.sum()),
         invalid_count=int(dead.sum()),
-        valid_folded=_mean(folded[~dead & known]),
+        valid_folded=_mean(folded[alive & known]),
         invalid_folded=_mean(folded[dead & known]),
     )
 
@@ -191,17 +214,30 @@ def overlap(
         threshold: the l1 norm below which a filter is invalid.
 
     Returns:
-        0..1; nan where neither has any.
+        0..1, of the places where both are finite; nan where neither has any there.
 
     Raises:
         UserError: the two have other layers.
     """
     check_alike(layers, others)
-    own, other = (
-        np.concatenate([layer.invalid(threshold) for layer in some]) for some in (layers, others)
-    )
-    both = int((own | other).sum())
-    return float((own & other).sum() / both) if both else float("nan")
+    counts = [
+        both_and_either(own, other, threshold) for own, other in zip(layers, others, strict=True)
+    ]
+    both, either = map(sum, zip(*counts, strict=True))
+    return both / either if either else float("nan")
+
+
+def both_and_either(layer: LayerFilters, other: LayerFilters, threshold: float) -> tuple[int, int]:
+    """How many filters of a layer are invalid in two networks, and in one of them at least.
+
+    Args:
+        layer: a network's.
+        other: of another one, as many filters; places where one is not finite do not count.
+        threshold: the l1 norm below which a filter is invalid.
+    """
+    known = layer.finite & other.finite
+    own, theirs = layer.invalid(threshold) & known, other.invalid(threshold) & known
+    return int((own & theirs).sum()), int((own | theirs).sum())
 
 
 def check_alike(layers: Sequence[LayerFilters], others: Sequence[LayerFilters]) -> None:
@@ -212,8 +248,9 @@ def check_alike(layers: Sequence[LayerFilters], others: Sequence[LayerFilters]) 
         others: another one's.
 
     Raises:
-        UserError: names the first layer that differs.
+        UserError: names the first layer that differs; or there is none.
     """
+    check_any(layers)
     if len(layers) != len(others):
         raise UserError(
             f"networks of {len(layers)} and of {len(others)} layers with filters: expected one "
@@ -227,19 +264,32 @@ def check_alike(layers: Sequence[LayerFilters], others: Sequence[LayerFilters]) 
             )
 
 
+def check_any(layers: Sequence[LayerFilters]) -> None:
+    """Refuse a network of no layers.
+
+    Args:
+        layers: its.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not layers:
+        raise UserError("layers: none; expected what layer_filters gives.")
+
+
 def _scales(model: keras.Model) -> dict[int, np.ndarray]:
     """By the index of a kernel, what batch normalisation multiplies each of its filters by."""
     index = {id(weight): i for i, weight in enumerate(model.weights)}
     found = {}
     for layer, norm in normalised(model):
-        kernel = _last_kernel(layer)
+        kernel = index.get(id(_last_kernel(layer)))  # LoRA's is a sum, and no weight
         if kernel is None or not _by_channel(layer, norm):
             continue
         variance = keras.ops.convert_to_numpy(norm.moving_variance).astype(np.float64)
         scale = 1 / np.sqrt(variance + norm.epsilon)
         if norm.gamma is not None:
             scale *= np.abs(keras.ops.convert_to_numpy(norm.gamma))
-        found[index[id(kernel)]] = scale
+        found[kernel] = scale
     return found
 
 

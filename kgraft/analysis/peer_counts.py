@@ -22,6 +22,7 @@ class Outcome:
         entropy: of all layers of a network, mean over the peers, nats; None where it is not known.
         source: where the entropy comes from: `WEIGHTS` after the last epoch, or `RECORDS`, before
             the last grafting; `""` without one.
+        method: what the run did; of one network that begins another method's line its own.
     """
 
     line: str
@@ -32,6 +33,7 @@ class Outcome:
     ensemble: float
     entropy: float | None = None
     source: str = ""
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Point:
         ensemble: see `Outcome`.
         entropy: over the seeds of which it is known from the same source; None for none.
         source: see `Outcome`; where some seeds have weights, and others records alone, the weights.
+        method: see `Outcome`.
     """
 
     line: str
@@ -55,6 +58,7 @@ class Point:
     ensemble: Spread
     entropy: Spread | None
     source: str
+    method: str = ""
 
 
 def points(outcomes: Iterable[Outcome]) -> tuple[Point, ...]:
@@ -94,4 +98,5 @@ def _point(seeds: list[Outcome]) -> Point:
         ensemble=Spread.of([own.ensemble for own in seeds]),
         entropy=Spread.of(entropies) if entropies else None,
         source=source,
+        method=seeds[0].method,
     )

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kgraft.analysis.filters import LayerFilters, check_alike
+from kgraft.analysis.filters import LayerFilters, both_and_either, check_alike, check_any
+from kgraft.errors import UserError
 
 PARTS = 3
 
@@ -14,7 +15,7 @@ class Part:
 
     Attributes:
         layers: how many.
-        filters: of them all.
+        filters: of them all, those whose norms are finite.
         invalid: how many of these are invalid.
         share: of all invalid filters of the network, 0..1; nan where it has none.
     """
@@ -32,7 +33,7 @@ class SharedPlaces:
     Attributes:
         name: path of the layer's kernel in the first network.
         both: how many are invalid in both, at the same places.
-        either: in one of them at least.
+        either: in one of them at least. Places where one is not finite do not count.
     """
 
     name: str
@@ -54,12 +55,18 @@ def by_depth(
     Returns:
         The parts, those near the images first; fewer where there are fewer layers.
 
+    Raises:
+        UserError: there is no layer, or no part.
+
     Example:
         >>> import numpy as np
         >>> layers = [LayerFilters("k", np.array([0.0, n]), None, 1.0, 9) for n in (0.0, 2.0, 2.0)]
         >>> [(part.invalid, part.share) for part in by_depth(layers)]
         [(2, 0.5), (1, 0.25), (1, 0.25)]
     """
+    check_any(layers)
+    if parts < 1:
+        raise UserError(f"parts {parts}: expected 1 or more.")
     count = min(parts, len(layers))
     invalid = [int(layer.invalid(threshold).sum()) for layer in layers]
     of = [i * count // len(layers) for i in range(len(layers))]
@@ -71,7 +78,7 @@ def by_depth(
         found.append(
             Part(
                 layers=len(own),
-                filters=sum(len(layers[i].norms) for i in own),
+                filters=sum(int(layers[i].finite.sum()) for i in own),
                 invalid=dead,
                 share=dead / total if total else float("nan"),
             )
@@ -97,11 +104,7 @@ def shared_places(
     """
     check_alike(layers, others)
     return tuple(
-        SharedPlaces(
-            own.name,
-            int((own.invalid(threshold) & other.invalid(threshold)).sum()),
-            int((own.invalid(threshold) | other.invalid(threshold)).sum()),
-        )
+        SharedPlaces(own.name, *both_and_either(own, other, threshold))
         for own, other in zip(layers, others, strict=True)
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 
 _MOST_GAPS = 64  # places of a table of graftings for each that is told
 _NAN = float("nan")
@@ -91,7 +91,7 @@ class Grafts:
         return found
 
 
-def read_metrics(path: Path, phase: str = "peers") -> Metrics:
+def read_metrics(path: Path | str, phase: str = "peers") -> Metrics:
     """The metrics of a run's phase.
 
     Args:
@@ -101,11 +101,13 @@ def read_metrics(path: Path, phase: str = "peers") -> Metrics:
     Raises:
         UserError: there is no such file or phase, or a line of it is damaged.
     """
-    rows = [row for row in _lines(path / "metrics.jsonl") if row.get("phase") == phase]
+    file, rows = Path(path) / "metrics.jsonl", []
+    for number, row in enumerate(_lines(file), start=1):
+        if row.get("phase") == phase:
+            _check_measured(row, f"{file}, line {number}")
+            rows.append(row)
     if not rows:
-        raise UserError(f"{path / 'metrics.jsonl'}: nothing about {phase!r}.")
-    if any(type(row.get(key)) is not int for row in rows for key in ("epoch", "model")):
-        raise UserError(f"{path / 'metrics.jsonl'}: a line has no whole epoch and model.")
+        raise UserError(f"{file}: nothing about {phase!r}.")
     epochs, models = (np.unique([row[key] for row in rows]) for key in ("epoch", "model"))
     names = dict.fromkeys(
         name for row in rows for name, value in row.items() if isinstance(value, float | int)
@@ -120,11 +122,11 @@ def read_metrics(path: Path, phase: str = "peers") -> Metrics:
     for row, e, k in zip(rows, places.tolist(), columns.tolist(), strict=True):
         for name, own in values.items():
             value = row.get(name)
-            own[e, k] = value if isinstance(value, float | int) else _NAN
+            own[e, k] = _NAN if value is None else value
     return Metrics(epochs, models, values)
 
 
-def phases(path: Path) -> tuple[str, ...]:
+def phases(path: Path | str) -> tuple[str, ...]:
     """What a run has trained so far, in its order.
 
     Args:
@@ -136,12 +138,14 @@ def phases(path: Path) -> tuple[str, ...]:
     Raises:
         UserError: there is no such file, or a line of it is damaged.
     """
-    named = dict.fromkeys(row.get("phase") for row in _lines(path / "metrics.jsonl"))
+    named = dict.fromkeys(row.get("phase") for row in _lines(Path(path) / "metrics.jsonl"))
     return tuple(name for name in named if isinstance(name, str))
 
 
-def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
+def read_grafts(path: Path | str, phase: str = "peers") -> Grafts | None:
     """The graftings of a run's phase.
+
+    An epoch that a run that is not finished is about to write is left out.
 
     Args:
         path: the run's directory.
@@ -153,7 +157,7 @@ def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
     Raises:
         UserError: a line of the file is damaged.
     """
-    file = path / "grafts.jsonl"
+    file = Path(path) / "grafts.jsonl"
     if not file.exists():
         return None
     epochs: dict[int, int] = {}
@@ -181,11 +185,18 @@ def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
     if not at:
         return None
     e, k, g = np.frombuffer(at, np.int64).reshape(-1, 3).T
+    columns = np.frombuffer(numbers).reshape(-1, 3).T
+    if _trains(file) and (e == len(epochs) - 1).sum() < len(peers) * len(groups):
+        written = e < len(epochs) - 1
+        if not written.any():
+            return None
+        e, k, g, columns = e[written], k[written], g[written], columns[:, written]
+        epochs.popitem()
+        order = order[order < len(epochs)]
     shape = len(epochs), len(peers), len(groups)
     if math.prod(shape) > _MOST_GAPS * len(e):
         raise UserError(f"{file}: most epochs, peers and groups have no line.")
     found = [np.full(shape, _NAN) for _ in range(2)]
-    columns = np.frombuffer(numbers).reshape(-1, 3).T
     for whole, column in zip(found, columns[:2], strict=True):
         whole[e, k, g] = column
     donors = np.zeros(shape[:2], np.int64)
@@ -200,9 +211,23 @@ def read_grafts(path: Path, phase: str = "peers") -> Grafts | None:
     )
 
 
+def _check_measured(row: dict[str, Any], where: str) -> None:
+    """Refuse a line of metrics that says something else than numbers."""
+    if any(type(row.get(key)) is not int for key in ("epoch", "model")):
+        raise UserError(f"{where}: no whole epoch and model.")
+    for name, value in row.items():
+        if name != "phase" and not isinstance(value, float | int | None):
+            raise UserError(f"{where}: {name} is {told(value)}; expected a number or null.")
+
+
+def _trains(file: Path) -> bool:
+    """Whether the run that a file is of is not finished."""
+    return not (file.parent / "summary.json").exists()
+
+
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
     """Its lines; the last one of a run that is not finished may be about to be written."""
-    trains = not (file.parent / "summary.json").exists()
+    trains = _trains(file)
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):

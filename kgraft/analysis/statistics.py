@@ -24,9 +24,9 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Spread of at least one value."""
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), std, len(values))
+        """Spread of at least one value; nan where one is not finite."""
+        std = _deviation(values) if len(values) > 1 else None
+        return cls(_mean(values), std, len(values))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Dif
         baseline: of the same seeds, in the same order.
 
     Returns:
-        Mean and interval.
+        Mean and interval; nan where a difference is not finite.
 
     Raises:
         ValueError: different numbers of values, or none.
@@ -63,9 +63,17 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Dif
         (2.0, -0.484, 4.484)
     """
     differences = [own - other for own, other in zip(values, baseline, strict=True)]
-    mean = statistics.fmean(differences)
+    mean = _mean(differences)
     if len(differences) < 2:
         return Difference(mean, None, None)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    error = _deviation(differences) / math.sqrt(len(differences))
     half = float(stdtrit(len(differences) - 1, 0.975)) * error
     return Difference(mean, mean - half, mean + half)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -18,6 +18,7 @@ _CHANNELWISE = (
     keras.layers.AveragePooling2D,
     keras.layers.ZeroPadding2D,
 )
+_IDENTITIES = (keras.layers.Activation, keras.layers.Identity)
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,24 @@ def chains(model: keras.Model) -> list[Chain]:
 
 
 def normalised(model: keras.Model) -> Iterator[tuple[keras.Layer, keras.layers.BatchNormalization]]:
-    """Every layer that batch normalisation, and nothing else, reads; and which that is.
+    """Every linear layer that batch normalisation, and nothing else, reads; and which that is.
+
+    A layer is linear where it has no activation but the linear one. Such an activation, or an
+    identity, may stand between the two as a layer of its own.
 
     Args:
         model: a built model; layers of a subclassed one are outside any graph and give none.
     """
     for graph in _graphs_in(model):
-        for layer, norm, _ in _normalised(_Calls(graph)):
-            yield layer, norm
+        calls = _Calls(graph)
+        for layer, own in calls.of.items():
+            if not _is_linear(layer):
+                continue
+            norm, at = calls.only_reader(own)
+            while isinstance(norm, _IDENTITIES) and _is_linear(norm):
+                norm, at = calls.only_reader(at)
+            if calls.is_normalisation(norm, at):
+                yield layer, norm
 
 
 def layers_of(model: Any) -> Iterator[Any]:
@@ -111,6 +122,11 @@ class _Calls:
             return None, []
         return readers[0].operation, readers
 
+    def is_normalisation(self, reader: Any, calls: list[Any]) -> bool:
+        """Whether it is batch normalisation, and these are all of its calls."""
+        is_norm = isinstance(reader, keras.layers.BatchNormalization)
+        return is_norm and self.reads_nothing_else(reader, calls)
+
     def reads_nothing_else(self, layer: Any, calls: list[Any]) -> bool:
         """Whether these are all calls of a layer."""
         return {id(call) for call in self.of[layer]} == {id(call) for call in calls}
@@ -120,8 +136,12 @@ def _normalised(calls: _Calls) -> Iterator[tuple[Any, Any, list[Any]]]:
     """A layer, the batch normalisation that alone reads it, and the calls of that one."""
     for layer, own in calls.of.items():
         norm, at = calls.only_reader(own)
-        if isinstance(norm, keras.layers.BatchNormalization) and calls.reads_nothing_else(norm, at):
+        if calls.is_normalisation(norm, at):
             yield layer, norm, at
+
+
+def _is_linear(layer: Any) -> bool:
+    return getattr(layer, "activation", None) in (None, keras.activations.linear)
 
 
 def _chains_of(calls: _Calls, index: dict[int, int]) -> Iterator[Chain]:

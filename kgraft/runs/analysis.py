@@ -44,7 +44,7 @@ def filters_of(places: Sequence[str]) -> Networks:
     paths, found = [Path(place) for place in places], dict[str, tuple[LayerFilters, ...]]()
     for path, name in zip(paths, short_names(paths), strict=True):
         for suffix, model in _models(path):
-            found[name + suffix] = layer_filters(model)
+            found[name + suffix] = _filters(model, name + suffix)
     return found
 
 
@@ -58,7 +58,7 @@ def baseline_of(place: str) -> tuple[LayerFilters, ...]:
         UserError: see `filters_of`.
     """
     path = best_peer_file(Path(place)) if is_directory(Path(place)) else Path(place)
-    return layer_filters(read_model(path, place))
+    return _filters(read_model(path, place), place)
 
 
 def told(
@@ -76,17 +76,19 @@ def told(
             compared. They are counted at those of `THRESHOLDS` too.
 
     Returns:
-        `"thresholds"`; `"networks"`: of each its name, numbers of filters, invalid shares by
-        threshold, plain and folded, entropy of its layers (sum and each), by threshold its own
-        split and the baseline's, how deep its invalid filters sit, and which they are in each
-        layer; and `"overlap"` by threshold of every two that have the same layers, in all and in
-        each layer. Thresholds are named as `f"{threshold:g}"`, filters by number from 0.
+        `"thresholds"`; `"networks"`: of each its name, numbers of filters and of those that are not
+        finite, of the others invalid shares by threshold, plain and folded, entropy of its layers
+        (sum and each), by threshold its own split and the baseline's, how deep its invalid filters
+        sit, and which they are in each layer; and `"overlap"` by threshold of every two that have
+        the same layers, in all and in each layer. Thresholds are named as `f"{threshold:g}"`,
+        filters by number from 0; what is not known is None.
 
     Raises:
         UserError: the baseline is of another architecture, or a threshold is given twice.
     """
-    if twice := [own for own in thresholds if [*thresholds].count(own) > 1]:
-        raise UserError(f"threshold {twice[0]:g}: given twice.")
+    names = [f"{at:g}" for at in thresholds]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"threshold {twice[0]}: given twice.")
     if baseline is not None:
         for layers in networks.values():
             check_alike(layers, baseline)
@@ -118,6 +120,13 @@ def every_filter(networks: Networks) -> Iterator[tuple[str, str, int, float, flo
                 yield name, layer.name, number, norm, other
 
 
+def _filters(model: keras.Model, name: str) -> tuple[LayerFilters, ...]:
+    try:
+        return layer_filters(model)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+
+
 def _models(path: Path) -> Iterator[tuple[str, keras.Model]]:
     if not is_directory(path):
         yield "", read_model(path, str(path))
@@ -138,6 +147,7 @@ def _of_network(
     named = {f"{at:g}": at for at in thresholds}
     return {
         "filters": sum(len(own.norms) for own in layers),
+        "not_finite": sum(int((~own.finite).sum()) for own in layers),
         "invalid": _by_threshold(layers, counted),
         "invalid_folded": _by_threshold(folded, counted) if folded else None,
         "entropy": _number(sum(own.entropy for own in layers)),
@@ -155,8 +165,9 @@ def _of_network(
                 "invalid": {
                     name: np.flatnonzero(own.invalid(at)).tolist() for name, at in named.items()
                 },
-                "mean_norm": _number(own.norms.mean()),
-                "mean_folded_norm": None if own.folded is None else _number(own.folded.mean()),
+                "not_finite": np.flatnonzero(~own.finite).tolist(),
+                "mean_norm": _mean(own.norms),
+                "mean_folded_norm": None if own.folded is None else _mean(own.folded),
                 "entropy": _number(own.entropy),
             }
             for own in layers
@@ -174,9 +185,11 @@ def _shared(
     }
 
 
-def _by_threshold(layers: Sequence[LayerFilters], thresholds: Sequence[float]) -> dict[str, float]:
-    shares = invalid_ratio(layers, thresholds)
-    return {f"{bound:g}": share for bound, share in zip(thresholds, shares.tolist(), strict=True)}
+def _by_threshold(
+    layers: Sequence[LayerFilters], thresholds: Sequence[float]
+) -> dict[str, float | None]:
+    shares = map(_number, invalid_ratio(layers, thresholds).tolist())
+    return {f"{bound:g}": share for bound, share in zip(thresholds, shares, strict=True)}
 
 
 def _split(
@@ -186,6 +199,11 @@ def _split(
     return {
         name: _number(value) if isinstance(value, float) else value for name, value in own.items()
     }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def _number(value: float) -> float | None:

@@ -14,13 +14,13 @@ from kgraft.errors import UserError
 from kgraft.runs.assembly import in_order
 from kgraft.runs.directory import read_run
 from kgraft.runs.evaluation import answers_of_run, peers_of_run
-from kgraft.runs.scoring import ensemble
+from kgraft.runs.scoring import accuracy, ensemble
 
 
 def answers_told(
     run: Path, baseline: Path | None = None, *, data_dir: str | None = None, trusted: bool = False
 ) -> dict[str, Any]:
-    """How a run's peers answer on its test images, beside each other and beside a baseline's best.
+    """How a run's peers answer on its test images, beside each other and beside a baseline's.
 
     Args:
         run: the directory of a finished run.
@@ -32,8 +32,10 @@ def answers_told(
         `"networks"`: of each peer, and of all together, its accuracy and calibration error, and of
         each peer the share of its rectifiers' channels that no test image makes speak (None without
         rectifiers);
-        `"disagreement"`, the mean over every two peers, None for one; `"classes"`: of each class
-        its name, the accuracy of all peers together, and by how much that is above the baseline's.
+        `"baseline"`, of all of its peers together accuracy, calibration error and their number, or
+        None; `"disagreement"`, the mean over every two peers, None for one; `"classes"`: of each
+        class its name, the accuracy of all peers together, and by how much that is above the
+        baseline's, of all of its peers together. What follows from logits that are nan is None.
 
     Raises:
         UserError: see `answers_of_run`; the images are searched, and not classified, or the
@@ -45,24 +47,23 @@ def answers_told(
     if len(shares) > 1:
         shares["ensemble"] = np.mean(list(shares.values()), axis=0)
     together = class_accuracies(list(shares.values())[-1], labels)
-    others = None
+    others, beside = None, None
     if baseline is not None:
         other, theirs = _classified(baseline, data_dir, trusted)
         if not np.array_equal(other.test.labels, labels):
             raise UserError(f"{baseline} has other test images than {run}: nothing to compare.")
-        others = class_accuracies(ensemble(list(theirs.values())), labels)
+        scores = ensemble(list(theirs.values()))
+        others = class_accuracies(scores, labels)
+        beside = {**_scored(scores, labels), "peers": len(theirs)}
     dead = _dead_shares(run, dataset, list(given), trusted)
     pairs = disagreement(list(given.values()))[np.triu_indices(len(given), 1)]
+    pairs = pairs[np.isfinite(pairs)]
     return {
         "networks": [
-            {
-                "network": name,
-                "accuracy": float((own.argmax(axis=1) == labels).mean()),
-                "calibration_error": calibration_error(own, labels),
-                "dead_activations": dead.get(name),
-            }
+            {"network": name, **_scored(own, labels), "dead_activations": dead.get(name)}
             for name, own in shares.items()
         ],
+        "baseline": beside,
         "disagreement": float(pairs.mean()) if len(pairs) else None,
         "classes": [
             {
@@ -75,16 +76,23 @@ def answers_told(
     }
 
 
+def _scored(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    return {
+        "accuracy": None if np.isnan(probabilities).any() else accuracy(probabilities, labels),
+        "calibration_error": _number(calibration_error(probabilities, labels)),
+    }
+
+
 def _dead_shares(
     run: Path, dataset: Dataset, numbers: Sequence[int], trusted: bool
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """By peer, the share of channels that no test image makes speak; of those with rectifiers."""
     config, summary = read_run(run)
     test, found = in_order(config, dataset, dataset.test), {}
     peers = peers_of_run(run, config, summary, dataset, numbers, trusted=trusted)
     for number, peer in zip(numbers, peers, strict=True):
         if has_rectifiers(peer):
-            found[f"peer {number}"] = dead_share(rectified(peer, test.epoch(0)))
+            found[f"peer {number}"] = _number(dead_share(rectified(peer, test.epoch(0))))
     return found
 
 

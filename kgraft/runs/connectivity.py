@@ -40,19 +40,23 @@ def line_between(
         trusted: whether functions that the run names may be called.
 
     Returns:
-        `"share"` of the second peer's weights, `"loss"` (cross entropy, nats) and `"accuracy"`, a
-        list each; `"barrier"`, by how much the largest loss is above the line between the ends'
-        (Frankle et al., ICML 2020; 0 or near it within a basin); `"distance"`, of the trainable
-        weights, over the mean of their two lengths.
+        `"peers"`, the two; `"share"` of the second one's weights, `"loss"` (cross entropy, nats)
+        and `"accuracy"`, a list each; `"barrier"`, by how much at most the loss is above the
+        straight line between the ends' losses (Frankle et al., ICML 2020; 0 or near it within a
+        basin), nats; `"distance"`, Euclidean, between the two's trainable weights, over the mean of
+        their lengths.
 
     Raises:
-        UserError: there is no finished run, or no such peers; or its images are searched.
+        UserError: there is no finished run, or no such peers, or one's weights are not finite; or
+            its images are searched.
     """
     if first == second:
         raise UserError(f"--line {first} {second}: expected two different peers.")
     if steps < 2:
         raise UserError(f"steps {steps}: expected 2 or more, the ends among them.")
     config, summary = read_run(path)
+    if not {first, second} <= {*range(1, (count := len(summary["peers"])) + 1)}:
+        raise UserError(f"--line {first} {second}: the run in {path} has peers 1..{count}.")
     config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)
     if dataset.open_set is not None:
         raise UserError(f"{path}: its images are searched, and not classified.")
@@ -60,6 +64,9 @@ def line_between(
     test, train = in_order(config, dataset, dataset.test), in_training(config, dataset)
     labels, model = dataset.test.labels, copy_of(peers[0])
     ends = [peer.get_weights() for peer in peers]
+    for number, weights in zip((first, second), ends, strict=True):
+        if not all(np.isfinite(own).all() for own in weights):
+            raise UserError(f"--line {first} {second}: peer {number}'s weights are not finite.")
     shares, losses, accuracies = np.linspace(0.0, 1.0, steps), [], []
     for share in shares.tolist():
         model.set_weights([(1 - share) * a + share * b for a, b in zip(*ends, strict=True)])
@@ -70,6 +77,7 @@ def line_between(
     straight = losses[0] + shares * (losses[-1] - losses[0])
     flat = [np.concatenate([np.ravel(np.asarray(w)) for w in _trainable(peer)]) for peer in peers]
     return {
+        "peers": [first, second],
         "share": shares.tolist(),
         "loss": [float(own) for own in losses],
         "accuracy": [float(own) for own in accuracies],

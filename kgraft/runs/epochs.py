@@ -20,7 +20,8 @@ def graftings_of(path: Path) -> Phases:
     """All graftings of a run.
 
     Args:
-        path: its directory; it need not be finished, and no weights are read.
+        path: its directory; it need not be finished, and no weights are read. An epoch that it is
+            about to write is left out.
 
     Returns:
         By phase, of those that had any.
@@ -32,7 +33,9 @@ def graftings_of(path: Path) -> Phases:
         raise UserError(f"{path} is no run's directory: it holds no run.toml.")
     found = {phase: grafts for phase in PHASES if (grafts := read_grafts(path, phase)) is not None}
     if not found:
-        raise UserError(f"{path}: nothing was grafted, or not yet: it holds no grafts.jsonl.")
+        raise UserError(
+            f"{path}: nothing was grafted, or not yet: no epoch stands in its grafts.jsonl."
+        )
     return found
 
 

@@ -55,9 +55,10 @@ def read_model(file: Path, name: str) -> keras.Model:
     except MemoryError:
         raise
     except zipfile.BadZipFile:
-        raise UserError(
-            f"{name} is no Keras model that can be loaded: it is empty, cut off or damaged."
-        ) from None
+        what = "it is empty, cut off or damaged; expected a .keras file."
+        if h5py.is_hdf5(file):
+            what = "it is an HDF5 file; expected a .keras file: load it with Keras, save it as one."
+        raise UserError(f"{name} is no Keras model that can be loaded: {what}") from None
     except Exception as error:  # of Keras, HDF5 or zlib, by what stands in the file
         if isinstance(error, RuntimeError) and "memory" in str(error):
             raise MemoryError(_said(error)) from None

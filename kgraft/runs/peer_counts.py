@@ -158,6 +158,7 @@ def _outcome(
         ensemble=summary["ensemble"][f"test_{figure}"],
         entropy=entropy,
         source=source,
+        method=config.run.method or "",
     )
 
 

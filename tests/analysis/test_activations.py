@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import kgraft
-from kgraft.analysis.activations import dead_share, rectified
+from kgraft.analysis.activations import Rectified, dead_share, rectified
 
 pytestmark = pytest.mark.core
 
@@ -49,3 +49,42 @@ def test_models_without_what_is_looked_for_are_refused():
         rectified(linear, [])
     with pytest.raises(kgraft.UserError, match="no batch"):
         rectified(network(), [])
+
+
+def test_rectifiers_of_every_kind_are_looked_at():
+    model = keras.Sequential(
+        [
+            keras.Input((2,)),
+            keras.layers.Dense(3, use_bias=False, activation="relu6"),
+            keras.layers.ReLU(threshold=1.0),
+            keras.layers.ReLU(negative_slope=0.1),
+        ]
+    )
+    model.layers[0].set_weights([np.array([[1.0, -1.0, 0.0], [0.0, -1.0, 0.5]])])
+    images = np.array([[9.0, 0.0], [2.0, 1.0]], "float32")
+    first, second = rectified(model, images)
+    np.testing.assert_allclose(first.largest, [6.0, 0.0, 0.5])
+    np.testing.assert_allclose(second.largest, [6.0, 0.0, 0.0])  # 0.5 is below the threshold
+    assert dead_share([first, second]) == pytest.approx(3 / 6)
+
+
+def test_images_may_come_in_one_array():
+    model, rng = network(), np.random.default_rng(0)
+    images = rng.normal(size=(300, 6, 6, 2)).astype("float32")
+    batches = rectified(model, [images[:150], images[150:]])
+    for given in (images, keras.ops.convert_to_tensor(images)):
+        for own, expected in zip(rectified(model, given), batches, strict=True):
+            np.testing.assert_allclose(own.largest, expected.largest, rtol=1e-5)
+    with pytest.raises(kgraft.UserError, match="no batch"):
+        rectified(model, images[:0])
+
+
+def test_no_rectifiers_have_no_dead_share():
+    with pytest.raises(kgraft.UserError, match="expected what rectified gives"):
+        dead_share([])
+
+
+def test_a_channel_that_gives_nan_is_neither_dead_nor_alive():
+    some = Rectified("some", np.array([0.0, np.nan, 2.0, 1.0]))
+    assert dead_share([some]) == pytest.approx(1 / 3)
+    assert np.isnan(dead_share([Rectified("all", np.full(2, np.nan))]))

@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 from kgraft.analysis import by_depth, dead_share, invalid_ratio, layer_filters, rectified
+from kgraft.errors import UserError
 
 pytestmark = pytest.mark.core
 
@@ -158,3 +159,49 @@ def test_one_rectifier_alone_is_looked_at():
     (own,) = rectified(model, [images])
     np.testing.assert_allclose(own.largest, [3.0, 0.0, 4.5])
     assert dead_share([own]) == pytest.approx(1 / 3)
+
+
+BETWEEN = {
+    "nothing": ("linear", [], True),
+    "linear": (None, [lambda: layers.Activation("linear"), layers.Identity], True),
+    "tanh": ("tanh", [], False),
+    "softmax": ("softmax", [], False),
+    "relu": ("relu", [], False),
+    "a rectifier": (None, [layers.ReLU], False),
+    "a linear one, then tanh": (None, [layers.Identity, lambda: layers.Activation("tanh")], False),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_norms_fold_only_through_what_is_linear(between):
+    own, made, folds = BETWEEN[between]
+    stack = [layers.Conv2D(4, 3, activation=own), *(make() for make in made)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *stack, layers.BatchNormalization()])
+    (told,) = layer_filters(model)
+    assert (told.folded is not None) == folds
+    if folds:  # gamma 1, variance 1
+        np.testing.assert_allclose(told.folded, told.norms / 1.001**0.5)
+
+
+def test_what_lora_adds_is_no_layer():
+    stack = [layers.Conv2D(4, 3, name="own"), layers.BatchNormalization(), layers.Dense(3)]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *stack], name="whole")
+    before = layer_filters(model)
+    for layer in (model.layers[0], model.layers[2]):
+        layer.enable_lora(2)
+    after = layer_filters(model)
+    assert [own.name for own in after] == [own.name for own in before] == ["whole/own/kernel"]
+    np.testing.assert_array_equal(after[0].norms, before[0].norms)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        keras.Sequential([keras.Input((8, 8, 3)), layers.BatchNormalization(), layers.ReLU()]),
+        keras.Sequential([layers.Conv2D(4, 3)]),
+        keras.Sequential([keras.Input((3,)), layers.ReLU()]),
+    ],
+)
+def test_a_model_without_kernels_has_no_filters(model):
+    with pytest.raises(UserError, match="has no filters: no kernel, or it is not built"):
+        layer_filters(model)

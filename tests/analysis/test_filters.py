@@ -5,6 +5,7 @@ import pytest
 import kgraft
 from kgraft.analysis.filters import (
     THRESHOLDS,
+    LayerFilters,
     invalid_ratio,
     layer_filters,
     overlap,
@@ -114,3 +115,35 @@ def test_other_architectures_are_refused():
         split_norms(own, own[:2])
     with pytest.raises(kgraft.UserError, match=r"first/kernel has 4 filters, and .*depthwise"):
         overlap(own, (own[1], *own[1:]))
+
+
+def layer(*norms, folded=None):
+    return LayerFilters("kernel", np.array(norms), folded, 1.0, 9)
+
+
+def test_filters_that_are_not_finite_are_neither_valid_nor_invalid():
+    nan, inf = float("nan"), float("inf")
+    own = layer(0.0, nan, 2.0, inf, 4.0)
+    assert own.finite.tolist() == [True, False, True, False, True]
+    assert own.invalid(0.1).tolist() == [True, False, False, False, False]
+    np.testing.assert_allclose(invalid_ratio([own], [0.1, 3.0, 9.0]), [1 / 3, 2 / 3, 1.0])
+    split = split_norms([own], [own])
+    assert (split.valid, split.invalid, split.valid_count, split.invalid_count) == (3.0, 0.0, 2, 1)
+    other = layer(nan, 1.0, 0.0, 1.0, 1.0)  # both are finite at the third and at the last
+    split = split_norms([own], [other])
+    assert (split.valid, split.invalid, split.valid_count, split.invalid_count) == (4.0, 2.0, 1, 1)
+
+
+def test_of_a_network_of_nan_no_share_is_known():
+    own = [layer(*[float("nan")] * 3, folded=np.full(3, np.nan))]
+    assert np.isnan(invalid_ratio(own, [0.1, 1.0])).all()
+    split = split_norms(own, own)
+    assert (split.valid_count, split.invalid_count) == (0, 0)
+    assert np.isnan([split.valid, split.invalid, split.valid_folded]).all()
+    assert np.isnan(overlap(own, own))
+
+
+def test_no_layers_are_refused():
+    for call in (invalid_ratio, lambda own: overlap(own, own), lambda own: split_norms(own, own)):
+        with pytest.raises(kgraft.UserError, match="expected what layer_filters gives"):
+            call([])

@@ -49,3 +49,28 @@ def test_places_that_two_networks_share_are_counted_layer_by_layer():
 )
 def test_neighbours_are_written_together(numbers, text):
     assert ranges(numbers) == text
+
+
+def test_filters_that_are_not_finite_are_at_no_depth():
+    layers = network("xo", "oxx")
+    layers[1].norms[:2] = np.nan
+    found = by_depth(layers)
+    assert [(part.filters, part.invalid, part.share) for part in found] == [
+        (2, 1, 0.5),
+        (1, 1, 0.5),
+    ]
+
+
+def test_no_parts_and_no_layers_are_refused():
+    with pytest.raises(UserError, match="parts 0: expected 1 or more"):
+        by_depth(network("xo"), parts=0)
+    with pytest.raises(UserError, match="layers: none"):
+        by_depth([])
+
+
+def test_places_that_are_not_finite_in_either_network_are_not_shared():
+    own, other = network("xxxo"), network("xoxx")
+    own[0].norms[2], other[0].norms[3] = np.nan, np.inf  # "xx.o" and "xox." remain: "xx", "xo"
+    (found,) = shared_places(own, other)
+    assert (found.both, found.either) == (1, 2)
+    assert overlap(own, other) == 0.5

@@ -1,11 +1,12 @@
 """Records of runs as arrays, against the lines themselves."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from kgraft.analysis.records import Metrics, read_grafts, read_metrics
+from kgraft.analysis.records import Metrics, phases, read_grafts, read_metrics
 from kgraft.errors import UserError
 
 
@@ -101,3 +102,50 @@ def test_a_loss_with_a_teachers_part_stands_apart():
     assert own.comparable("loss").item() == 2 and own.comparable("student_loss") is None
     assert other.comparable("loss").item() == 2.1 and other.comparable("student_loss").item() == 70
     assert other.comparable("val_loss").item() == 1.5
+
+
+def test_directories_may_be_named_by_text(run):
+    assert read_metrics(str(run)).models.tolist() == [1, 2, 3]
+    assert phases(str(run)) == ("teacher 1", "peers")
+    assert read_grafts(str(run)).peers.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("val_accuracy", "high", "val_accuracy is 'high'; expected a number or null"),
+        ("loss", [1.0], "loss is a list; expected a number or null"),
+        ("epoch", 1.5, "no whole epoch and model"),
+    ],
+)
+def test_a_metric_that_is_no_number_is_told_with_its_line(run, key, value, said):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[3][key] = value
+    lines(run / "metrics.jsonl", rows)
+    with pytest.raises(UserError, match=f"metrics.jsonl, line 4: {re.escape(said)}"):
+        read_metrics(run)
+    assert read_metrics(run, "teacher 1").values["loss"].tolist() == [[9.0]]
+    rows[3][key] = 1 if key == "epoch" else None
+    lines(run / "metrics.jsonl", rows)
+    own = read_metrics(run).values
+    assert key == "epoch" or np.isnan(own[key][0, 2])
+
+
+def test_the_epoch_that_is_about_to_be_written_is_left_out(run):
+    whole = read_grafts(run)
+    file = run / "grafts.jsonl"
+    text = file.read_text().splitlines(keepends=True)
+    more = [line.replace('"epoch": 1', '"epoch": 3') for line in text[1:7]]
+    for count in (1, 2, 5):
+        file.write_text("".join([*text, *more[:count]]))
+        found = read_grafts(run)
+        assert found.epochs.tolist() == [1, 2]
+        np.testing.assert_array_equal(found.information, whole.information)
+        np.testing.assert_array_equal(found.donors, whole.donors)
+        assert read_grafts(run, "teachers").epochs.tolist() == [1]
+    file.write_text("".join([*text, *more]))
+    assert read_grafts(run).epochs.tolist() == [1, 2, 3]
+    file.write_text("".join(text[:5]))
+    assert read_grafts(run).information.shape == (1, 2, 2)  # between two peers: no line says more
+    file.write_text("".join(text[:4]))
+    assert read_grafts(run) is None

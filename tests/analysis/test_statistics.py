@@ -1,5 +1,6 @@
 """Means over seeds and paired intervals, against textbook values."""
 
+import math
 import statistics
 
 import pytest
@@ -101,3 +102,14 @@ def test_how_many_intervals_stand_beside_each_other_is_said_once():
     assert sum(note.startswith(said) for note in notes(found, ["plain"])) == 1
     assert markdown(found, ["plain"], "test").count(said) == 1
     assert len(notes(found[:2], ["plain"])) == 1  # one interval: nothing to correct
+
+
+def test_what_is_not_finite_gives_nothing_finite():
+    nan, inf = float("nan"), float("inf")
+    for values in ([1.0, nan], [1.0, inf], [nan, nan]):
+        found = paired_difference(values, [2.0, 3.0])
+        assert all(map(math.isnan, (found.mean, found.low, found.high)))
+        spread = Spread.of(values)
+        assert math.isnan(spread.mean) and math.isnan(spread.std) and spread.count == 2
+    single = paired_difference([inf], [inf])
+    assert math.isnan(single.mean) and single.low is None

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -68,7 +69,9 @@ def test_a_runs_peers_count(kgraft, tmp_path):  # noqa: F811
     assert code == 0, err
     code, out, _ = kgraft("analyze", "own")
     assert code == 0 and "own, peer 1" in out and "own, peer 2" in out
-    code, _, err = kgraft("analyze", "own", "--answers", "--baseline", "own", "--json", "all.json")
+    code, out, err = kgraft(
+        "analyze", "own", "--answers", "--baseline", "own", "--json", "all.json"
+    )
     assert code == 0, err
     told = json.loads((tmp_path / "all.json").read_text())["answers"]["own"]
     summary = json.loads((tmp_path / "own/summary.json").read_text())
@@ -82,6 +85,19 @@ def test_a_runs_peers_count(kgraft, tmp_path):  # noqa: F811
     assert 0 <= told["disagreement"] <= 1
     assert [own["class"] for own in told["classes"]] == list("0123456789")
     assert {own["above_baseline"] for own in told["classes"]} == {0.0}
+    together = told["networks"][-1]
+    assert told["baseline"] == {
+        "accuracy": together["accuracy"],
+        "calibration_error": together["calibration_error"],
+        "peers": 2,
+    }
+    assert "baseline, 2 peers together" in out
+    assert "accuracy of all peers together" in " ".join(out.split())
+    code, out, err = kgraft("analyze", "own", "--line", "2", "1", "--json", "all.json")
+    assert code == 0 and "own: from peer 2 to peer 1; barrier" in " ".join(out.split()), err
+    assert json.loads((tmp_path / "all.json").read_text())["lines"]["own"]["peers"] == [2, 1]
+    code, _, err = kgraft("analyze", "own", "--line", "1", "9")
+    assert code == 2 and "--line 1 9: the run in own has peers 1..2." in err
 
 
 def test_norms_are_split_at_every_threshold_given(kgraft, files, tmp_path):  # noqa: F811
@@ -101,6 +117,79 @@ def test_norms_are_split_at_every_threshold_given(kgraft, files, tmp_path):  # n
         # scale 1, variance 1, epsilon 1e-5: folded norms are the plain ones
         assert split["valid_folded"] == pytest.approx(split["valid"], rel=1e-4)
     assert "valid / invalid at an l1 norm of 3" in out
+    assert "folded: 0.1" in out
+
+
+def test_thresholds_that_are_asked_for_reach_every_table(kgraft, files, tmp_path):  # noqa: F811
+    code, out, err = kgraft(
+        "analyze", "first.keras", "--threshold", "3", "--threshold", "0.1", "--layers",
+        "--json", "all.json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    (own,) = json.loads((tmp_path / "all.json").read_text())["networks"]
+    model = keras.models.load_model(tmp_path / "first.keras")
+    kernels = [w for layer in model.layers for w in layer.get_weights() if w.ndim == 4]
+    norms = np.concatenate([np.abs(kernel).sum(axis=(0, 1, 2)) for kernel in kernels])
+    share = f"{(norms < 3).mean():.1%}"
+    (head,) = [line for line in out.splitlines() if "< 3" in line]
+    row = next(line for line in out.splitlines() if line.startswith("│ first.keras"))
+    cells = {
+        name.strip(): cell.strip()
+        for name, cell in zip(head.split("┃")[1:-1], row.split("│")[1:-1], strict=True)
+    }
+    assert cells["< 3"] == cells["folded"] == share and cells["< 0.1"] == "1.7%"  # 4 / 240
+    assert "folded: 3" in out and "not finite" not in out and own["not_finite"] == 0
+    for at in ("3", "0.1"):
+        assert f"layers of first.keras: filters invalid at {at}," in out
+
+
+def test_filters_that_are_not_finite_are_counted_by_themselves(kgraft, tmp_path):  # noqa: F811
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3, name="own")])
+    for name, sick in (("some", 1), ("all", 4)):
+        kernel = np.ones((3, 3, 1, 4), "float32")
+        kernel[..., 3], kernel[..., :sick] = 0.0, np.nan
+        model.set_weights([kernel, np.zeros(4)])
+        model.save(tmp_path / f"{name}.keras")
+    code, out, err = kgraft(
+        "analyze", "some.keras", "all.keras", "--layers", "--json", "all.json"
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    told = json.loads((tmp_path / "all.json").read_text())
+    some, every = told["networks"]
+    assert (some["not_finite"], every["not_finite"]) == (1, 4)
+    assert some["invalid"]["0.1"] == pytest.approx(1 / 3)
+    assert {*every["invalid"].values()} == {None}
+    assert (some["norms"]["0.1"]["valid_count"], some["norms"]["0.1"]["valid"]) == (2, 9.0)
+    assert (every["norms"]["0.1"]["valid_count"], every["norms"]["0.1"]["valid"]) == (0, None)
+    assert some["layers"][0]["not_finite"] == [0] and some["layers"][0]["mean_norm"] == 6.0
+    assert every["layers"][0]["mean_norm"] is None
+    assert told["overlap"][0]["by_threshold"]["0.1"]["share"] is None
+    assert "1 of 4" in out and "4 of 4" in out and "33.3%" in out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    assert ["own", "1 of 4", "3", "1", "6.000", ""] in rows
+    assert ["own", "0 of 4", "", "4", "", ""] in rows
+
+
+def test_as_many_filters_are_named_as_the_terminal_has_room_for(
+    kgraft, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Conv2D(99, 3, name="own")])
+    kernel = np.ones((3, 3, 1, 99), "float32")
+    kernel[..., ::2] = 0.0
+    model.set_weights([kernel, np.zeros(99)])
+    model.save(tmp_path / "own.keras")
+    whole = ", ".join(map(str, range(0, 99, 2)))
+    for width, shown in ((300, whole), (100, None), (80, None)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        _, out, _ = kgraft("analyze", "own.keras", "--layers")
+        (line,) = [line for line in out.splitlines() if line.startswith("│ own  ")]
+        cell = line.split("│")[3].strip()
+        assert len(line) <= width
+        if shown is None:
+            assert cell.endswith(", ...") and whole.startswith(cell.removesuffix(", ..."))
+            assert len(line) > width - 5  # no place is left empty
+        else:
+            assert cell == shown
 
 
 def grafts(path, epochs=3):
@@ -142,6 +231,11 @@ def test_layers_over_epochs_are_told_from_records_alone(kgraft, tmp_path):  # no
         "run": "own", "phase": "peers", "epoch": "3", "peer": "2", "donor": "1",
         "layer": "layer1/kernel", "information": "32.1", "coefficient": "0.5",
     }  # fmt: skip
+    with (tmp_path / "own/grafts.jsonl").open("a") as file:  # an epoch that is being written
+        row = {"epoch": 4, "peer": 1, "group": "layer0/kernel", "donor": 2, "information": 1.0}
+        file.write(json.dumps({**row, "coefficient": 0.5}) + '\n{"epoch": 4, "pe')
+    _, more, _ = kgraft("analyze", "own", "--epochs")
+    assert more == out
     (tmp_path / "own/grafts.jsonl").unlink()
     code, _, err = kgraft("analyze", "own", "--epochs")
     assert code == 2 and "own: nothing was grafted, or not yet" in err
@@ -162,6 +256,16 @@ def test_of_a_thousand_epochs_a_few_are_shown(kgraft, tmp_path):  # noqa: F811
         (["first.keras", "first.keras"], "first.keras: named twice"),
         ([], "Missing argument"),
         (["first.keras", "--threshold", "0"], "0.0 is not in the range"),
+        (["first.keras", "--threshold", "nan"], "nan is no finite number"),
+        (["first.keras", "--threshold", "inf"], "inf is no finite number"),
+        (
+            ["first.keras", "--epochs", "--threshold", "1"],
+            "--epochs is told instead of --threshold",
+        ),
+        (["first.keras", "--by-peers", "--data-dir", "x"], "--by-peers is told instead of --data"),
+        (["none.keras"], "none.keras: model 'empty' has no filters: no kernel"),
+        (["old.h5"], "it is an HDF5 file; expected a .keras file"),
+        (["broken.keras"], "empty, cut off or damaged; expected a .keras file"),
         (["first.keras", "--threshold", "1", "--threshold", "1.0"], "threshold 1: given twice"),
         (["first.keras", "--epochs"], "first.keras is no run's directory"),
         (["first.keras", "--by-peers"], "first.keras: neither a run's directory nor a comparison"),
@@ -170,7 +274,12 @@ def test_of_a_thousand_epochs_a_few_are_shown(kgraft, tmp_path):  # noqa: F811
         (["first.keras", "--answers"], "--answers and --line: expected the directory of a run"),
     ],
 )
-def test_mistakes_are_told_in_a_line(kgraft, files, given, said):  # noqa: F811
+def test_mistakes_are_told_in_a_line(kgraft, files, tmp_path, given, said):  # noqa: F811
+    empty = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()], name="empty")
+    empty.save(tmp_path / "none.keras")
+    with h5py.File(tmp_path / "old.h5", "w") as old:
+        old["kernel"] = np.zeros(3)
+    (tmp_path / "broken.keras").write_text("PK")
     code, _, err = kgraft("analyze", *given)
     assert code == 2 and said in err and "Traceback" not in err
 
@@ -189,7 +298,11 @@ def test_accuracy_against_peers_is_told_and_drawn(kgraft, tmp_path):  # noqa: F8
         ["2", "1", "22.00", "90.00", "27.00", "last grafting"],
         ["3", "1", "33.00", "90.00", "30.00", "last grafting"],
     ]
+    title = " ".join(out.partition("┏")[0].split())
+    assert title.startswith("graft: test accuracy of the peer that is best by validation")
+    assert title.endswith("1 peer: a run of baseline, the first point of every method")
     told = json.loads((tmp_path / "all.json").read_text())
+    assert [own["method"] for own in told["points"]] == ["baseline", "graft", "graft"]
     assert told["figure"] == "accuracy" and [own["count"] for own in told["points"]] == [1, 2, 3]
     with (tmp_path / "all.csv").open() as file:
         rows = list(csv.DictReader(file))

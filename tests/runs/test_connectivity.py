@@ -1,11 +1,14 @@
 """The line between peers, point by point, by models that are put together here."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 from kgraft.errors import UserError
+from kgraft.runs.answers import answers_told
 from kgraft.runs.assembly import assemble
 from kgraft.runs.connectivity import line_between
 from kgraft.runs.execution import execute
@@ -64,5 +67,31 @@ def test_a_line_has_two_ends(run):
     place, _ = run
     with pytest.raises(UserError, match="two different peers"):
         line_between(place, 1, 1)
-    with pytest.raises(UserError, match="3"):
-        line_between(place, 1, 3)
+    for ends in ((1, 3), (0, 1)):
+        with pytest.raises(UserError, match=r"--line {} {}: the run in .* 1\.\.2".format(*ends)):
+            line_between(place, *ends)
+
+
+def test_a_peer_that_diverged_is_at_no_end(run, tmp_path):
+    place = shutil.copytree(run[0], tmp_path / "own")
+    diverge(place / "peers/peer-2.keras")
+    with pytest.raises(UserError, match="--line 1 2: peer 2's weights are not finite"):
+        line_between(place, 1, 2)
+
+
+def test_of_a_peer_that_diverged_no_answer_is_known(run, tmp_path):
+    place = shutil.copytree(run[0], tmp_path / "own")
+    diverge(place / "peers/peer-2.keras")
+    told = answers_told(run[0], place)
+    well, sick = told["networks"][0], answers_told(place)["networks"][1]
+    assert well["accuracy"] is not None and well["dead_activations"] is not None
+    assert {own for key, own in sick.items() if key != "network"} == {None}
+    assert told["baseline"] == {"accuracy": None, "calibration_error": None, "peers": 2}
+    assert {own["above_baseline"] for own in told["classes"]} == {None}
+    assert answers_told(place)["disagreement"] is None
+
+
+def diverge(file):
+    model = keras.models.load_model(file)
+    model.set_weights([np.full_like(own, np.nan) for own in model.get_weights()])
+    model.save(file)
