@@ -19,6 +19,10 @@ from kgraft.training.distiller import student_of
 from kgraft.training.fit import GraftingFit
 from kgraft.training.joint_state import StatefulCallback
 
+_BEHIND = (
+    "TensorBoard comes behind its GraftCallback, in the same fit: callbacks=[grafting, "
+    "kgraft.TensorBoard(log_dir, grafting)]."
+)
 _OF_PEER = re.compile(r"peer(\d+)_(.+)")  # so the first peer's logs have the others'
 
 
@@ -96,6 +100,8 @@ class TensorBoard(StatefulCallback):
                 "TensorBoard is for all peers and watches the first of its training: give it once, "
                 "callbacks=[kgraft.TensorBoard(log_dir, run)]."
             )
+        if isinstance(self._training, GraftCallback) and model is not self._training.model:
+            raise UserError(_BEHIND)
         own = any(peer is model for peer in peers)
         self._ring = list(peers) if own else [model, *peers]
         self._place = next(k for k, peer in enumerate(self._ring) if peer is model)
@@ -107,8 +113,7 @@ class TensorBoard(StatefulCallback):
                 "TensorBoard belongs to the fit of its GraftingFit, run.fit(..., callbacks="
                 "[kgraft.TensorBoard(log_dir, run)])."
                 if isinstance(self._training, GraftingFit)
-                else "TensorBoard comes behind its GraftCallback, in the same fit: callbacks="
-                "[grafting, kgraft.TensorBoard(log_dir, grafting)]."
+                else _BEHIND
             )
         before, self._step = self._step, self._training.epoch + 1
         if self._step <= before:  # initial_epoch has set the count back
