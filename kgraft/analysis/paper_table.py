@@ -168,14 +168,13 @@ def filter_cells(
         published = wanted.published.get(bound)
         if show == "invalid":
             cells += [
-                _figure([100 * row["invalid"][bound] for row in own], 2),
+                _figure([row["invalid"][bound] for row in own], 2, 100),
                 "" if published is None else f"{100 * published[0] / published[1]:.2f}",
             ]
             continue
         for place, word in enumerate(_NORMS):
-            found = [row["norms"][bound][word] for row in own]
             cells += [
-                _figure([norm for norm in found if norm is not None], 3),
+                _figure([row["norms"][bound][word] for row in own], 3),
                 "" if published is None else f"{published[place]:.3f}",
             ]
     return [*first, *cells]
@@ -219,9 +218,11 @@ def _by_seed(rows: Sequence[Row], own: Wanted, entry: str) -> dict[int, Row]:
     }
 
 
-def _figure(values: Sequence[float], digits: int) -> str:
-    if not values:
+def _figure(values: Sequence[float | None], digits: int, scale: float = 1.0) -> str:
+    """The mean and deviation of what is known."""
+    known = [scale * value for value in values if value is not None]
+    if not known:
         return ""
-    own = Spread.of(values)
+    own = Spread.of(known)
     spread = "" if own.std is None else f" ± {own.std:.{digits}f}"
     return f"{own.mean:.{digits}f}{spread}"

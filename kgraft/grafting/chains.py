@@ -148,7 +148,7 @@ def _chains_of(calls: _Calls, index: dict[int, int]) -> Iterator[Chain]:
     for layer, norm, at in _normalised(calls):
         if not isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
             continue
-        if norm.gamma is None:
+        if norm.gamma is None or id(layer.kernel) not in index:  # LoRA's is a sum, no weight
             continue
         reader, at = calls.only_reader(at)
         while isinstance(reader, _CHANNELWISE):
@@ -157,6 +157,7 @@ def _chains_of(calls: _Calls, index: dict[int, int]) -> Iterator[Chain]:
             isinstance(reader, keras.layers.Conv2D)
             and reader.groups == 1
             and calls.reads_nothing_else(reader, at)
+            and id(reader.kernel) in index
         )
         yield Chain(
             kernel=index[id(layer.kernel)],

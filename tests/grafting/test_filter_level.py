@@ -6,6 +6,7 @@ import pytest
 
 import kgraft
 from kgraft.grafting import FilterGraft
+from kgraft.grafting.chains import chains
 
 pytestmark = pytest.mark.core
 
@@ -143,3 +144,19 @@ def test_biases_can_be_left_as_in_the_authors_script():
     after = by_name(models[0])
     assert np.array_equal(before["a/bias"], after["a/bias"])
     assert not np.array_equal(before["na/beta"], after["na/beta"])
+
+
+def test_a_kernel_that_lora_composes_has_no_chain():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3),
+            keras.layers.BatchNormalization(),
+            keras.layers.Conv2D(2, 3),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    assert len(chains(model)) == 2
+    model.layers[0].enable_lora(2)
+    (chain,) = chains(model)
+    assert model.weights[chain.kernel].shape == (3, 3, 4, 2)

@@ -215,7 +215,9 @@ def filters(networks: Mapping[str, Sequence[LayerFilters]]) -> Table:
         shares = invalid_ratio(layers).tolist()
         folded = [own.folded for own in layers if own.folded is not None]
         behind = float((np.concatenate(folded) < _FOLDED).mean()) if folded else None
-        mean = np.concatenate([own.norms for own in layers]).mean()
+        norms = np.concatenate([own.norms for own in layers])
+        norms = norms[np.isfinite(norms)]
+        mean = norms.mean() if len(norms) else np.nan
         count = sum(len(own.norms) for own in layers)
         entropy = sum(own.entropy for own in layers)
         rows.append(

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -227,19 +228,20 @@ def _rows(table: PaperTable, panel: Panel, out: Path) -> Iterator[dict[str, Any]
 def _filters(
     layers: tuple[LayerFilters, ...], baseline: tuple[LayerFilters, ...]
 ) -> dict[str, Any]:
-    shares = invalid_ratio(layers, [float(bound) for bound in INVALID]).tolist()
+    found = invalid_ratio(layers, [float(bound) for bound in INVALID]).tolist()
+    shares = [None if isnan(share) else share for share in found]  # JSON has no nan
     norms = {}
     for bound in THRESHOLDS:
         own = split_norms(layers, baseline, float(bound))
         norms[bound] = {
-            "valid": own.valid if own.valid_count else None,
-            "invalid": own.invalid if own.invalid_count else None,
+            "valid": None if isnan(own.valid) else own.valid,
+            "invalid": None if isnan(own.invalid) else own.invalid,
             "counts": [own.valid_count, own.invalid_count],
         }
     return {
         "count": sum(len(own.norms) for own in layers),
         "invalid": dict(zip(INVALID, shares, strict=True)),
-        "entropy": sum(own.entropy for own in layers),
+        "entropy": None if isnan(entropy := sum(own.entropy for own in layers)) else entropy,
         "norms": norms,
     }
 
