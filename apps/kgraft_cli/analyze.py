@@ -186,9 +186,9 @@ def _by_peers(places: tuple[str, ...], csv_file: str | None, json_file: str | No
     from kgraft.runs.peer_counts import peer_counts, told_points
     from kgraft_cli.analysis_tables import of_points
 
-    points, figure, unfinished = peer_counts([Path(own) for own in places])
-    for run in unfinished:
-        click.echo(f"{run}: not finished, left out.", err=True)
+    points, figure, left_out = peer_counts([Path(own) for own in places])
+    for run, why in left_out.items():
+        click.echo(f"{run}: left out, {why}.", err=True)
     if not points:
         raise UserError(
             "--by-peers: no two finished runs that are alike but for peers.count (and the seed)."

@@ -62,8 +62,9 @@ def command(
 
     Without TABLE they are listed. TABLE is one of them, e.g. fg-table-5, or a TOML file. Runs that
     are finished are kept, and one that was broken off goes on: interrupt it and call it again. What
-    was asked for goes to the terminal; all that was ever trained for the table goes, with its
-    pictures, as TABLE.BUDGET.md and TABLE.BUDGET.results.jsonl, a line a run, into DIR.
+    was asked for goes to the terminal, with every seed that there is; all that was ever trained for
+    the table goes, with its pictures, as TABLE.BUDGET.md and TABLE.BUDGET.results.jsonl, a line a
+    run, into DIR. A run's line stays when its directory is removed.
 
     A small budget is no reproduction: fewer and smaller images, fewer epochs, smaller networks. It
     says which, and compares gains, not accuracies, with the published ones.
@@ -116,12 +117,12 @@ def command(
                         there.table, path, progress, lambda text: say(console, text), stopping
                     )
     kept = results.with_all_seeds(whole, path)
-    rows = results.read_rows(kept, path)
     name = f"{wanted.name}.{budget}"
-    _print(console, wanted, rows)
+    files = [path / f"{name}.results.jsonl", path / f"{name}.md"]
+    rows = results.with_kept(results.read_rows(kept, path), kept, files[0])
+    _print(console, kept.of(only), rows)
     for images, how in missing.items():
         say(console, f"not run: {images} is not prepared ({how}).")
-    files = [path / f"{name}.results.jsonl", path / f"{name}.md"]
     write_text(files[0], "".join(f"{json.dumps(row)}\n" for row in rows))
     try:
         drawn = draw(kept, path, path / name)

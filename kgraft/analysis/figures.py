@@ -179,11 +179,14 @@ def threshold_curves(networks: Mapping[str, Sequence[LayerFilters]]) -> "Figure"
         UserError: matplotlib is missing.
     """
     figure, axes = empty(7.2, 4.4)
-    norms_of = {
-        name: np.sort(np.concatenate([layer.norms for layer in layers]))
-        for name, layers in networks.items()
-    }
-    first = max(min(float(norms[0]) for norms in norms_of.values()) / 10, _SMALLEST)
+    norms_of = {}
+    for name, layers in networks.items():
+        norms = np.sort(np.concatenate([layer.norms for layer in layers]))
+        known = norms[np.isfinite(norms)]
+        sick = f" ({len(norms) - len(known)} of {len(norms)} not finite)"
+        norms_of[name + sick * (len(known) < len(norms))] = known
+    least = [float(norms[0]) for norms in norms_of.values() if len(norms)]
+    first = max(min(least, default=1.0) / 10, _SMALLEST)
     for (name, norms), look in zip(norms_of.items(), _looks(), strict=False):
         at = np.maximum(norms, first)
         look |= {"marker": ""}

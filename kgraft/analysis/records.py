@@ -155,9 +155,11 @@ def read_grafts(path: Path | str, phase: str = "peers") -> Grafts | None:
         None where nothing was grafted.
 
     Raises:
-        UserError: a line of the file is damaged.
+        UserError: there is no such directory, or a line of the file is damaged.
     """
     file = Path(path) / "grafts.jsonl"
+    if not Path(path).is_dir():
+        raise UserError(f"{path}: there is no such directory.")
     if not file.exists():
         return None
     epochs: dict[int, int] = {}

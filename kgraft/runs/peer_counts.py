@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 
 def peer_counts(
     places: Sequence[Path], *, weights: bool = True
-) -> tuple[tuple[Point, ...], str, tuple[Path, ...]]:
+) -> tuple[tuple[Point, ...], str, dict[Path, str]]:
     """Points of all lines among runs.
 
     Runs are on one line where no setting but the seed and the number of peers sets them apart. One
@@ -43,7 +43,7 @@ def peer_counts(
 
     Returns:
         The points, of lines that have more than one number of peers; what was measured on the test
-        images, `"accuracy"` or `"mAP"`; and the runs that are not finished, which do not count.
+        images, `"accuracy"` or `"mAP"`; and the runs that do not count, with the reason.
 
     Raises:
         UserError: a directory holds neither, or a file of a finished run is damaged.
@@ -58,7 +58,10 @@ def peer_counts(
         for run in dict.fromkeys(run for members in lines.values() for run in members)
     }
     found = [replace(outcomes[run], line=line) for line, own in lines.items() for run in own]
-    return points(found), figure, tuple(run for run in runs if run not in told)
+    left_out = {run: "not finished" for run in runs if run not in told}
+    alone = "no other run is alike but for peers.count and the seed"
+    left_out |= {run: alone for run in told if run not in outcomes}
+    return points(found), figure, left_out
 
 
 def told_points(found: Sequence[Point]) -> list[dict[str, Any]]:

@@ -230,7 +230,7 @@ def _filters(own: RunRecords, threshold: float, weights: bool, most: int) -> Par
     except UserError as error:
         return Part(own.name, notes=[f"Not looked into: {error}"])
     short = {f"peer {k}": layers for k, layers in enumerate(networks.values(), start=1)}
-    told = [tables.filters(short), tables.invalid_by_layer(short, threshold)]
+    told = [tables.filters(short, threshold), tables.invalid_by_layer(short, threshold)]
     drawn = [
         Picture(
             f"Filters of {own.name}, {name}",

@@ -223,3 +223,13 @@ def test_a_line_without_a_number_is_named_so(tmp_path):
     axes = drawn(figures.curves(series, what="loss"), tmp_path)
     names = [own.get_text() for own in axes.get_legend().get_texts()]
     assert names == ["well", "sick (not finite)"]
+
+
+def test_filters_that_are_not_finite_leave_the_others_their_curve(tmp_path):
+    well = [LayerFilters("a", np.array([1.0, 4.0]), None, 1.0, 9)]
+    sick = [LayerFilters("a", np.array([np.nan, np.nan]), None, np.nan, 9)]
+    axes = drawn(figures.threshold_curves({"sick": sick, "well": well}), tmp_path)
+    names = [own.get_text() for own in axes.get_legend().get_texts()]
+    assert names == ["sick (2 of 2 not finite)", "well"]
+    line = next(one for one in axes.lines if one.get_label() == "well")
+    assert line.get_xydata()[1:].tolist() == [[1.0, 50.0], [4.0, 100.0]]

@@ -104,6 +104,11 @@ def test_a_loss_with_a_teachers_part_stands_apart():
     assert other.comparable("val_loss").item() == 1.5
 
 
+def test_a_directory_that_is_not_there_is_no_run_without_graftings(tmp_path):
+    with pytest.raises(UserError, match="there is no such directory"):
+        read_grafts(tmp_path / "none")
+
+
 def test_directories_may_be_named_by_text(run):
     assert read_metrics(str(run)).models.tolist() == [1, 2, 3]
     assert phases(str(run)) == ("teacher 1", "peers")

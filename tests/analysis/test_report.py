@@ -85,6 +85,11 @@ def test_invalid_filters_are_shares_of_all_layers():
     assert row[:7] == ("peer 1", "5", "20.00", "20.00", "20.00", "60.00", "80.00")
     assert row[7] == "50.00"  # of the two that batch normalisation scales
     assert row[9] == "1.5000"
+    layers[1] = LayerFilters("b/kernel", np.array([0.05, np.nan]), np.array([0.2, np.nan]), 0.5, 9)
+    told = tables.filters({"peer 1": layers}, 3.0)
+    assert told.header[7:9] == ("l1 norm below 3, %", "folded below 3, %")
+    assert told.rows[0][1] == "5 (1 not finite)" and told.rows[0][7:9] == ("100.00", "100.00")
+    layers[1] = LayerFilters("b/kernel", np.array([0.05, 0.07]), None, 0.5, 9)
     by_layer = tables.invalid_by_layer({"peer 1": layers, "peer 2": layers}, 0.1)
     assert by_layer.rows == (("a", "3", "1", "1"), ("b", "2", "2", "2"))
 

@@ -310,4 +310,4 @@ def test_accuracy_against_peers_is_told_and_drawn(kgraft, tmp_path):  # noqa: F8
     assert (rows[2]["entropy"], rows[2]["entropy_from"]) == ("30.0", "last grafting")
     (tmp_path / "run3/summary.json").unlink()
     code, _, err = kgraft("analyze", "run2", "run3", "--by-peers")
-    assert code == 2 and "run3: not finished, left out" in err and "no two finished runs" in err
+    assert code == 2 and "run3: left out, not finished" in err and "no two finished runs" in err

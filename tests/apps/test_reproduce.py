@@ -1,6 +1,7 @@
 """`kgraft reproduce` as a user types it."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -89,6 +90,11 @@ def test_a_table_is_trained_once_and_kept(kgraft, tmp_path):
     assert code == 0 and "2 of 3" in out and "CIFAR-10" not in out, err
     assert len(kept.read_text().splitlines()) == 4
     assert "## CIFAR-10, accuracy" in kept.with_name("mine.small.md").read_text()
+    shutil.rmtree(own)  # of the second method's seed 0: its line stays
+    code, out, err = kgraft("reproduce", "mine.toml", "--only-read")
+    assert code == 0, err
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len(lines) == 4 and rows[1] in lines
     code, out, err = kgraft("reproduce", "mine.toml", "--only-read", "--out", "new")
     assert code == 0 and "4 of 4 lines were not run" in out, err
 

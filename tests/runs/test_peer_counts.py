@@ -61,13 +61,15 @@ def test_runs_that_differ_in_peers_and_seed_alone_are_a_line(tmp_path):
         for k in (4, 2)
         for seed in (0, 1)
     ]
-    found, figure, unfinished = peer_counts(runs)
+    other = finished(tmp_path / "other", "mutual", 2)
+    found, figure, left_out = peer_counts([*runs, other])
     # the best of k peers on validation is the last: k / 10 + seed / 100 + k / 100
     assert shown(found) == [("graft", 2, 0.225, 2), ("graft", 4, 0.445, 2)]
     assert found[0].best.std == pytest.approx(0.01 / np.sqrt(2))
     assert found[0].mean_peer.mean == pytest.approx(0.22)
     assert found[0].ensemble.mean == pytest.approx(0.9) and found[0].entropy is None
-    assert (figure, unfinished) == ("accuracy", ())
+    alone = "no other run is alike but for peers.count and the seed"
+    assert (figure, left_out) == ("accuracy", {other: alone})
 
 
 def test_one_network_by_itself_begins_the_line_of_every_method(tmp_path):
@@ -142,9 +144,9 @@ def test_a_comparisons_runs_count_and_unfinished_ones_are_named(tmp_path):
             finished(tmp_path / f"all/{entry}/seed-{seed}", entry, k, seed)
     (tmp_path / "all/comparison.json").write_text("{}")
     (tmp_path / "all/graft/seed-1/summary.json").unlink()
-    found, _, unfinished = peer_counts([tmp_path / "all"])
+    found, _, left_out = peer_counts([tmp_path / "all"])
     assert [(own.count, own.best.count) for own in found] == [(1, 2), (2, 1)]
-    assert unfinished == (tmp_path / "all/graft/seed-1",)
+    assert left_out == {tmp_path / "all/graft/seed-1": "not finished"}
     with pytest.raises(UserError, match="neither a run's directory nor a comparison's"):
         peer_counts([tmp_path])
 

@@ -200,40 +200,37 @@ def last_grafting(grafts: Grafts) -> Table:
     return Table(f"In epoch {grafts.epochs[-1]}", ("layer", *columns), tuple(rows))
 
 
-_FOLDED = 0.1
-_BEHIND = f"folded below {_FOLDED:g}, %"
-
-
-def filters(networks: Mapping[str, Sequence[LayerFilters]]) -> Table:
-    """Shares of invalid filters by threshold.
+def filters(networks: Mapping[str, Sequence[LayerFilters]], threshold: float = 0.1) -> Table:
+    """Shares of invalid filters by threshold, of those that are finite.
 
     Args:
         networks: by name.
+        threshold: one more l1 norm below which a filter is invalid, and that of folded ones.
     """
     rows = []
+    bounds = sorted({*THRESHOLDS, threshold})
     for name, layers in networks.items():
-        shares = invalid_ratio(layers).tolist()
-        folded = [own.folded for own in layers if own.folded is not None]
-        behind = float((np.concatenate(folded) < _FOLDED).mean()) if folded else None
         norms = np.concatenate([own.norms for own in layers])
-        norms = norms[np.isfinite(norms)]
-        mean = norms.mean() if len(norms) else np.nan
-        count = sum(len(own.norms) for own in layers)
-        entropy = sum(own.entropy for own in layers)
+        folded = [own.folded for own in layers if own.folded is not None]
+        behind = np.concatenate(folded) if folded else np.array([])
+        behind, known = behind[np.isfinite(behind)], norms[np.isfinite(norms)]
+        sick = len(norms) - len(known)
         rows.append(
             (
                 name,
-                str(count),
-                *(_number(share, True) for share in shares),
-                "" if behind is None else _number(behind, True),
-                _number(float(mean)),
-                _number(entropy),
+                f"{len(norms)} ({sick} not finite)" if sick else str(len(norms)),
+                *(_number(share, True) for share in invalid_ratio(layers, bounds).tolist()),
+                _number(float((behind < threshold).mean()), True) if len(behind) else "",
+                _number(float(known.mean()) if len(known) else np.nan),
+                _number(sum(own.entropy for own in layers)),
             )
         )
-    bounds = [f"l1 norm below {bound:g}, %" for bound in THRESHOLDS]
     return Table(
         "Invalid filters after the last epoch",
-        ("network", "filters", *bounds, _BEHIND, "mean l1 norm", "entropy of all layers, nats"),
+        (
+            *("network", "filters", *(f"l1 norm below {bound:g}, %" for bound in bounds)),
+            *(f"folded below {threshold:g}, %", "mean l1 norm", "entropy of all layers, nats"),
+        ),
         tuple(rows),
     )
 

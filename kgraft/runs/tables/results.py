@@ -1,6 +1,7 @@
 """The runs of a paper's table: those that are missing are done, finished ones are read."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import isnan
@@ -12,7 +13,7 @@ from kgraft.analysis.filters import LayerFilters, invalid_ratio, layer_filters, 
 from kgraft.analysis.paper_table import Wanted
 from kgraft.data.load import data_directory, describe
 from kgraft.errors import UserError
-from kgraft.files import only_writer, sweep
+from kgraft.files import is_file, only_writer, read_text, sweep
 from kgraft.models.registry import default_size
 from kgraft.runs.comparisons.jobs import Watcher, side_by_side
 from kgraft.runs.comparisons.runs import missing_jobs, read_results, run_path, train_missing
@@ -158,6 +159,36 @@ def read_rows(table: PaperTable, out: Path) -> list[dict[str, Any]]:
         UserError: a run has other settings than the table.
     """
     return [row for panel in table.panels for row in _rows(table, panel, out)]
+
+
+def with_kept(rows: list[dict[str, Any]], table: PaperTable, file: Path) -> list[dict[str, Any]]:
+    """Rows, and those of a table's runs that were read before and whose directories are gone.
+
+    Args:
+        rows: what `read_rows` gave.
+        table: whose.
+        file: the lines of JSON that were written then, if there are any.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    if not is_file(file):
+        return rows
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("set", "network", "part", "entry", "seed"))
+
+    known = {key(row) for row in rows}
+    entries = {(own.images, own.network, own.part, own.entry) for own in wanted(table)}
+    found = list(rows)
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise UserError(f"{file}, line {number}: no JSON; move the file away.") from None
+        if isinstance(row, dict) and key(row) not in known and key(row)[:4] in entries:
+            found.append(row)
+    return found
 
 
 def wanted(table: PaperTable) -> list[Wanted]:

@@ -60,11 +60,12 @@ def shown(
                 bounds = _BOUNDS[show]
                 told = [(one.network, filter_cells(show, one, rows, bounds)) for one in here]
                 columns = filter_columns(show, bounds)
+            kept = [k for k in range(len(columns)) if not k or any(cells[k] for _, cells in told)]
             sections = [
-                [cells for _, cells in group]
+                [[cells[k] for k in kept] for _, cells in group]
                 for _, group in itertools.groupby(told, lambda pair: pair[0])
             ]
-            yield heading, columns, sections
+            yield heading, [columns[k] for k in kept], sections
 
 
 def notes(table: PaperTable, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -84,7 +85,7 @@ def notes(table: PaperTable, rows: Sequence[dict[str, Any]]) -> list[str]:
     if table.budget == "small":
         beside = ": compare the gains, and with care" if "accuracy" in table.shows else ""
         said.append(f"A small budget's figures say nothing of the published ones{beside}.")
-    if {*table.pictures} & {"thresholds", "filters", "coefficients"}:
+    if rows and {*table.pictures} & {"thresholds", "filters", "coefficients"}:
         said.append("Pictures of filters, thresholds and coefficients are of the first seed.")
     if table.note:
         said.append(f"{table.note[0].upper()}{table.note[1:]}.")
