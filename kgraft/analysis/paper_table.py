@@ -137,10 +137,10 @@ def filter_columns(show: str, thresholds: Sequence[str]) -> list[str]:
     if show == "entropy":
         return [*first, "entropy in all, nats"]
     if show == "invalid":
-        told = (f"invalid at {bound}, %" for bound in thresholds)
-        return [*first, *(word for own in told for word in (own, "published"))]
-    told = (f"mean l1 norm at {bound}: {word}" for bound in thresholds for word in _NORMS)
-    return [*first, *(word for own in told for word in (own, "published"))]
+        told = [f"invalid at {bound}, %" for bound in thresholds]
+    else:
+        told = [f"mean l1 norm of {word} at {bound}" for bound in thresholds for word in _NORMS]
+    return [*first, *(word for own in told for word in (own, f"published: {own}"))]
 
 
 def filter_cells(

@@ -73,7 +73,7 @@ def test_filters_stand_beside_published_counts_and_norms():
     rows = [row("graft", 0, 0.5, filters=found), row("graft", 1, 0.5, filters=other)]
     bounds = ["0.1", "0.01"]
     columns = filter_columns("invalid", bounds)
-    assert columns[4:6] == ["invalid at 0.1, %", "published"]
+    assert columns[4:6] == ["invalid at 0.1, %", "published: invalid at 0.1, %"]
     told = filter_cells("invalid", own, rows, bounds)
     assert told[3:] == ["2", "30.00 ± 7.07", "25.00", "0.00 ± 0.00", ""]
     assert filter_cells("entropy", own, rows, ())[3:] == ["2", "11.0 ± 1.4"]
