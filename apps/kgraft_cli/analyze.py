@@ -158,22 +158,25 @@ def _epochs(runs: tuple[str, ...], csv_file: str | None, json_file: str | None) 
     from pathlib import Path
 
     from kgraft.errors import UserError
-    from kgraft.runs.epochs import every_grafting, graftings_of, told_graftings, unit_of
+    from kgraft.runs.config import read
+    from kgraft.runs.epochs import every_grafting, graftings_of, told_graftings
+    from kgraft.runs.records import unit_of_information
     from kgraft_cli.analysis_tables import of_epochs
 
     if twice := [run for run in runs if runs.count(run) > 1]:
         raise UserError(f"{twice[0]}: named twice.")
     found = {run: graftings_of(Path(run)) for run in runs}
+    units = {run: unit_of_information(read(Path(run) / "run.toml")) for run in runs}
     _write(csv_file, _EPOCHS, every_grafting(found))
     if json_file is not None:
         told = [
-            {"run": run, "phase": phase, "what": unit_of(Path(run)), **told_graftings(grafts)}
+            {"run": run, "phase": phase, "what": units[run], **told_graftings(grafts)}
             for run, phases in found.items()
             for phase, grafts in phases.items()
         ]
         _dump(json_file, {"graftings": told})
     _print(
-        of_epochs(run, phase, grafts, unit_of(Path(run)))
+        of_epochs(run, phase, grafts, units[run])
         for run, phases in found.items()
         for phase, grafts in phases.items()
     )

@@ -91,6 +91,22 @@ class Grafts:
         return found
 
 
+def mean_of_known(values: np.ndarray) -> np.ndarray:
+    """The mean over networks of what is finite.
+
+    Args:
+        values: `(E, K)`.
+
+    Returns:
+        float64 `(E,)`; nan where nothing is.
+    """
+    known = np.isfinite(values)
+    count = known.sum(axis=1)
+    found = np.full(len(values), _NAN)
+    np.divide(np.where(known, values, 0.0).sum(axis=1), count, out=found, where=count > 0)
+    return found
+
+
 def read_metrics(path: Path | str, phase: str = "peers") -> Metrics:
     """The metrics of a run's phase.
 

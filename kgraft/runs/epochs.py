@@ -9,8 +9,6 @@ import numpy as np
 from kgraft.analysis.records import Grafts, read_grafts
 from kgraft.errors import UserError
 from kgraft.files import is_file
-from kgraft.runs.config import read
-from kgraft.runs.records import unit_of_information
 
 Phases = dict[str, Grafts]
 PHASES = ("teachers", "peers")
@@ -37,18 +35,6 @@ def graftings_of(path: Path) -> Phases:
             f"{path}: nothing was grafted, or not yet: no epoch stands in its grafts.jsonl."
         )
     return found
-
-
-def unit_of(path: Path) -> str:
-    """What the information of a run's layers is, with its unit.
-
-    Args:
-        path: the run's directory.
-
-    Raises:
-        UserError: see `kgraft.runs.config.read`.
-    """
-    return unit_of_information(read(path / "run.toml"))
 
 
 def told_graftings(grafts: Grafts) -> dict[str, Any]:

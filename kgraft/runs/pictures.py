@@ -9,7 +9,7 @@ import numpy as np
 
 from kgraft.analysis import figures
 from kgraft.analysis.peer_figures import accuracy_by_peers, entropy_by_peers
-from kgraft.analysis.records import Grafts, Metrics, read_metrics
+from kgraft.analysis.records import Grafts, Metrics, mean_of_known, read_metrics
 from kgraft.errors import UserError
 from kgraft.files import check_place, is_file, storing, whole
 from kgraft.runs.analysis import baseline_of, filters_of
@@ -217,15 +217,6 @@ def _where(name: str, runs: Iterable[Metrics]) -> str:
     return f"accuracy on {' or '.join(sorted({images[own.accuracy] for own in runs}))} images"
 
 
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Of the peers in each epoch, of those that are known; nan without any."""
-    known = np.isfinite(values)
-    count = known.sum(axis=1)
-    found = np.full(len(values), np.nan)
-    np.divide(np.where(known, values, 0.0).sum(axis=1), count, out=found, where=count > 0)
-    return found
-
-
 def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
     """An entry's seeds as a band, and its differences to the baseline."""
     told = read_json(path / "comparison.json", {"entries": [{"entry": str, "against": {}}]})
@@ -239,7 +230,7 @@ def _of_comparison(path: Path) -> Iterator[tuple[str, Picture]]:
             for name, found in series.items():
                 values = _values(name, metrics)
                 if values is not None:
-                    found.setdefault(entry, []).append(_mean(values))
+                    found.setdefault(entry, []).append(mean_of_known(values))
     for name, found in series.items():
         if found:
             what, note = _where(name, every), "mean of the peers, over seeds; band: all seeds"

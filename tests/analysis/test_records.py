@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from kgraft.analysis.records import Metrics, phases, read_grafts, read_metrics
+from kgraft.analysis.records import Metrics, mean_of_known, phases, read_grafts, read_metrics
 from kgraft.errors import UserError
 
 
@@ -154,3 +154,8 @@ def test_the_epoch_that_is_about_to_be_written_is_left_out(run):
     assert read_grafts(run).information.shape == (1, 2, 2)  # between two peers: no line says more
     file.write_text("".join(text[:4]))
     assert read_grafts(run) is None
+
+
+def test_a_mean_over_networks_is_of_what_is_finite():
+    values = np.array([[1.0, 3.0], [np.nan, 4.0], [np.nan, np.inf]])
+    np.testing.assert_array_equal(mean_of_known(values), [2.0, 4.0, np.nan])

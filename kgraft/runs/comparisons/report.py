@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kgraft.analysis.records import mean_of_known
 from kgraft.analysis.report import tables
 from kgraft.analysis.report.page import Comparison, Curves, drawing
 from kgraft.files import is_file
@@ -135,12 +136,7 @@ def _mean(
 ) -> Any | None:
     """An entry's line, as far as all of its seeds go; None where nothing was measured."""
     length = min(map(len, seeds))
-    rows = []
-    for own in seeds:
-        values = own[:length]
-        known = np.isfinite(values)
-        total = np.where(known, values, 0.0).sum(axis=1)
-        rows.append(np.where(known.any(axis=1), total / np.maximum(known.sum(axis=1), 1), np.nan))
+    rows = [mean_of_known(own[:length]) for own in seeds]
     stacked = np.stack(rows)
     if not np.isfinite(stacked).any():
         return None

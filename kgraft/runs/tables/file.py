@@ -184,15 +184,18 @@ def read_table(path: Path, budget: str) -> PaperTable:
     head = _head(tables["table"], f"{source}: [table]")
     own = {**tables[budget]}
     about, seeds = own.pop("about", ""), own.pop("seeds", [0, 1, 2])
-    common = _laid(tables.get("common", {}), own, budget)
+    common = _laid(tables.get("common", {}), own, budget, source)
     for kind in ("sets", "networks", "parts"):
         _check_tables(tables[kind], f"{source}: [{kind}]")
+    _check_entries(tables, source)
     _check_published(tables, source)
     panels = [
         _panel(tables, common, seeds, names, budget, source)
         for names in _products(tables["sets"], tables["networks"], tables["parts"])
     ]
     found = tuple(panel for panel in panels if panel is not None)
+    if not found:
+        raise UserError(f"{source}: no part has an entry of any network.")
     return PaperTable(path.stem, **head, budget=budget, about=about, panels=found)
 
 
@@ -220,6 +223,22 @@ def _check_tables(tables: Any, where: str) -> None:
             raise UserError(f"{where}: {name} is a value; expected a table.")
 
 
+def _check_entries(tables: _Tables, source: str) -> None:
+    """Refuse an entry that two parts have: what was published of it would be of either."""
+    owners: dict[str, str] = {}
+    for part, own in tables["parts"].items():
+        entries = own.get("entries", {})
+        if not isinstance(entries, Mapping):
+            raise UserError(f"{source}: [parts.{part}] entries is a value; expected a table.")
+        _check_tables(entries, f"{source}: [parts.{part}.entries]")
+        for name in entries:
+            if owners.setdefault(name, part) != part:
+                raise UserError(
+                    f"{source}: {name!r} is an entry of the parts {owners[name]!r} and {part!r}: "
+                    "expected different names."
+                )
+
+
 def _check_published(tables: _Tables, source: str) -> None:
     """Refuse figures of what the table has not."""
     entries = {name for part in tables["parts"].values() for name in part.get("entries", {})}
@@ -236,6 +255,27 @@ def _check_published(tables: _Tables, source: str) -> None:
             for name in figures:
                 if name not in entries:
                     raise UserError(f"{where} {name!r} is no entry." + suggest(name, entries))
+                if not _is_published(figures[name]):
+                    raise UserError(
+                        f"{where} {name!r} = {to_toml(figures[name])}: expected percent, or a "
+                        "table of accuracy and of two figures by threshold."
+                    )
+
+
+def _is_published(figure: Any) -> bool:
+    """Whether it is percent, or a table as `Panel.published` has them."""
+    if not isinstance(figure, Mapping):
+        return _is_number(figure)
+    return all(
+        _is_number(own)
+        if name == "accuracy"
+        else isinstance(own, list) and len(own) == 2 and all(map(_is_number, own))
+        for name, own in figure.items()
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _products(*axes: _Tables) -> Iterator[tuple[str, str, str]]:
@@ -258,13 +298,15 @@ def _panel(
     images, network, part = names
     own = {**tables["parts"][part]}
     given, baseline = own.pop("entries", {}), own.pop("baseline", None)
+    place = f"{source} ({images}, {network}, {part})"
     for layer in (tables["sets"][images], tables["networks"][network], own):
-        common = _laid(common, layer, budget)
+        common = _laid(common, layer, budget, place)
     entries = {}
-    _check_tables(given, f"{source}: [parts.{part}.entries]")
     for name, entry in given.items():
         settings = {**entry}
         where = settings.pop("networks", [network])
+        if not isinstance(where, list):
+            raise UserError(f"{place}: networks = {to_toml(where)} of {name!r}: expected a list.")
         unknown = [word for word in where if word not in tables["networks"]]
         if unknown:
             raise UserError(
@@ -272,7 +314,7 @@ def _panel(
                 + suggest(str(unknown[0]), tables["networks"])
             )
         if network in where:
-            entries[name] = _laid({}, settings, budget)
+            entries[name] = _laid({}, settings, budget, place)
     if len(entries) < 1:
         return None
     comparison = comparison_of(
@@ -281,7 +323,7 @@ def _panel(
             "common": common,
             "entries": entries,
         },
-        f"{source} ({images}, {network}, {part})",
+        place,
     )
     published = tables.get("published", {}).get(images, {}).get(network, {})
     return Panel(
@@ -297,10 +339,11 @@ def _panel(
     )
 
 
-def _laid(below: _Tables, above: _Tables, budget: str) -> dict[str, Any]:
+def _laid(below: _Tables, above: _Tables, budget: str, where: str) -> dict[str, Any]:
     """Tables over others: the budget's own last, those of the other budget not at all."""
     found = {name: {**own} if isinstance(own, Mapping) else own for name, own in below.items()}
     plain = {name: own for name, own in above.items() if name not in BUDGETS}
+    _check_tables({name: own for name, own in above.items() if name in BUDGETS}, where)
     for layer in (plain, above.get(budget, {})):
         for name, own in layer.items():
             both = isinstance(own, Mapping) and isinstance(found.get(name), Mapping)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kgraft.analysis import figures
-from kgraft.analysis.records import read_metrics
+from kgraft.analysis.records import mean_of_known, read_metrics
 from kgraft.runs.analysis import baseline_of
 from kgraft.runs.comparisons.runs import run_path
 from kgraft.runs.config import read
@@ -64,7 +64,7 @@ def _curves(runs: Runs) -> Iterator[tuple[str, Picture]]:
     for name, own in runs.items():
         for run in own:
             metrics = read_metrics(run)
-            series.setdefault(name, []).append(np.nanmean(metrics.values[metrics.accuracy], axis=1))
+            series.setdefault(name, []).append(mean_of_known(metrics.values[metrics.accuracy]))
     note = "mean of the peers, over seeds; band: all seeds"
     what = "accuracy on held-out images"
     yield "curves", figures.curves(series, what=what, percent=True, note=note)

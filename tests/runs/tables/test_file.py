@@ -143,6 +143,16 @@ def test_fewer_columns_and_other_seeds(file):
         ("[sets.Digits]\n", "[sets]\nDigits = 1\n[common2]\n", "unknown table 'common2'"),
         ("run.epochs = 2", "run.epoch = 2", "unknown key 'epoch'"),
         ('data.name = "digits"', "data = 3", "data is a value"),
+        (
+            "[parts.second.entries.other]",
+            "[parts.second.entries.plain]",
+            "of the parts 'first' and",
+        ),
+        ("[parts.second.entries.other]", "entries = 3\n[parts.third]", "entries is a value"),
+        ("plain = 90.5", 'plain = "much"', "'plain' = \"much\": expected percent"),
+        ('"0.1" = [3.5, 0.5]', '"0.1" = [3.5]', "two figures by threshold"),
+        ('networks = ["A"]', 'networks = "A"', "networks = \"A\" of 'two of them'"),
+        ('full.model.name = "resnet20"', "full = 3", "full is a value"),
     ],
 )
 def test_a_mistake_is_named(file, old, new, said):
