@@ -40,13 +40,11 @@ def command(
     """
     import dataclasses
     import json
-    import logging
     from pathlib import Path
 
     from rich.console import Console
 
     from kgraft.analysis.comparison_table import by_compute, header, lines, markdown, notes
-    from kgraft.engines.backends import BACKEND
     from kgraft.errors import UserError
     from kgraft.files import write_text
     from kgraft.runs.comparisons.file import in_directory, read_comparison
@@ -56,10 +54,8 @@ def command(
         train_missing,
         train_missing_beside,
     )
-    from kgraft.runs.stopping import Stopping
-    from kgraft_cli.messages import messages_on, say
-    from kgraft_cli.output import going_on
-    from kgraft_cli.progress import jobs_on, progress_on
+    from kgraft_cli.many_runs import train_shown
+    from kgraft_cli.messages import say
 
     file = path_of(comparison, "compare")
     wanted = read_comparison(file)
@@ -76,18 +72,12 @@ def command(
     if not console.is_terminal:
         console = Console(width=200, markup=False, emoji=False)
     if not only_read:
-        BACKEND.keep_compiled()
-        with (
-            Stopping(lambda: "the same command") as stopping,
-            messages_on(console, logging.WARNING),
-            going_on(stopping),
-        ):
-            if jobs > 1:
-                with jobs_on(console) as watcher:
-                    train_missing_beside(wanted, path, jobs, watcher, stopping)
-            else:
-                with progress_on(console) as progress:
-                    train_missing(wanted, path, progress, lambda text: say(console, text), stopping)
+        train_shown(
+            console,
+            jobs,
+            lambda *told: train_missing(wanted, path, *told),
+            lambda *told: train_missing_beside(wanted, path, jobs, *told),
+        )
     references = (wanted.baseline, *wanted.against)
     selected_on = wanted.entry(wanted.baseline).config.run.select
     columns = header(references, selected_on)

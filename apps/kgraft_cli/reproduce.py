@@ -73,22 +73,18 @@ def command(
         _list()
         return
     import json
-    import logging
     from pathlib import Path
 
     from rich.console import Console
 
-    from kgraft.engines.backends import BACKEND
     from kgraft.errors import UserError
     from kgraft.files import storing, write_text
-    from kgraft.runs.stopping import Stopping
     from kgraft.runs.tables import results
     from kgraft.runs.tables.file import read_table
     from kgraft.runs.tables.pictures import draw
     from kgraft.runs.tables.show import title, to_markdown
-    from kgraft_cli.messages import messages_on, say
-    from kgraft_cli.output import going_on
-    from kgraft_cli.progress import jobs_on, progress_on
+    from kgraft_cli.many_runs import train_shown
+    from kgraft_cli.messages import say
 
     whole = read_table(path_of(_known(table), "reproduce"), budget).of((), seeds, data_dir)
     wanted, path = whole.of(only), Path(out)
@@ -101,21 +97,13 @@ def command(
     if not only_read:
         there = results.ready(wanted)
         missing = there.missing
-        BACKEND.keep_compiled()
         say(console, f"{title(wanted)}")
-        with (
-            Stopping(lambda: "the same command") as stopping,
-            messages_on(console, logging.WARNING),
-            going_on(stopping),
-        ):
-            if jobs > 1:
-                with jobs_on(console) as watcher:
-                    results.train_beside(there.table, path, jobs, watcher, stopping)
-            else:
-                with progress_on(console) as progress:
-                    results.train(
-                        there.table, path, progress, lambda text: say(console, text), stopping
-                    )
+        train_shown(
+            console,
+            jobs,
+            lambda *told: results.train(there.table, path, *told),
+            lambda *told: results.train_beside(there.table, path, jobs, *told),
+        )
     kept = results.with_all_seeds(whole, path)
     name = f"{wanted.name}.{budget}"
     files = [path / f"{name}.results.jsonl", path / f"{name}.md"]
