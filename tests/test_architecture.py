@@ -18,11 +18,12 @@ MAY_IMPORT = {
     "parts": {"errors", "settings"},
     "files": {"errors"},
     "structure": set(),
+    "nests": set(),
     "backend": set(),
     "keras_private": set(),
     "convolutions": set(),
     "models": {"errors", "settings", "parts", "keras_private", "convolutions"},
-    "links": {"errors", "engines.backends"},
+    "links": {"errors", "nests", "settings", "engines.backends"},
     "data": {"errors", "settings", "parts", "files", "engines.backends"},
     "equations": {"errors"},
     "grafting": {
@@ -46,6 +47,8 @@ MAY_IMPORT = {
         "settings",
         "files",
         "structure",
+        "nests",
+        "links",
     },
     "retrieval": {"errors", "settings", "files", "data"},
     "analysis": {

@@ -13,8 +13,8 @@ import numpy as np
 from kgraft.data import BatchStream, PhotoStream
 from kgraft.grafting.mixer import Mixer
 from kgraft.keras_private import flat_layers
+from kgraft.nests import flat
 from kgraft.training.batches import Feed, Limited, Weighted
-from kgraft.training.checkpoint_files import flat
 from kgraft.training.data_sets import AdapterFeed, PyDatasetFeed
 from kgraft.training.distiller import untaught
 from kgraft.training.feeds import ArrayFeed, innermost

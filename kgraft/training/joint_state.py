@@ -17,7 +17,7 @@ from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.grafting.ring import GraftRecord
 from kgraft.keras_private import flat_layers, get_global_attribute, global_seed_generator
-from kgraft.training.checkpoint_files import flat, nested
+from kgraft.nests import flat, nested
 
 _log = logging.getLogger("kgraft")
 

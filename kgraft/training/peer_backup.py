@@ -9,7 +9,8 @@ import keras
 from kgraft.errors import UserError
 from kgraft.grafting.ring import GraftRecord
 from kgraft.keras_private import flat_layers
-from kgraft.training.checkpoint_files import CheckpointFiles, DamagedError, flat, nested
+from kgraft.nests import flat, nested
+from kgraft.training.checkpoint_files import CheckpointFiles, DamagedError
 from kgraft.training.joint_state import (
     assign,
     restore_random,

@@ -13,8 +13,9 @@ import keras
 from kgraft.engines.steps import Logs
 from kgraft.errors import UserError
 from kgraft.files import only_writer
+from kgraft.nests import flat, nested
 from kgraft.structure import fault
-from kgraft.training.checkpoint_files import CheckpointFiles, flat, nested
+from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints, Keeper, Taken
 from kgraft.training.identity import Identity
 from kgraft.training.joint_state import (

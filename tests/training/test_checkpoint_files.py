@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from kgraft.errors import StorageError
+from kgraft.nests import flat, nested
 from kgraft.training import checkpoint_files
-from kgraft.training.checkpoint_files import CheckpointFiles, DamagedError, flat, nested
+from kgraft.training.checkpoint_files import CheckpointFiles, DamagedError
 
 ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7, np.uint32)}
 STATE = {"words": ["x", None, 1.5, float("inf")], "deep": {"n": 3}}
