@@ -10,7 +10,7 @@ _backend.settle()
 
 # Only now may Keras be imported.
 from kgraft import data, grafting, models, retrieval  # noqa: E402
-from kgraft.errors import DivergedError, StorageError, UserError  # noqa: E402
+from kgraft.errors import DivergedError, LostPeerError, StorageError, UserError  # noqa: E402
 from kgraft.grafting import (  # noqa: E402
     Entropy,
     FilterEntropy,
@@ -19,6 +19,7 @@ from kgraft.grafting import (  # noqa: E402
     GraftRecord,
     L1Norm,
 )
+from kgraft.links.ring_link import RingLink  # noqa: E402
 from kgraft.tensorboard import TensorBoard  # noqa: E402
 from kgraft.training.callback import GraftCallback  # noqa: E402
 from kgraft.training.checkpoints import Checkpoints  # noqa: E402
@@ -42,6 +43,7 @@ __all__ = [
     "Mutual",
     "Online",
     "Triplet",
+    "RingLink",
     "Checkpoints",
     "TensorBoard",
     "Graft",
@@ -63,4 +65,5 @@ __all__ = [
     "UserError",
     "StorageError",
     "DivergedError",
+    "LostPeerError",
 ]

@@ -28,6 +28,13 @@ class DivergedError(RuntimeError):
     """
 
 
+class LostPeerError(RuntimeError):
+    """A rank that others wait for and that does not come: one line that names it, and its host.
+
+    The command line prints it and exits with code 1.
+    """
+
+
 def suggest(word: str, candidates: Iterable[str]) -> str:
     """Sentence that points from a wrong `word` to what is valid.
 

@@ -6,14 +6,13 @@ whatever a step does; one at an epoch's end may be the last of all.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from kgraft.equations import Float64
 from kgraft.grafting.population import Mix, Population
-from kgraft.grafting.ring import ring_mix
 
 Averages = Mapping[int, Any]
 """Of some weights of a model, indices as in `model.weights`, the variables with their averages."""
@@ -71,54 +70,75 @@ def _optimizer(model: keras.Model) -> Any:
     return optimizer
 
 
+@dataclass(eq=False)
+class Kept:
+    """A model's weights as they would be if its fit ended now: the averages where there are any.
+
+    Attributes:
+        weights: variables, as in `model.weights`.
+    """
+
+    weights: list[Any]
+
+    @classmethod
+    def of(cls, model: keras.Model, averages: Averages) -> "Kept":
+        """Those of a model.
+
+        Args:
+            model: a built model.
+            averages: what its optimizer keeps of it.
+        """
+        return cls([averages.get(index, own) for index, own in enumerate(model.weights)])
+
+
 class WithAverages:
     """Weights of K peers whose averages are mixed as they are.
 
-    An elementwise mixing is done to the averages too; where a peer has none, its weights stand for
-    them. A weight that is replaced moves its average by as much.
+    Whatever is done to the weights is done to the averages too; where a peer has none, its weights
+    stand for them. A weight that is replaced moves its average by as much.
 
     Args:
         weights: the weights.
-        averages: each peer's.
+        averages: the weights of each peer's `Kept`.
     """
 
-    def __init__(self, weights: Population, averages: Sequence[Averages]) -> None:
+    def __init__(self, weights: Population, averages: Population) -> None:
         self._weights, self._averages = weights, averages
         self.is_finite, self.weights = weights.is_finite, weights.weights
-        self.commit, self.counts, self.on_host = weights.commit, weights.counts, weights.on_host
+        self.counts, self.on_host, self.of_donors = (
+            weights.counts,
+            weights.on_host,
+            weights.of_donors,
+        )
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         """See `Population`."""
-        self._mix_averages(members, mix)
+        self._averages.mix(members, mix)
         self._weights.mix(members, mix)
 
     def graft(
         self, groups: Sequence[Sequence[int]], alphas: Float64, ring: Sequence[int | None]
     ) -> None:
         """See `Population`."""
-        for members, shares in zip(groups, alphas.T.tolist(), strict=True):
-            self._mix_averages(members, partial(ring_mix, alphas=shares, ring=ring))
+        self._averages.graft(groups, alphas, ring)
         self._weights.graft(groups, alphas, ring)
 
-    def _mix_averages(self, members: Sequence[int], mix: Mix) -> None:
-        for index in members:
-            kept = [own.get(index) for own in self._averages]
-            if any(average is not None for average in kept):
-                before = [
-                    _tensor(self._weights.weights(k, [index])[0] if own is None else own.value)
-                    for k, own in enumerate(kept)
-                ]
-                for average, value in zip(kept, mix(before), strict=True):
-                    if average is not None:
-                        average.assign(value)
+    def pull(self, members: Sequence[int], kept: Sequence[float], healthy: Sequence[bool]) -> None:
+        """See `Population`."""
+        self._averages.pull(members, kept, healthy)
+        self._weights.pull(members, kept, healthy)
 
     def replace(self, k: int, index: int, value: Any) -> None:
         """See `Population`."""
-        average = self._averages[k].get(index)
-        if average is not None:
-            before = _tensor(self._weights.weights(k, [index])[0])
-            average.assign(average.value + (_tensor(value) - before))
+        (before,), (average,) = (own.weights(k, [index]) for own in (self._weights, self._averages))
+        moved = _tensor(average) + (_tensor(value) - _tensor(before))
+        self._averages.replace(k, index, moved)
         self._weights.replace(k, index, value)
+
+    def commit(self) -> None:
+        """See `Population`."""
+        self._averages.commit()
+        self._weights.commit()
 
 
 def _tensor(value: Any) -> Any:

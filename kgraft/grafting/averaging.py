@@ -10,7 +10,6 @@ import numpy as np
 from kgraft.grafting.arrays import host_copy
 from kgraft.grafting.mixer import EpochMixer, State, StepMixer
 from kgraft.grafting.peers import Moment, Peers
-from kgraft.grafting.plan import GraftPlan
 from kgraft.grafting.population import Population
 from kgraft.grafting.ring import GraftRecord, donors, sick_of
 from kgraft.settings import setting
@@ -123,7 +122,7 @@ def _ring(peers: Peers, alpha: float) -> GraftRecord:
     alphas = [1.0 if donor is None else alpha for donor in ring]
     weights.graft([peers.plan.blended], np.array(alphas)[:, None], ring)
     weights.commit()
-    return record_of(peers.plan, alphas, ring, healthy)
+    return record_of(peers, alphas, ring, healthy)
 
 
 def _shuffled(
@@ -147,7 +146,7 @@ def healthy_of(peers: Population, count: int) -> list[bool]:
 
 
 def record_of(
-    plan: GraftPlan,
+    peers: Peers,
     alphas: Sequence[float],
     ring: tuple[int | None, ...],
     healthy: Sequence[bool],
@@ -155,16 +154,17 @@ def record_of(
     """What a mixing with one coefficient for all groups did; nothing was measured.
 
     Args:
-        plan: the peers' plan.
+        peers: all of them.
         alphas: each peer's coefficient.
         ring: each peer's donor.
         healthy: for each peer whether its weights were finite.
     """
-    shape = (len(alphas), len(plan.groups))
+    groups = peers.plan.groups
+    shape = (len(alphas), len(groups))
     return GraftRecord(
-        groups=tuple(group.name for group in plan.groups),
+        groups=tuple(group.name for group in groups),
         information=np.full(shape, np.nan),
         coefficients=np.broadcast_to(np.asarray(alphas, np.float64)[:, None], shape).copy(),
         donors=ring,
-        sick=sick_of(healthy),
+        sick=sick_of(healthy) - peers.lost,
     )

@@ -61,20 +61,20 @@ class FilterGraft(EpochMixer):
         touched = {index for chain in links for index in chain.weights}
         blended = sorted(touched & set(plan.blended) - kept)
         read = sorted(touched)
-        before = [
-            dict(zip(read, map(np.array, weights.on_host(k, read)), strict=True))
-            for k in range(len(peers))
-        ]
-        means = np.ones((len(peers), len(plan.groups)))
+
+        def named(values: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
+            return dict(zip(read, map(np.array, values), strict=True))
+
+        before = {k: named(weights.on_host(k, read)) for k in peers.places}
+        of_donors = {k: named(own) for k, own in weights.of_donors(read, ring).items()}
+        means = {k: np.ones(len(plan.groups)) for k in peers.places}
         group_of = {kernel: g for g, kernel in enumerate(plan.kernels)}
-        for k, donor in enumerate(ring):
-            if donor is None:
-                continue
-            own, theirs = before[k], before[donor]
+        for k, theirs in of_donors.items():
+            own = before[k]
             shares = {index: np.ones(own[index].shape) for index in blended}
             for chain in links:
                 alpha = scale_coefficient(own[chain.scale], theirs[chain.scale])
-                means[k, group_of[chain.kernel]] = alpha.mean()
+                means[k][group_of[chain.kernel]] = alpha.mean()
                 for index, share in shares.items():
                     if index == chain.kernel:
                         share *= _along_filters(alpha, share.shape, chain.depthwise)
@@ -85,13 +85,15 @@ class FilterGraft(EpochMixer):
             for index, share in shares.items():
                 mixed = own[index] * share + theirs[index] * (1 - share)
                 weights.replace(k, index, mixed.astype(own[index].dtype))
+        told = peers.gather([*means.values()])
         weights.commit()
+        coefficients = np.array([np.ones(len(plan.groups)) if c is None else c for c in told])
         return state, GraftRecord(
             groups=tuple(group.name for group in plan.groups),
-            information=np.full(means.shape, np.nan),
-            coefficients=means,
+            information=np.full(coefficients.shape, np.nan),
+            coefficients=coefficients,
             donors=ring,
-            sick=sick_of(healthy),
+            sick=sick_of(healthy) - peers.lost,
         )
 
 

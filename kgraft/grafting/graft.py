@@ -120,26 +120,28 @@ class Graft(EpochMixer):
         plan, weights = peers.plan, peers.population()
         healthy = [weights.is_finite(k) for k in range(len(peers))]
         ring = donors(healthy)
-        revived = heirs(healthy) if self.revive else {}
+        inherits = heirs(healthy) if self.revive else {}
+        revived = {k: donor for k, donor in inherits.items() if k not in peers.lost}
         if revived:
             everything = range(len(peers.models[0].weights))
             weights.mix(everything, partial(_inherited, heirs=revived))
-            for k in revived:
-                peers.restart(k)
-        information = np.full((len(peers), len(plan.groups)), np.nan)
-        well = np.flatnonzero(healthy).tolist()
-        information[well] = self._measure(weights, well, plan)
+        well = [k for k in peers.places if healthy[k]]
+        measured = dict(zip(well, self._measure(weights, well, plan), strict=True))
+        nothing = np.full(len(plan.groups), np.nan)
+        told = peers.gather([measured.get(k, nothing) for k in peers.places])
+        information = np.array([nothing if own is None else own for own in told])
         alphas = self.coefficients(information, ring)
         weights.graft([group.members for group in plan.groups], alphas, ring)
         weights.commit()
         for k in revived:
+            peers.restart(k)
             alphas[k] = 0.0
         return state, GraftRecord(
             groups=tuple(group.name for group in plan.groups),
             information=information,
             coefficients=alphas,
             donors=tuple(revived.get(k, donor) for k, donor in enumerate(ring)),
-            sick=sick_of(healthy),
+            sick=sick_of(healthy) - peers.lost,
         )
 
     def _measure(self, weights: Population, peers: Sequence[int], plan: GraftPlan) -> np.ndarray:

@@ -46,8 +46,11 @@ class Lawa(Independent):
         """See `Mixer`: back to the last epoch's weights, where a training has ended with means."""
         state = last or {"kept": [[] for _ in peers.models], "ended": []}
         kept = []
-        for k, (model, epochs) in enumerate(zip(peers.models, state["kept"], strict=True)):
-            own, mean = model.get_weights(), state["ended"][k] if state["ended"] else None
+        ended = state["ended"] or [None] * len(peers.models)
+        for k, model, epochs, mean in zip(
+            peers.places, peers.models, state["kept"], ended, strict=True
+        ):
+            own = model.get_weights()
             if mean is not None and _equal(own, mean):
                 model.set_weights(epochs[-1])
             elif epochs and not _equal(own, epochs[-1]):

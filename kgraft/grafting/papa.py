@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import keras
 
-from kgraft import equations
 from kgraft.grafting.averaging import healthy_of, record_of
 from kgraft.grafting.mixer import EpochMixer, State, StepMixer
 from kgraft.grafting.peers import Moment, Peers
@@ -35,7 +33,7 @@ class Average(EpochMixer):
         healthy = _pull(peers, [0.0] * len(peers))
         share = 1 / max(sum(healthy), 1)
         alphas = [share if well else 1.0 for well in healthy]
-        return state, record_of(peers.plan, alphas, (None,) * len(peers), healthy)
+        return state, record_of(peers, alphas, (None,) * len(peers), healthy)
 
 
 @dataclass(frozen=True)
@@ -73,18 +71,20 @@ class Papa(StepMixer):
         if self.lr_scaling == "none":
             return {}
         known = [_highest_so_far(model, self.every_steps) for model in peers.models]
-        before = last.get("highest", known) if last else known  # what callbacks have set, too
+        before = known  # or what callbacks have set, too
+        if last and "highest" in last:
+            before = [last["highest"][k] for k in peers.places]
         highest = [
             max(own, earlier) if _has_stepped(model) else own  # a new optimizer begins anew
             for model, own, earlier in zip(peers.models, known, before, strict=True)
         ]
-        return {"highest": highest}
+        return {"highest": _of_all(peers, highest)}
 
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, None]:
         """See `Mixer`."""
         ratios = [1.0] * len(peers)
         if self.lr_scaling == "linear":
-            rates = [_learning_rate(model) for model in peers.models]
+            rates = _of_all(peers, [_learning_rate(model) for model in peers.models])
             highest = [max(*pair) for pair in zip(state["highest"], rates, strict=True)]
             state, ratios = {"highest": highest}, _ratios(rates, highest)
         _pull(peers, [1 - (1 - self.rate) * ratio for ratio in ratios])
@@ -95,24 +95,14 @@ def _pull(peers: Peers, rates: Sequence[float]) -> list[bool]:
     """Move healthy peers towards their mean; returns who is healthy."""
     weights = peers.population()
     healthy = healthy_of(weights, len(peers))
-    weights.mix(peers.plan.blended, partial(_towards_mean, rates=rates, healthy=healthy))
+    weights.pull(peers.plan.blended, rates, healthy)
     weights.commit()
     return healthy
 
 
-def _towards_mean(
-    values: list[Any], *, rates: Sequence[float], healthy: Sequence[bool]
-) -> list[Any]:
-    kept = [value for value, well in zip(values, healthy, strict=True) if well]
-    if not kept:
-        return values
-    mean = kept[0]
-    for count, value in enumerate(kept[1:], start=2):
-        mean = mean + (value - mean) * (1 / count)  # equal values stay equal to the last bit
-    return [
-        equations.blend(value, mean, rate) if well else value
-        for value, rate, well in zip(values, rates, healthy, strict=True)
-    ]
+def _of_all(peers: Peers, values: Sequence[float]) -> list[float]:
+    """A number of every peer; NaN for a lost one, whose weights nobody moves."""
+    return [math.nan if own is None else own for own in peers.gather(values, opens=True)]
 
 
 def _ratios(rates: Sequence[float], highest: Sequence[float]) -> list[float]:

@@ -1,46 +1,94 @@
 """K peers with what they have in common, and the moments at which they are mixed."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
 from kgraft.errors import UserError, told
-from kgraft.grafting.averages import Averages, WithAverages, forget
+from kgraft.grafting.averages import Averages, Kept, WithAverages, forget
+from kgraft.grafting.linked import Linked
 from kgraft.grafting.plan import GraftPlan, Grouping
-from kgraft.grafting.population import Population, population
+from kgraft.grafting.population import Local, Population, population
+from kgraft.links.link import Here, Link
 
 
 @dataclass(frozen=True)
 class Peers:
-    """K built models of one architecture.
+    """K peers of one architecture, of which this process holds some, usually all.
 
     Attributes:
-        models: in ring order: peer k receives from peer k - 1.
+        models: those of this process, built, in ring order: peer k receives from peer k - 1.
         plan: what is blended with what in all of them.
         averages: what their optimizers keep as averages of the weights and is mixed with them, one
             a model; none of any by default.
         trained: the models whose optimizers move them, e.g. the Distillers around them; themselves
             by default.
+        link: how the others are reached; by default there are none.
     """
 
     models: Sequence[keras.Model]
     plan: GraftPlan
     averages: Sequence[Averages] = ()
     trained: Sequence[keras.Model] = ()
+    link: Link = field(default_factory=Here)
+
+    def __post_init__(self) -> None:
+        if not self.link.holds:
+            self.link.join(len(self.models))
 
     def __len__(self) -> int:
-        return len(self.models)
+        """K, wherever they are."""
+        return self.link.count
+
+    @property
+    def places(self) -> range:
+        """Where in the ring each of `models` is, counted from 0."""
+        return self.link.here
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Places of peers that are in the ring no more."""
+        return self.link.lost
+
+    def gather(self, values: Sequence[Any], *, opens: bool = False) -> list[Any]:
+        """What all K peers have to say, some kilobytes each.
+
+        Args:
+            values: one for each of `models`, JSON-able or NumPy arrays.
+            opens: see `Link.gather_small`.
+
+        Returns:
+            One a peer; None for one that is lost.
+        """
+        found: list[Any] = [None] * len(self)
+        for rank, own in self.link.gather_small(list(values), opens=opens).items():
+            for k, value in zip(self.link.holds[rank], own, strict=True):
+                found[k] = value
+        return found
 
     def population(self) -> Population:
-        """Their weights as they are now, to be read and mixed, with their averages."""
-        weights = population(self.models)
-        return WithAverages(weights, self.averages) if any(self.averages) else weights
+        """All K peers' weights as they are now, to be read and mixed, with their averages."""
+        own, averages = population(self.models), self.averages or [{}] * len(self.models)
+        kept = [*map(bool, averages)]
+        if isinstance(self.link, Here):
+            return WithAverages(own, self._averages(averages)) if any(kept) else own
+        well = [own.is_finite(k) for k in range(len(self.models))]
+        told = self.gather([[*pair] for pair in zip(well, kept, strict=True)], opens=True)
+        healthy = [bool(said and said[0]) for said in told]
+        weights = Linked(own, self.link, healthy)
+        if not any(said and said[1] for said in told):
+            return weights
+        return WithAverages(weights, Linked(self._averages(averages), self.link, healthy))
+
+    def _averages(self, averages: Sequence[Averages]) -> Local:
+        return population(list(map(Kept.of, self.models, averages)))
 
     def restart(self, k: int) -> None:
         """Let the optimizer of peer k, counted from 0, forget how the weights have moved."""
-        forget((self.trained or self.models)[k])
+        if k in self.places:
+            forget((self.trained or self.models)[k - self.places.start])
 
 
 @dataclass(frozen=True)

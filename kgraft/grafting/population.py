@@ -8,25 +8,41 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from kgraft import equations
+from kgraft.engines.backends import BACKEND
 from kgraft.equations import Float64
 from kgraft.grafting.arrays import host_array
 from kgraft.grafting.ring import ring_mix
 from kgraft.links.columns import is_float
 from kgraft.links.device_matrix import DeviceMatrix, Edges
 from kgraft.links.host_matrix import HostMatrix
+from kgraft.links.link import running_mean
 
 Mix = Callable[[list[Any]], list[Any]]
 
 
+class Weighted(Protocol):
+    """What has weights: a model, or what stands in its place."""
+
+    @property
+    def weights(self) -> list[Any]:
+        """Keras variables, in the order that is a model's."""
+        ...
+
+
 class Population(Protocol):
-    """The floating-point weights of K peers: read once, mixed piece by piece, written once."""
+    """The floating-point weights of K peers: read once, mixed piece by piece, written once.
+
+    Peers are counted from 0 in ring order. Whatever process they are in, all are mixed; the weights
+    of those here can be read and replaced.
+    """
 
     def is_finite(self, k: int) -> bool:
-        """Whether all weights of peer k, counted from 0, are finite."""
+        """Whether all weights of peer k, here or elsewhere, are finite; False for a lost one."""
         ...
 
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
-        """Some weights of peer k as arrays, indices as in `model.weights`.
+        """Some weights of peer k, who is here, as arrays, indices as in `model.weights`.
 
         They may be views of what `mix` and `replace` write to: copy what is to be kept.
         """
@@ -36,6 +52,17 @@ class Population(Protocol):
         """The same as NumPy arrays, not to be written to; half precision as float32."""
         ...
 
+    def of_donors(
+        self, indices: Sequence[int], ring: Sequence[int | None]
+    ) -> dict[int, list[NDArray[Any]]]:
+        """The donors' weights, as `on_host` gives them, for every peer here that has a donor.
+
+        Args:
+            indices: as in `model.weights`.
+            ring: each peer's donor.
+        """
+        ...
+
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         """Replace some weights of all peers, elementwise.
 
@@ -43,6 +70,7 @@ class Population(Protocol):
             members: ascending indices as in `model.weights`; others than floating-point are left.
             mix: K arrays, one a peer, of equal shapes -> K new ones, or some of the same objects,
                 which may change places. May be called for parts of weights and for several at once.
+                For a lost peer it gets the array of the one before it.
         """
         ...
 
@@ -58,13 +86,23 @@ class Population(Protocol):
         """
         ...
 
+    def pull(self, members: Sequence[int], kept: Sequence[float], healthy: Sequence[bool]) -> None:
+        """Move peers towards the mean of all that are healthy.
+
+        Args:
+            members: see `mix`.
+            kept: share of its own weights that every peer keeps.
+            healthy: which ones count, and are moved.
+        """
+        ...
+
     def counts(
         self, peers: Sequence[int], indices: Sequence[int], edges: Edges
     ) -> NDArray[np.int64] | None:
         """Bin counts of some weights, where all are counted at once.
 
         Args:
-            peers: which ones, counted from 0, with finite weights.
+            peers: which ones, here, with finite weights.
             indices: as in `model.weights`.
             edges: smallest and largest value of a weight, and its dtype -> its bins' edges, of the
                 dtype in which they are compared.
@@ -75,7 +113,7 @@ class Population(Protocol):
         ...
 
     def replace(self, k: int, index: int, value: Any) -> None:
-        """Give peer k a new array for one weight."""
+        """Give peer k, who is here, a new array for one weight."""
         ...
 
     def commit(self) -> None:
@@ -83,8 +121,25 @@ class Population(Protocol):
         ...
 
 
-def population(models: Sequence[keras.Model]) -> Population:
-    """The weights of K peers as they are now.
+class Local(Population, Protocol):
+    """All peers are here; some more may be guests, that are read and not written."""
+
+    def flat(self, k: int, members: Sequence[int]) -> NDArray[Any]:
+        """Some weights of peer k one after the other, on the host; half precision as float32."""
+        ...
+
+    def admit(self, members: Sequence[int], rows: Sequence[NDArray[Any]]) -> None:
+        """Take guests in, behind the peers, and let those go that were there.
+
+        Args:
+            members: the weights that they have.
+            rows: of each what `flat` gives of them.
+        """
+        ...
+
+
+def population(models: Sequence[Weighted]) -> Local:
+    """The weights of K peers of this process as they are now.
 
     Args:
         models: built models of one architecture.
@@ -96,10 +151,27 @@ def population(models: Sequence[keras.Model]) -> Population:
     return _ByWeight(models) if joined is None else _OnDevice(models, joined)
 
 
-class _ByGroup:
-    """Groups are mixed one after another."""
+class _Here:
+    """What follows from `mix` and `on_host` where all peers are here."""
 
     mix: Callable[[Sequence[int], Mix], None]
+    on_host: Callable[[int, Sequence[int]], list[NDArray[Any]]]
+
+    def of_donors(
+        self, indices: Sequence[int], ring: Sequence[int | None]
+    ) -> dict[int, list[NDArray[Any]]]:
+        return {k: self.on_host(own, indices) for k, own in enumerate(ring) if own is not None}
+
+    def pull(self, members: Sequence[int], kept: Sequence[float], healthy: Sequence[bool]) -> None:
+        self.mix(members, partial(_towards_mean, kept=kept, healthy=healthy))
+
+    def flat(self, k: int, members: Sequence[int]) -> NDArray[Any]:
+        parts = [own.reshape(-1) for own in self.on_host(k, members)]
+        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+
+
+class _ByGroup(_Here):
+    """Groups are mixed one after another."""
 
     def graft(
         self, groups: Sequence[Sequence[int]], alphas: Float64, ring: Sequence[int | None]
@@ -114,8 +186,9 @@ class _ByGroup:
 
 
 class _OnHost(_ByGroup):
-    def __init__(self, models: Sequence[keras.Model], matrix: HostMatrix) -> None:
+    def __init__(self, models: Sequence[Weighted], matrix: HostMatrix) -> None:
         self._matrix, self._rows = matrix, matrix.read()
+        self._guests: list[NDArray[Any]] = []
         self._shapes = [tuple(weight.shape) for weight in models[0].weights]
 
     def is_finite(self, k: int) -> bool:
@@ -132,9 +205,16 @@ class _OnHost(_ByGroup):
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for run in self._matrix.runs(members):
-            before = list(self._rows[:, run])
+            before = [*self._rows[:, run], *(row[run] for row in self._guests)]
             for old, new in _changed(before, mix(before), np.copy):
                 old[...] = new
+
+    def flat(self, k: int, members: Sequence[int]) -> NDArray[Any]:
+        parts = [self._rows[k, run] for run in self._matrix.runs(members)]
+        return np.concatenate(parts) if parts else self._rows[k, :0]
+
+    def admit(self, members: Sequence[int], rows: Sequence[NDArray[Any]]) -> None:
+        self._guests = [_laid(row, self._matrix.runs(members), self._rows[0]) for row in rows]
 
     def replace(self, k: int, index: int, value: Any) -> None:
         host = value if isinstance(value, np.ndarray) else keras.ops.convert_to_numpy(value)
@@ -144,10 +224,10 @@ class _OnHost(_ByGroup):
         self._matrix.write()
 
 
-class _OnDevice:
-    def __init__(self, models: Sequence[keras.Model], matrix: DeviceMatrix) -> None:
+class _OnDevice(_Here):
+    def __init__(self, models: Sequence[Weighted], matrix: DeviceMatrix) -> None:
         self._matrix, self._rows = matrix, matrix.read()
-        self._count = len(models)
+        self._count, self._guests = len(models), 0
         self._shapes = [tuple(weight.shape) for weight in models[0].weights]
         self._known: NDArray[Any] | None = None
 
@@ -165,10 +245,21 @@ class _OnDevice:
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
         for run in self._matrix.runs(members):
-            before = [self._cut(k, run) for k in range(self._count)]
+            before = [self._cut(k, run) for k in range(self._count + self._guests)]
             of = {id(value): k for k, value in enumerate(before)}
             for old, new in _changed(before, mix(before), keras.ops.copy):
-                self._put(of[id(old)], run, new)
+                if (k := of[id(old)]) < self._count:
+                    self._put(k, run, new)
+
+    def admit(self, members: Sequence[int], rows: Sequence[NDArray[Any]]) -> None:
+        own, like = (
+            self._rows[: self._count],
+            np.empty(self._matrix.columns.size, self._matrix.dtype),
+        )
+        self._guests, self._rows = len(rows), own
+        if rows:
+            laid = [_laid(row, self._matrix.runs(members), like) for row in rows]
+            self._rows = keras.ops.concatenate([own, BACKEND.upload(np.stack(laid))])
 
     def graft(
         self, groups: Sequence[Sequence[int]], alphas: Float64, ring: Sequence[int | None]
@@ -179,18 +270,20 @@ class _OnDevice:
     def counts(
         self, peers: Sequence[int], indices: Sequence[int], edges: Edges
     ) -> NDArray[np.int64] | None:
-        return self._matrix.counts(self._rows, self._ranges(), indices, edges)[list(peers)]
+        rows = self._rows[: self._count] if self._guests else self._rows
+        return self._matrix.counts(rows, self._ranges(), indices, edges)[list(peers)]
 
     def replace(self, k: int, index: int, value: Any) -> None:
         self._put(k, self._matrix.columns.of[index], value)
 
     def commit(self) -> None:
-        self._matrix.write(self._rows)
+        self._matrix.write(self._rows[: self._count] if self._guests else self._rows)
 
     def _ranges(self) -> NDArray[Any]:
         """One transfer tells whether weights are finite, and how far they go."""
         if self._known is None:
-            self._known = self._matrix.ranges(self._rows)
+            rows = self._rows[: self._count] if self._guests else self._rows
+            self._known = self._matrix.ranges(rows)
         return self._known
 
     def _cut(self, k: int, columns: Any) -> Any:
@@ -205,37 +298,66 @@ class _OnDevice:
 class _ByWeight(_ByGroup):
     """Half-precision weights, or weights of several dtypes or on several devices."""
 
-    def __init__(self, models: Sequence[keras.Model]) -> None:
+    def __init__(self, models: Sequence[Weighted]) -> None:
         self._weights = [model.weights for model in models]
+        self._new: dict[tuple[int, int], Any] = {}  # by peer and index, until they are assigned
+        self._guests: list[dict[int, Any]] = []
 
     def is_finite(self, k: int) -> bool:
         return all(
-            bool(keras.ops.all(keras.ops.isfinite(weight.value)))
-            for weight in self._weights[k]
+            bool(keras.ops.all(keras.ops.isfinite(self._value(k, index))))
+            for index, weight in enumerate(self._weights[k])
             if is_float(weight)
         )
 
     def weights(self, k: int, indices: Sequence[int]) -> list[Any]:
-        return [_value(self._weights[k][i]) for i in indices]
+        return [self._value(k, index) for index in indices]
 
     def on_host(self, k: int, indices: Sequence[int]) -> list[NDArray[Any]]:
         return [host_array(value) for value in self.weights(k, indices)]
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
-        for index in members:
-            variables = [weights[index] for weights in self._weights]
-            if not is_float(variables[0]):
-                continue
-            before = [_value(variable) for variable in variables]
-            of = {id(value): variable for value, variable in zip(before, variables, strict=True)}
+        for index in self._floats(members):
+            before = [self._value(k, index) for k in range(len(self._weights))]
+            before += [guest[index] for guest in self._guests]
+            of = {id(value): k for k, value in enumerate(before)}
             for old, new in _changed(before, mix(before), keras.ops.copy):
-                of[id(old)].assign(new)
+                if (k := of[id(old)]) < len(self._weights):
+                    self._new[k, index] = new
+
+    def flat(self, k: int, members: Sequence[int]) -> NDArray[Any]:
+        return super().flat(k, self._floats(members))
+
+    def admit(self, members: Sequence[int], rows: Sequence[NDArray[Any]]) -> None:
+        floats = self._floats(members)
+        weights = [self._weights[0][index] for index in floats]
+        shapes = [tuple(own.shape) for own in weights]
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+        self._guests = [
+            {
+                index: keras.ops.convert_to_tensor(
+                    part.reshape(shape), self._weights[0][index].dtype
+                )
+                for index, shape, part in zip(floats, shapes, np.split(row, ends), strict=True)
+            }
+            for row in rows
+        ]
 
     def replace(self, k: int, index: int, value: Any) -> None:
-        self._weights[k][index].assign(value)
+        self._new[k, index] = value
 
     def commit(self) -> None:
-        """Everything is in place already."""
+        for (k, index), value in self._new.items():
+            self._weights[k][index].assign(value)
+        self._new.clear()
+
+    def _floats(self, members: Sequence[int]) -> list[int]:
+        return [index for index in members if is_float(self._weights[0][index])]
+
+    def _value(self, k: int, index: int) -> Any:
+        if (k, index) in self._new:
+            return keras.ops.convert_to_tensor(self._new[k, index])
+        return _value(self._weights[k][index])
 
 
 def _changed(
@@ -252,3 +374,25 @@ def _changed(
 
 def _value(variable: Any) -> Any:
     return keras.ops.stop_gradient(keras.ops.convert_to_tensor(variable.value))
+
+
+def _laid(row: NDArray[Any], runs: Sequence[slice], like: NDArray[Any]) -> NDArray[Any]:
+    """What `flat` gave in a whole row; the other columns mean nothing."""
+    laid, start = np.zeros_like(like), 0
+    for run in runs:
+        stop = start + run.stop - run.start
+        laid[run], start = row[start:stop], stop
+    return laid
+
+
+def _towards_mean(
+    values: list[Any], *, kept: Sequence[float], healthy: Sequence[bool]
+) -> list[Any]:
+    counted = [value for value, well in zip(values, healthy, strict=True) if well]
+    if not counted:
+        return values
+    mean = running_mean(counted)
+    return [
+        equations.blend(value, mean, share) if well else value
+        for value, share, well in zip(values, kept, healthy, strict=True)
+    ]

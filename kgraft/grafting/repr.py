@@ -133,7 +133,7 @@ class RePr(Mixer):
 
     def _drop(self, peers: Peers) -> State:
         weights, dropped = peers.population(), []
-        for k, model in enumerate(peers.models):
+        for k, model in zip(peers.places, peers.models, strict=True):
             links = _prunable(model, peers.plan)
             kernels = weights.weights(k, [chain.kernel for chain in links])
             filters = [_filters(kernel) for kernel in kernels]
@@ -154,7 +154,7 @@ class RePr(Mixer):
         if not any(state["dropped"]):
             return state
         weights = peers.population()
-        for k, own in enumerate(state["dropped"]):
+        for k, own in zip(peers.places, state["dropped"], strict=True):
             random = np.random.default_rng([self.seed, epoch, k])
             for entry in own:
                 chain, mask = Chain(**entry["chain"]), entry["filters"]

@@ -94,7 +94,7 @@ class Internal(EpochMixer):
 def _each_kernel(peers: Peers, grown: Callable[[Any, Group, int], Any]) -> None:
     """Replace every group's kernel in every peer whose weights are finite."""
     plan, weights = peers.plan, peers.population()
-    for k in range(len(peers)):
+    for k in peers.places:
         if not weights.is_finite(k):
             continue
         for group, kernel in zip(plan.groups, weights.weights(k, plan.kernels), strict=True):

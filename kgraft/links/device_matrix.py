@@ -46,11 +46,11 @@ class DeviceMatrix:
         self._tiles = _Tiles([own for own in self.columns.of if own])
 
     @classmethod
-    def of(cls, models: Sequence[keras.Model]) -> "DeviceMatrix | None":
+    def of(cls, models: Sequence[Any]) -> "DeviceMatrix | None":
         """The matrix of some models, the same one while they have the same weights.
 
         Args:
-            models: built models with weights of equal shapes.
+            models: what has `weights` of equal shapes, built models usually.
 
         Returns:
             None where the weights are on several devices, or not all float32 or all float64, or
@@ -273,4 +273,4 @@ def _scalar(value: float) -> Any:
     return keras.ops.convert_to_tensor(np.array(value, np.float32))
 
 
-_KNOWN: WeakKeyDictionary[keras.Model, DeviceMatrix] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Any, DeviceMatrix] = WeakKeyDictionary()

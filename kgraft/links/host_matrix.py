@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,11 +35,11 @@ class HostMatrix:
         self._transfer = BACKEND.transfer(floats)
 
     @classmethod
-    def of(cls, models: Sequence[keras.Model]) -> "HostMatrix | None":
+    def of(cls, models: Sequence[Any]) -> "HostMatrix | None":
         """The matrix of some models, the same one while they have the same weights.
 
         Args:
-            models: built models with weights of equal shapes.
+            models: what has `weights` of equal shapes, built models usually.
 
         Returns:
             None where the weights are on an accelerator, or not all float32 or all float64.
@@ -74,4 +73,4 @@ class HostMatrix:
         return self._layout.runs(members, _BLOCK)
 
 
-_KNOWN: WeakKeyDictionary[keras.Model, HostMatrix] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Any, HostMatrix] = WeakKeyDictionary()

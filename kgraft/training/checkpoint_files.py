@@ -5,6 +5,7 @@ array, with the checksum of both. It is written under another name, flushed with
 renamed.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,7 +14,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,16 +127,28 @@ class CheckpointFiles:
             raise DamagedError(str(getattr(error, "strerror", None) or error)) from None
         return arrays, state
 
-    def newest(self, after: int = 0) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
+    def whole(self) -> list[int]:
+        """The epochs of which there is a checkpoint as it was written, ascending."""
+        found = []
+        for epoch in self.epochs():
+            with contextlib.suppress(DamagedError):
+                self.read(epoch)
+                found.append(epoch)
+        return found
+
+    def newest(
+        self, after: int = 0, among: Collection[int] | None = None
+    ) -> tuple[int, dict[str, np.ndarray], dict[str, Any]] | None:
         """The newest one that is whole; a damaged one is named in the log.
 
         Args:
             after: an epoch; older ones are not looked at.
+            among: which epochs are looked at; all by default.
 
         Returns:
             Epoch, arrays and state; None where there is none.
         """
-        asked = [epoch for epoch in self.epochs() if epoch > after]
+        asked = [e for e in self.epochs() if e > after and (among is None or e in among)]
         for epoch in reversed(asked):
             try:
                 return epoch, *self.read(epoch)

@@ -11,6 +11,7 @@ from typing import Any
 
 from kgraft import settings
 from kgraft.errors import UserError, told
+from kgraft.links.link import Here, Link
 from kgraft.settings import setting
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.joint_state import Arrays
@@ -92,13 +93,16 @@ class Keeper:
     Args:
         settings: where and how often.
         take: copies all that is to be saved.
+        link: of several processes each keeps its own, of the same epochs.
 
     Raises:
         StorageError: the directory cannot be made.
     """
 
-    def __init__(self, settings: Checkpoints, take: Callable[[], Taken]) -> None:
-        self._settings, self._take = settings, take
+    def __init__(
+        self, settings: Checkpoints, take: Callable[[], Taken], link: Link | None = None
+    ) -> None:
+        self._settings, self._take, self._link = settings, take, link or Here()
         self._files = CheckpointFiles(Path(settings.directory), settings.keep)
         self._held: tuple[int, Taken] | None = None  # copied, not written
         self._thread: threading.Thread | None = None
@@ -141,7 +145,9 @@ class Keeper:
             due = epoch % every == 0
         else:
             due = took >= self._writing or now - self._last >= _AT_LEAST
-        if due or last:
+        if not isinstance(self._link, Here):
+            self._wait()  # nobody begins one while the one before is not whole everywhere
+        if any(self._link.gather_small(due or last, opens=True).values()):
             self._wait()
             self._raise()
             self._last = now

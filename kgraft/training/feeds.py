@@ -1,6 +1,6 @@
 """Where a peer's batches come from: one feed a peer, from anything that `fit` takes."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -170,38 +170,41 @@ def feeds_of(
     *,
     shared: bool = False,
     prepare: Callable[[Feed], Feed] = lambda feed: feed,
+    places: Sequence[int] | None = None,
     **options: Any,
 ) -> list[Feed]:
-    """One feed a peer.
+    """One feed a peer of this process.
 
     Args:
         count: number of peers, K.
-        x: what `feed_of` takes, for all peers; or a list of K of these, arrays as tuples `(x, y)`
-            or `(x, y, sample_weight)`.
-        y: see `feed_of`.
-        sample_weight: see `feed_of`.
+        x: what `feed_of` takes, for all peers, as `y` and `sample_weight`; or a list of K of these,
+            arrays as tuples `(x, y)` or `(x, y, sample_weight)`.
+        y: see `x`.
+        sample_weight: see `x`.
         shared: whether all see the first one's batches.
         prepare: what is done to each feed that is made of data, before peers share it.
+        places: which peers are in this process, counted from 0; all by default.
         **options: see `feed_of`.
 
     Raises:
         UserError: see `feed_of`; a list of another length, or a shared one.
     """
+    places = range(count) if places is None else places
     if not is_listed(x, y, sample_weight):
         first = prepare(feed_of(x, y, sample_weight, **options))
-        return [first if shared else first.for_peer(k) for k in range(count)]
+        return [first if shared else first.for_peer(k) for k in places]
     if shared:
         raise UserError("shared batches, as Mutual's and Online's, need one data set, no list.")
     if isinstance(x[0], int | float | str | list):
         raise UserError(
-            f"x is a list of {type(x[0]).__name__}: expected an array, numpy.asarray(x), or a list "
-            "with one data set for every peer."
+            f"x is a list of {type(x[0]).__name__}: expected an array, or a list with one data set "
+            "for every peer."
         )
     if len(x) != count:
         raise UserError(f"{len(x)} data sets for {count} peers: one for each.")
     made: dict[int, Feed] = {}
     feeds = []
-    for k, data in enumerate(x):
+    for k, data in [(k, x[k]) for k in places]:
         if id(data) in made and not isinstance(data, Feed):
             feeds.append(made[id(data)].for_peer(k))
             continue
@@ -279,10 +282,7 @@ def in_one_order(feed: Feed) -> bool:
     """Whether `for_peer` is known to give every peer one order of batches.
 
     Args:
-        feed: any feed.
-
-    Returns:
-        False where peers have orders of their own, and where nobody knows.
+        feed: any feed; of one of which nobody knows it is False.
     """
     feed = innermost(feed)
     if isinstance(feed, ArrayFeed | PyDatasetFeed | BatchStream):

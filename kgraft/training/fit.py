@@ -7,12 +7,12 @@ from os import PathLike
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
 from kgraft.engines.engine import Engine
 from kgraft.errors import UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
+from kgraft.links.link import Link
 from kgraft.settings import argument
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.features import checked_losses
@@ -27,6 +27,7 @@ from kgraft.training.feeds import (
 )
 from kgraft.training.fit_arguments import (
     check_lesson,
+    check_link,
     check_steps,
     check_targets,
     check_verbose,
@@ -39,6 +40,7 @@ from kgraft.training.fit_arguments import (
     validated_epochs,
 )
 from kgraft.training.identity import identity_of, lost_place
+from kgraft.training.inference import Inference, Verbose
 from kgraft.training.learners import check_optimizers
 from kgraft.training.lessons import learning_of
 from kgraft.training.loop import PeerLoop
@@ -50,7 +52,6 @@ from kgraft.training.watchers import (
     Callbacks,
     backed_up,
     check_backups,
-    evaluate,
     watchers_of,
 )
 
@@ -61,10 +62,8 @@ _ONE_ORDER = (
     "give a list with one data set for every peer."
 )
 
-Verbose = Literal["auto", 0, 1, 2]
 
-
-class GraftingFit:
+class GraftingFit(Inference):
     """Trains K peers side by side and grafts them at the end of every epoch.
 
     Every peer keeps what it was compiled with: its own optimizer, learning rate, loss and metrics.
@@ -93,6 +92,8 @@ class GraftingFit:
             Keras' own where a model cannot be compiled; `"eager"` for Keras' own. All give the same
             numbers to rounding; the log says which one it was, and why.
         graft: what `mixer` was called before.
+        link: joins the rings of several processes, which all run the same program, each with peers
+            of its own (`peers[k]` where k is in `link.here`, of K = `len(run)`); see `RingLink`.
 
     Attributes:
         peers: the K models, ordinary Keras models before, during and after training.
@@ -136,6 +137,7 @@ class GraftingFit:
         seed: int = 0,
         engine: Literal["auto", "eager", "compiled"] = "auto",
         graft: Mixer | None = None,
+        link: Link | None = None,
     ) -> None:
         self.peers = checked_peers(peers)
         self.teachers = checked_teachers(teachers)
@@ -153,7 +155,8 @@ class GraftingFit:
         self._learning = learning_of(
             Engine(self.peers, engine), self.teachers, lesson, mutual, triplet
         )
-        self._session = Session(self.peers, mixer, [])
+        check_link(link, mutual)
+        self._session = Session(self.peers, mixer, [], link)
         self._session.check()
         self._fits = SavedFits()
 
@@ -271,8 +274,9 @@ class GraftingFit:
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
         shared = shared_batches or self._learning.shared
+        link = self._session.link
         feeds = feeds_of(
-            len(self.peers),
+            link.count,
             x,
             y,
             sample_weight,
@@ -283,6 +287,7 @@ class GraftingFit:
             seed=self.seed,
             shuffle=shuffle,
             steps=steps_per_epoch,
+            places=link.here,
         )
         if self._learning.shared:
             feeds = self._learning.views(feeds[0])
@@ -293,10 +298,15 @@ class GraftingFit:
                 validation_data, validation_batch_size, validation_steps, of_arrays=batch_size
             )
         watchers = watchers_of(
-            self.peers, callbacks, verbose=verbose, epochs=epochs, steps=feeds[0].steps
+            self.peers,
+            callbacks,
+            first=link.here.start,
+            verbose=verbose,
+            epochs=epochs,
+            steps=feeds[0].steps,
         )
         check_backups(watchers)
-        if len(self.peers) > 1 and not (shared or listed) and in_one_order(feeds[0]):
+        if link.count > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
         if initial_epoch is not None:
             self._session.epochs_done = begin
@@ -334,77 +344,3 @@ class GraftingFit:
             self._learning, self.teachers, self.mixer, self.seed, feeds, validation
         )
         return self._fits.next(checkpoints, self._session, told, identity, lost_place(feeds[0]))
-
-    def evaluate(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        verbose: Verbose = "auto",
-        sample_weight: Any = None,
-        steps: int | None = None,
-        callbacks: Callbacks | Callable[[int], Callbacks | None] | None = None,
-        return_dict: bool = True,
-    ) -> list[Any]:
-        """Loss and metrics of every peer; arguments as in `keras.Model.evaluate`.
-
-        Args:
-            x: arrays or a data set.
-            y: targets, with arrays.
-            batch_size: examples a step, with arrays.
-            verbose: 0 is silent; the progress bar shows the first peer's metrics.
-            sample_weight: weights of the examples, with arrays.
-            steps: at most so many batches, the first ones.
-            callbacks: see `fit`.
-            return_dict: False for what `Model.evaluate` returns by default.
-
-        Returns:
-            For each peer metric name -> value; or a list of values, the loss first, which alone is
-            a number.
-
-        Raises:
-            UserError: see `fit`.
-        """
-        check_verbose(verbose)
-        argument("return_dict", return_dict, bool)
-        check_targets(self.peers, x, y, sample_weight, name="x")
-        given = (x,) if y is None and sample_weight is None else (x, y, sample_weight)
-        feed = validation_feed(given, batch_size, steps)
-        watchers = watchers_of(
-            self.peers, callbacks, verbose=verbose, add_history=False, epochs=1, steps=feed.steps
-        )
-        pairs = zip(self._learning.students.steppers, watchers, strict=True)
-        found = [evaluate(student, feed, watcher) for student, watcher in pairs]
-        if return_dict:
-            return found
-        return [values[0] if len(values := list(own.values())) == 1 else values for own in found]
-
-    def predict(
-        self,
-        x: Any,
-        batch_size: int | None = None,
-        verbose: Verbose = "auto",
-        steps: int | None = None,
-        callbacks: None = None,
-    ) -> Any:
-        """Outputs of every peer; arguments as in `keras.Model.predict`.
-
-        Args:
-            x: arrays or a data set.
-            batch_size: examples a step, with arrays.
-            verbose: taken as `Model.predict` takes it; nothing is printed.
-            steps: at most so many batches, the first ones.
-            callbacks: none, see below.
-
-        Returns:
-            Shape `(K, n, ...)`; for a model of several outputs as many of these.
-
-        Raises:
-            UserError: callbacks, which only `peer.predict` calls; see `fit`.
-        """
-        check_verbose(verbose)
-        if callbacks is not None:
-            raise UserError("predict takes no callbacks: call predict of each of run.peers.")
-        feed = validation_feed((x,), batch_size, steps)
-        outputs = [student.predict(feed.epoch(0)) for student in self._learning.students.steppers]
-        return keras.tree.map_structure(lambda *parts: np.stack(parts), *outputs)

@@ -13,6 +13,7 @@ from kgraft.grafting.graft import Graft
 from kgraft.grafting.mixer import Independent, Mixer
 from kgraft.grafting.peers import check_distinct, checked_models
 from kgraft.keras_private import train_validation_split
+from kgraft.links.link import Link
 from kgraft.settings import argument
 from kgraft.training.feeds import check_listed, is_arrays, is_listed
 from kgraft.training.mutual import Mutual
@@ -251,3 +252,22 @@ def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[Any, Any]:
         return train_validation_split((x, y, sample_weight), validation_split=share)
     except ValueError as error:
         raise UserError(f"validation_split={share!r} leaves no example on one side.") from error
+
+
+def check_link(link: Any, mutual: Mutual | None) -> None:
+    """Refuse what joins no processes, and peers of several that would have to see each other.
+
+    Args:
+        link: what was given.
+        mutual: how peers learn from each other.
+
+    Raises:
+        UserError: says what is wrong.
+    """
+    if not isinstance(link, Link | None):
+        raise UserError(f"link is {told(link)}: expected kgraft.RingLink(...) or None.")
+    if link is not None and mutual is not None:
+        raise UserError(
+            f"{type(mutual).__name__} needs all peers in one process, where each sees what the "
+            "others say of a batch: leave out link=."
+        )

@@ -4,13 +4,16 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
+import numpy as np
 
 from kgraft.engines.backends.lazy import gathered
 from kgraft.engines.engine import Engine
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs
+from kgraft.links.link import Here, LeftOutError
 from kgraft.training.batches import Feed, first_batch, side_by_side
 from kgraft.training.distiller import untaught
 from kgraft.training.fit_arguments import check_targets
@@ -91,25 +94,37 @@ class PeerLoop:
             done = session.epochs_done
             if epochs == whole:  # else a part of the training, which has begun before
                 say_if_idle(session.mixer, range(done, done + len(epochs)), self.feeds[0].steps)
-            for epoch in epochs:
-                logs = self._epoch(epoch)
-                for watcher, own in zip(watchers, logs, strict=True):
-                    watcher.on_epoch_end(epoch, own)
-                ended = any(peer.stop_training for peer in peers)
+            offset, epoch = session.epochs_done - epochs.start, epochs.start
+            if session.link.returning:
+                epoch = session.rejoin(self.feeds[0].steps) - offset
+            while epoch < epochs.stop:
+                try:
+                    logs = self._epoch(epoch, offset + epoch)
+                    for watcher, own in zip(watchers, logs, strict=True):
+                        watcher.on_epoch_end(epoch, own)
+                    ended = self._ended()
+                except LeftOutError:
+                    epoch = session.rejoin(self.feeds[0].steps) - offset
+                    continue
                 if self.saved is not None:
                     self.saved.end_of_epoch(epoch, logs, ended=ended)
                 if ended:
                     break
+                epoch += 1
             trained = epochs.stop > 0
         finally:
             session.end(peers if trained else ())
         for watcher, own in zip(watchers, logs, strict=True):
             watcher.on_train_end(own)
 
-    def _epoch(self, epoch: int) -> list[Logs]:
+    def _ended(self) -> bool:
+        """Whether anybody, in whatever process, has stopped the training."""
+        stopped = any(peer.stop_training for peer in self.learning.peers)
+        return any(self.session.link.gather_small(stopped, opens=True).values())
+
+    def _epoch(self, epoch: int, number: int) -> list[Logs]:
         """Train one epoch, graft and validate; callbacks are told its number in this `fit`."""
         session = self.session
-        number = session.epochs_done
         session.begin_epoch(number, self.feeds[0].steps)
         for watcher in self.watchers:
             watcher.on_epoch_begin(epoch)
@@ -121,8 +136,24 @@ class PeerLoop:
             for student, watcher, own in zip(students, self.watchers, logs, strict=True):
                 results = evaluate(student, self.validation, watcher)
                 own.update((f"val_{name}", value) for name, value in results.items())
-        _share(logs)
+        self._share(logs)
         return logs
+
+    def _share(self, logs: list[Logs]) -> None:
+        """The first peer's logs get everybody's, as `peer2_loss` and so on."""
+        link = self.session.link
+        if not isinstance(link, Here):
+            logs[:] = [{name: _plain(value) for name, value in own.items()} for own in logs]
+        everybody = link.gather_small(logs, opens=True)
+        if 0 in link.here:
+            others = (
+                pair
+                for r, own in everybody.items()
+                for pair in zip(link.holds[r], own, strict=True)
+            )
+            for k, own in others:
+                if k > 0:
+                    logs[0].update({f"peer{k + 1}_{name}": value for name, value in own.items()})
 
     def _train_epoch(self, number: int) -> list[Logs]:
         learning, engine = self.learning, self.learning.engine()
@@ -148,7 +179,7 @@ def _built(steppers: Sequence[Stepper]) -> bool:
     return all(own.model.built and own.model.optimizer.built for own in steppers)
 
 
-def _share(logs: list[Logs]) -> None:
-    """The first peer's logs get everybody's, as `peer2_loss` and so on."""
-    for k, own in enumerate(logs[1:], start=2):
-        logs[0].update({f"peer{k}_{name}": value for name, value in own.items()})
+def _plain(value: Any) -> Any:
+    """A metric as it may be sent."""
+    found = np.asarray(keras.ops.convert_to_numpy(value))
+    return found if found.ndim else found.item()

@@ -20,7 +20,7 @@ _SCHEDULE = ("every", "every_steps", "epochs", "evaluate")
 _UNSAID = ("self", "name", "dtype", "learning_rate", "fn", "inner_optimizer", "optimizer_map")
 
 
-def preflight(models: Sequence[keras.Model]) -> None:
+def preflight(models: Sequence[keras.Model], first: int = 1) -> None:
     """Log one line a peer: optimizer, learning rate, loss, weights that train and that are frozen.
 
     What differs from the first model's is in capitals, with the first one's in brackets. All
@@ -28,6 +28,7 @@ def preflight(models: Sequence[keras.Model]) -> None:
 
     Args:
         models: the peers in ring order, built or not.
+        first: where in the ring the first of them is, counted from 1.
 
     Example:
         >>> import logging, sys
@@ -44,7 +45,7 @@ def preflight(models: Sequence[keras.Model]) -> None:
         >>> log.removeHandler(handler); log.setLevel("NOTSET")
     """
     if _log.isEnabledFor(logging.INFO):
-        for line in described(models):
+        for line in described(models, first):
             _log.info("%s", line)
 
 
@@ -72,18 +73,19 @@ def say_if_idle(mixer: Mixer, epochs: range, steps: int | None = None) -> None:
     )
 
 
-def described(models: Sequence[keras.Model]) -> list[str]:
+def described(models: Sequence[keras.Model], first: int = 1) -> list[str]:
     """The lines that `preflight` logs.
 
     Args:
         models: the peers in ring order, built or not.
+        first: where in the ring the first of them is, counted from 1.
     """
     rates = learning_rates(models)
     facts = [_facts(model, own) for model, own in zip(models, rates, strict=True)]
     return [
         f"peer {k}: "
-        + ", ".join(_phrase(fact, first) for fact, first in zip(own, facts[0], strict=True))
-        for k, own in enumerate(facts, start=1)
+        + ", ".join(_phrase(fact, usual, first) for fact, usual in zip(own, facts[0], strict=True))
+        for k, own in enumerate(facts, start=first)
     ]
 
 
@@ -121,10 +123,10 @@ class _Fact:
     after: str = ""
 
 
-def _phrase(fact: _Fact, first: _Fact) -> str:
-    if fact.value == first.value:
+def _phrase(fact: _Fact, usual: _Fact, first: int) -> str:
+    if fact.value == usual.value:
         return f"{fact.before}{fact.value}{fact.after}"
-    return f"{fact.before.upper()}{fact.value}{fact.after.upper()} (peer 1: {first.value})"
+    return f"{fact.before.upper()}{fact.value}{fact.after.upper()} (peer {first}: {usual.value})"
 
 
 def _facts(model: Any, rates: list[float]) -> list[_Fact]:

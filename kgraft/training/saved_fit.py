@@ -13,6 +13,7 @@ import keras
 from kgraft.engines.steps import Logs
 from kgraft.errors import UserError
 from kgraft.files import only_writer
+from kgraft.links.link import Here, Link
 from kgraft.nests import flat, nested
 from kgraft.structure import fault
 from kgraft.training.checkpoint_files import CheckpointFiles
@@ -59,6 +60,17 @@ class _Found:
     state: dict[str, Any]
 
 
+def place_of(settings: Checkpoints, link: Link) -> Path:
+    """Where a process keeps its checkpoints: one of several has a directory of its own.
+
+    Args:
+        settings: where all are kept.
+        link: joins the processes.
+    """
+    where = Path(settings.directory).absolute()
+    return where if isinstance(link, Here) else where / f"rank-{link.rank}-of-{len(link.holds)}"
+
+
 class SavedFits:
     """The fits of one GraftingFit that are saved, one after the other."""
 
@@ -73,7 +85,7 @@ class SavedFits:
         """The next one, or the last one once more where it was broken off; see `SavedFit`."""
         open_ = self._open
         self.forget()
-        if open_ is None or open_.where != Path(settings.directory).absolute():
+        if open_ is None or open_.where != place_of(settings, session.link):
             open_ = None
         else:
             session.epochs_done = open_.begins[-1]
@@ -134,10 +146,13 @@ class SavedFit:
     ) -> None:
         self._session, self._epochs, self._identity = session, epochs, identity
         self.begins, self._ends = list(begins), list(ends)
-        self.where, self._lost = Path(settings.directory).absolute(), lost
+        self.where, self._lost = place_of(settings, session.link), lost
         self.start: Taken | None = None if broken is None else broken.start
         self._again = broken is not None
-        self._keeper = Keeper(replace(settings, directory=self.where), self._take)
+        alone = isinstance(session.link, Here)
+        keep = settings.keep if alone else settings.keep + 1  # a rank that is killed may be behind
+        settings = replace(settings, directory=self.where, keep=keep)
+        self._keeper = Keeper(settings, self._take, session.link)
         self._told, self._ended, self._logs = epochs.start, False, list[Logs]()
         self._open = contextlib.ExitStack()
         self._found = self._newest(settings.keep)
@@ -147,7 +162,8 @@ class SavedFit:
 
     def _newest(self, keep: int) -> _Found | None:
         """The newest checkpoint of this fit or a later one."""
-        found = CheckpointFiles(self.where, keep).newest(after=self.begins[-1])
+        files = CheckpointFiles(self.where, keep)
+        found = files.newest(after=self.begins[-1], among=self._common(files))
         if found is None:
             return None
         state = found[2]
@@ -164,6 +180,22 @@ class SavedFit:
                 "to begin anew."
             )
         return _Found(*found) if len(state["begins"]) >= len(self.begins) else None
+
+    def _common(self, files: CheckpointFiles) -> set[int] | None:
+        """The epochs that all processes have saved; None where this one decides alone."""
+        link = self._session.link
+        if isinstance(link, Here) or link.returning:
+            return None
+        own = files.whole()
+        told = link.gather_small(own, opens=True)
+        common = set.intersection(*map(set, told.values()))
+        if own and not common:
+            _log.warning(
+                "the checkpoints in %s have no epoch in common with those of the other processes: "
+                "all begin anew.",
+                self.where,
+            )
+        return common
 
     def __enter__(self) -> "SavedFit":
         with contextlib.ExitStack() as opened:

@@ -1,5 +1,7 @@
 """One grafting, first step to last, whoever trains: GraftingFit's loop or Keras' `fit`."""
 
+import contextlib
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -14,8 +16,10 @@ from kgraft.grafting.mixer import Independent, Mixer, State, check_state
 from kgraft.grafting.peers import Moment, Peers
 from kgraft.grafting.ring import GraftRecord
 from kgraft.keras_private import flat_layers
+from kgraft.links.link import ChangedError, Here, Link
+from kgraft.links.ring_link import RingLink
 from kgraft.training.distiller import student_of
-from kgraft.training.preflight import learning_rates, preflight
+from kgraft.training.preflight import learning_rates, optimizers_of, preflight
 
 _log = logging.getLogger("kgraft")
 
@@ -34,6 +38,7 @@ class Session:
         models: what is trained, in ring order; of a Distiller the student is grafted.
         mixer: what is done to their weights, and when.
         records: gets what each grafting measured and did, as `(epoch, GraftRecord)`.
+        link: how the ring's other models are reached; by default there are none.
 
     Attributes:
         alphas: each model's mean coefficient in this epoch, 1 where nothing was grafted.
@@ -41,8 +46,15 @@ class Session:
     """
 
     def __init__(
-        self, models: Sequence[keras.Model], mixer: Mixer, records: list[tuple[int, GraftRecord]]
+        self,
+        models: Sequence[keras.Model],
+        mixer: Mixer,
+        records: list[tuple[int, GraftRecord]],
+        link: Link | None = None,
     ) -> None:
+        self.link = link or Here()
+        if not self.link.holds:
+            self.link.join(len(models))
         self.models, self.students = list(models), [student_of(model) for model in models]
         self.mixer, self.records = mixer, records
         self.alphas = [1.0 for _ in models]
@@ -52,7 +64,7 @@ class Session:
         self._steps = 0
         self._counted = 0, 0  # whole epochs, and the steps in them
         self._put_off: Moment | None = None  # to the beginning of the next epoch
-        self._begun = self._in_epoch = self._warned = self._restored = False
+        self._begun = self._in_epoch = self._warned = self._restored = self._let_in = False
         self._sick: set[int] = set()
         self._trains: list[int] = []  # the variables that the plan was made for
 
@@ -91,11 +103,12 @@ class Session:
         if self._begun:
             return
         self._peers = self._peers or self._compared()
+        check_alike(self._peers, self.mixer)
         if not self._restored:  # else it is in the middle of what it began
             self._state = self.mixer.init(self._peers, self._state)
             check_state(self.mixer, self._state)
         self._begun, self._restored = True, False
-        preflight(self.models)
+        preflight(self.models, self.link.here.start + 1)
         if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
             self._warned = _warn_of_twins(self.models)
 
@@ -106,7 +119,9 @@ class Session:
             epoch: its number, counted from 0 over all fits.
             steps: how many it has, None where nobody knows.
         """
-        self.epochs_done, self._in_epoch = epoch, True
+        if not self._let_in:
+            self.link.begin_epoch(epoch)
+        self.epochs_done, self._in_epoch, self._let_in = epoch, True, False
         self.alphas = [1.0 for _ in self.models]
         goes_on = epoch == self._counted[0]  # epochs may be of different lengths
         known = goes_on or steps is None
@@ -115,6 +130,23 @@ class Session:
         if self._put_off is not None:
             self._mix(self._put_off)
             self._put_off = None
+
+    def rejoin(self, steps: int | None) -> int:
+        """Be in the ring again, which went on without these models, with an epoch that begins.
+
+        Args:
+            steps: how many an epoch has; schedules of learning rates are where the others' are.
+
+        Returns:
+            Its number, counted from 0 over all fits.
+        """
+        assert isinstance(self.link, RingLink)
+        epoch = self.link.rejoin()
+        missed, self._let_in, self._put_off = epoch - self.epochs_done, True, None
+        for optimizer in (own for model in self.models for own in optimizers_of(model)):
+            optimizer.iterations.assign_add(max(missed, 0) * (steps or 0))
+        self._counted = epoch, epoch * (steps or 0)
+        return epoch
 
     def end_of_step(self) -> None:
         """What the mixer does between steps."""
@@ -211,7 +243,7 @@ class Session:
 
     def _compared(self) -> Peers:
         self._trains = self._training()
-        return Peers(self.students, self.mixer.plan(self.students))
+        return Peers(self.students, self.mixer.plan(self.students), link=self.link)
 
     def _notice_frozen(self) -> None:
         """Compare the models anew where some of their layers were frozen, or thawed, in a fit."""
@@ -231,7 +263,10 @@ class Session:
         self.begin()
         assert self._peers is not None and self._state is not None
         peers = self._with_averages(self._peers) if moment.ends_epoch else self._peers
-        done = self.mixer.apply(peers, self._state, moment)
+        done = None
+        while done is None:
+            with contextlib.suppress(ChangedError):  # a peer was lost, nothing was assigned
+                done = self.mixer.apply(peers, self._state, moment)
         gave = f"{type(self.mixer).__name__}.apply gave"
         if not (isinstance(done, tuple) and len(done) == 2):
             raise UserError(
@@ -243,7 +278,36 @@ class Session:
         if record is not None:
             warn_of_sick_peers(record, self._sick)
             self.records.append((moment.epoch, record))
-            self.alphas = record.mean_coefficients.tolist()
+            self.alphas = record.mean_coefficients[self.link.here].tolist()
+
+
+def check_alike(peers: Peers, mixer: Mixer) -> None:
+    """Refuse a ring whose processes do not train the same.
+
+    Args:
+        peers: those of this process.
+        mixer: what is done to all of them.
+
+    Raises:
+        UserError: names the first peer of another process that differs, and in what.
+    """
+    groups = peers.plan.groups
+    told = {
+        "mixer": mixer.get_config(),
+        "groups": [group.name.rpartition("/")[2] for group in groups],
+        "shapes": [[*group.kernel_shape] for group in groups],
+        "weights": sum(len(model.weights) for model in peers.models[:1]),
+    }
+    everybody = peers.gather([json.dumps(told)] * len(peers.models), opens=True)
+    others = {k: json.loads(own) for k, own in enumerate(everybody) if own is not None}
+    first = next(iter(others.values()))
+    for k, own in others.items():
+        for what, value in own.items():
+            if value != first[what]:
+                raise UserError(
+                    f"peer 1 and peer {k + 1}, which is in another process, have different {what}: "
+                    "all processes of a ring run the same program."
+                )
 
 
 def _is_built(model: keras.Model) -> bool:

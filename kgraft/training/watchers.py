@@ -19,6 +19,7 @@ def watchers_of(
     peers: Sequence[keras.Model],
     callbacks: Callbacks | Callable[[int], Callbacks | None] | None,
     *,
+    first: int = 0,
     verbose: Any = 0,
     add_history: bool = True,
     **params: Any,
@@ -29,6 +30,7 @@ def watchers_of(
         peers: the K models.
         callbacks: a callback, a list of them or a `CallbackList` watches the first peer; a function
             `k -> list` gives every peer its own.
+        first: where in the ring the first of them is: of several processes one has its first peer.
         verbose: 0 for no progress bar of the first peer; a `CallbackList` brings its own.
         add_history: whether every peer gets a `History`, as in `fit`.
         **params: what callbacks are told, e.g. `epochs` and `steps`.
@@ -39,15 +41,15 @@ def watchers_of(
     each = callbacks if callable(callbacks) and not inspect.isclass(callbacks) else None
     watchers = []
     owner: dict[int, int] = {}
-    for k, peer in enumerate(peers):
+    for k, peer in enumerate(peers, start=first):
         given = each(k) if each is not None else callbacks if k == 0 else None
         found = _checked(given)
         for own in found:
-            first = owner.setdefault(id(own), k)
-            if first != k:
+            before = owner.setdefault(id(own), k)
+            if before != k:
                 raise UserError(
-                    f"peer {first + 1} and peer {k + 1} share one {type(own).__name__}: a callback "
-                    "belongs to one model, make one for each in callbacks=lambda k: [...]."
+                    f"peer {before + 1} and peer {k + 1} share one {type(own).__name__}: a "
+                    "callback belongs to one model, make one for each in callbacks=lambda k: [...]."
                 )
         watchers.append(
             CallbackList(

@@ -1,0 +1,90 @@
+"""Carriers: how large rows of weights get from one rank to another."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kgraft.links.store import Store, drop, put, taken
+
+
+class TornError(Exception):
+    """An exchange that did not come to its end: says why."""
+
+
+class Carrier(Protocol):
+    """Moves arrays between ranks that have agreed on who sends what to whom."""
+
+    def exchange(
+        self,
+        name: str,
+        members: Sequence[int],
+        rank: int,
+        sent: Mapping[int, NDArray[Any]],
+        wanted: Mapping[int, NDArray[Any]],
+        wait: "Wait",
+    ) -> None:
+        """Send arrays, and fill others with what is received.
+
+        Args:
+            name: of this exchange, the same on all ranks, of no other one.
+            members: the ranks that take part, ascending.
+            rank: which one this is.
+            sent: by the rank that gets it, one-dimensional and contiguous.
+            wanted: by the rank that it comes from, of the size and dtype that it sends.
+            wait: how to wait.
+
+        Raises:
+            TornError: somebody is gone, or the limit is reached.
+        """
+        ...
+
+
+class Wait(Protocol):
+    """A wait that has an end."""
+
+    def __call__(self, done: Any, rank: int) -> None:
+        """Return when `done()` is true.
+
+        Raises:
+            TornError: the rank that is waited for is lost.
+        """
+        ...
+
+    @property
+    def limit(self) -> float:
+        """Seconds, for waits in which nothing can be asked."""
+        ...
+
+
+class StoreCarrier:
+    """Rows as values of the store.
+
+    Args:
+        store: where.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def exchange(
+        self,
+        name: str,
+        members: Sequence[int],
+        rank: int,
+        sent: Mapping[int, NDArray[Any]],
+        wanted: Mapping[int, NDArray[Any]],
+        wait: Wait,
+    ) -> None:
+        """See `Carrier`; the receiver clears away what it has got."""
+        for other, row in sent.items():
+            put(self._store, f"{name}/{rank}>{other}", row.tobytes())
+        for other, row in wanted.items():
+            key = f"{name}/{other}>{rank}"
+            wait(lambda key=key: self._store.has([key]), other)
+            content = taken(self._store, key)
+            if content is None or len(content) != row.nbytes:
+                raise TornError(f"rank {other} sent {len(content or b'')} of {row.nbytes} bytes")
+            row[...] = np.frombuffer(content, row.dtype)
+            drop(self._store, key)

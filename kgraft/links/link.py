@@ -1,0 +1,196 @@
+"""Links: how the peers of one ring reach each other, in one process or in several."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ChangedError(Exception):
+    """The ring is another one since the mixing began: it is begun anew, nothing was assigned."""
+
+
+class LeftOutError(Exception):
+    """The others went on without this rank, which may come back with the next epoch."""
+
+
+class Link(ABC):
+    """R ranks that hold the K peers of a ring among them, in ring order.
+
+    All ranks of a link call the same methods in the same order. Mixers know none of it: they see
+    `Peers` and a `Population`.
+
+    Attributes:
+        rank: which one this is, counted from 0.
+        holds: the ring's places that each rank holds, by rank; known from `join` on.
+        members: the ranks that are in the ring now, ascending.
+        returning: whether this rank was started again while the others went on.
+    """
+
+    rank = 0
+    returning = False
+
+    def __init__(self) -> None:
+        self.holds: dict[int, range] = {}
+        self.members: tuple[int, ...] = (0,)
+
+    @property
+    def here(self) -> range:
+        """The ring's places that this rank holds."""
+        return self.holds[self.rank]
+
+    @property
+    def count(self) -> int:
+        """K, peers that are lost included."""
+        return sum(map(len, self.holds.values()))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for all: the first of those that are there."""
+        return self.rank == self.members[0]
+
+    @property
+    def lost(self) -> frozenset[int]:
+        """Places whose rank is not there."""
+        away = self.holds.keys() - set(self.members)
+        return frozenset(k for rank in away for k in self.holds[rank])
+
+    def owner(self, k: int) -> int:
+        """The rank that holds a place."""
+        return next(rank for rank, places in self.holds.items() if k in places)
+
+    @abstractmethod
+    def join(self, peers: int) -> None:
+        """Be in the ring, with some peers; called once, before anything else."""
+
+    @abstractmethod
+    def begin_epoch(self, epoch: int) -> None:
+        """All begin an epoch together; ranks that have come back are let in."""
+
+    @abstractmethod
+    def gather_small(self, value: Any, *, opens: bool = False) -> dict[int, Any]:
+        """What every rank of the ring has to say, some kilobytes.
+
+        Args:
+            value: this rank's: JSON-able values and NumPy arrays.
+            opens: whether this begins something, so that a rank that is lost by now is just left
+                out; within something, `ChangedError` is raised where one is lost.
+
+        Returns:
+            Each member's value, by rank, ascending.
+
+        Raises:
+            LostPeerError: a rank is lost and the link's policy is not to go on without it.
+            ChangedError: see `opens`.
+            LeftOutError: the others have left this one out.
+        """
+
+    @abstractmethod
+    def exchange(
+        self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
+    ) -> None:
+        """Send arrays and receive others; whether all went well `confirm` says.
+
+        Args:
+            sent: by the member that gets it, one-dimensional and contiguous.
+            wanted: by the member that it comes from, to be filled; of the size and dtype sent.
+        """
+
+    @abstractmethod
+    def confirm(self) -> None:
+        """Go on only if every exchange since the last one went well on all ranks.
+
+        Raises:
+            ChangedError: it did not; all ranks raise it.
+        """
+
+    @abstractmethod
+    def end(self, words: str = "") -> None:
+        """Leave the ring.
+
+        Args:
+            words: why, for the others; empty where the training is over.
+        """
+
+    def barrier(self) -> None:
+        """Go on when all are here."""
+        self.gather_small(None)
+
+    def mean(self, rows: Sequence[NDArray[Any]], size: int, dtype: Any) -> NDArray[Any] | None:
+        """Mean of rows of all ranks, added up in the ring's order: the same as in one process.
+
+        Each rank takes the mean of a part of the columns, so that a rank sends and receives no
+        more than a ring all-reduce would.
+
+        Args:
+            rows: this rank's, each of shape `(size,)`.
+            size: of a row.
+            dtype: of a row.
+
+        Returns:
+            Shape `(size,)`; None where nobody has a row.
+        """
+        counts = self.gather_small(len(rows))
+        if not any(counts.values()):
+            return None
+        ends = np.linspace(0, size, len(counts) + 1).astype(int)
+        parts = {
+            rank: slice(*ends[place : place + 2].tolist()) for place, rank in enumerate(counts)
+        }
+        own = parts[self.rank]
+        width = own.stop - own.start
+        others = [rank for rank in counts if rank != self.rank]
+        sent = {r: np.concatenate([row[parts[r]] for row in rows]) for r in others if rows}
+        wanted = {r: np.empty(counts[r] * width, dtype) for r in others if counts[r]}
+        self.exchange(_filled(sent), _filled(wanted))
+        laid = {r: wanted[r].reshape(counts[r], width) for r in wanted}
+        laid[self.rank] = np.array([row[own] for row in rows]).reshape(len(rows), width)
+        found = running_mean([row for rank in counts if counts[rank] for row in laid[rank]])
+        theirs = {r: np.empty(parts[r].stop - parts[r].start, dtype) for r in others}
+        self.exchange(_filled(dict.fromkeys(others, found)), _filled(theirs))
+        return np.concatenate([{**theirs, self.rank: found}[rank] for rank in counts])
+
+
+class Here(Link):
+    """All K peers in this process."""
+
+    def join(self, peers: int) -> None:
+        """See `Link`."""
+        self.holds = {0: range(peers)}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """See `Link`."""
+
+    def gather_small(self, value: Any, *, opens: bool = False) -> dict[int, Any]:
+        """See `Link`."""
+        return {0: value}
+
+    def exchange(
+        self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
+    ) -> None:
+        """See `Link`: there is nobody."""
+
+    def confirm(self) -> None:
+        """See `Link`."""
+
+    def end(self, words: str = "") -> None:
+        """See `Link`."""
+
+
+def running_mean(values: Sequence[Any]) -> Any:
+    """Mean of arrays, one after the other; equal values stay equal to the last bit.
+
+    Args:
+        values: one or more arrays or tensors of equal shapes.
+    """
+    mean = values[0]
+    for count, value in enumerate(values[1:], start=2):
+        mean = mean + (value - mean) * (1 / count)
+    return mean
+
+
+def _filled(arrays: Mapping[int, NDArray[Any]]) -> dict[int, NDArray[Any]]:
+    """Those that hold anything, contiguous."""
+    return {rank: np.ascontiguousarray(own) for rank, own in arrays.items() if own.size}

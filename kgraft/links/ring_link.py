@@ -1,0 +1,408 @@
+"""RingLink: a ring whose peers are in several processes, on one machine or many."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+from numpy.typing import NDArray
+
+from kgraft.errors import LostPeerError, UserError
+from kgraft.links.carrier import Carrier, StoreCarrier, TornError
+from kgraft.links.link import ChangedError, LeftOutError, Link
+from kgraft.links.roll import PATIENCE, Pause, Roll
+from kgraft.links.store import DirectoryStore, Store, drop, put, taken
+from kgraft.nests import packed, unpacked
+from kgraft.settings import argument
+
+_log = logging.getLogger("kgraft")
+
+OnLost = Literal["stop", "skip", "wait"]
+_TRIES = 3  # of an exchange between ranks that are all there
+
+
+class RingLink(Link):
+    """Joins this process to a ring of several.
+
+    Under torchrun nothing has to be given: the ranks find each other by its environment variables,
+    small values go through its store and weights over gloo. Elsewhere `directory=` names a
+    directory that all reach. Where `jax.distributed` is initialised its coordinator carries both.
+
+    Every rank beats. One that is not heard of for `timeout` seconds, whose process is gone, or that
+    has said that it ends is lost; so is one that is alive and keeps the others waiting for ten
+    times as long, and twenty times as long as their epoch took. Who takes ten times as long as
+    another for an epoch is named in the log.
+
+    No process group is registered: `torch.distributed.is_initialized()` stays false, so that Keras
+    does not average the peers' gradients.
+
+    Args:
+        directory: where the ranks meet, of this training alone; None for torchrun's store, or that
+            of `jax.distributed`.
+        rank: which one this is, counted from 0; torchrun's (`RANK`) by default.
+        ranks: how many there are; torchrun's (`WORLD_SIZE`) by default.
+        timeout: seconds after which a rank that is not heard of is lost.
+        on_lost_peer: `"stop"` ends all ranks with an error that names the lost one; `"skip"` closes
+            the ring over the gap, and lets a rank in again that comes back; `"wait"` waits for it
+            to be started again, and goes on with all from the last epoch that all have saved.
+        store: what the ranks agree by, instead of all that.
+        carrier: what weights travel by; by default what suits the store.
+        name: keeps several rings on one store apart.
+
+    Attributes:
+        sent: bytes of weights that this rank has sent, and `received`.
+        waited: seconds that it has spent waiting for others and their weights.
+        check: called while it waits; may raise to end the wait, which ends it for all ranks.
+
+    Raises:
+        UserError: an argument is out of range, or there is nothing to find the others by.
+
+    Example:
+        ```python
+        model.fit(x, y, callbacks=[kgraft.GraftCallback(kgraft.RingLink())])  # under torchrun
+        ```
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        rank: int | None = None,
+        ranks: int | None = None,
+        timeout: float = 60.0,
+        on_lost_peer: OnLost = "stop",
+        store: Store | None = None,
+        carrier: Carrier | None = None,
+        name: str = "ring",
+    ) -> None:
+        super().__init__()
+        self.timeout = argument("timeout", timeout, float, above=0)
+        if on_lost_peer not in get_args(OnLost):
+            raise UserError(
+                f"on_lost_peer is {on_lost_peer!r}: expected one of {', '.join(get_args(OnLost))}."
+            )
+        self.on_lost_peer = on_lost_peer
+        at_hand = _at_hand() if rank is None or ranks is None else (rank, ranks)
+        self.rank = at_hand[0] if rank is None else argument("rank", rank, int, low=0)
+        self.ranks = at_hand[1] if ranks is None else argument("ranks", ranks, int, low=1)
+        if self.rank >= self.ranks:
+            raise UserError(f"rank is {self.rank} of {self.ranks} ranks: they are counted from 0.")
+        self.store = store or _store(directory, self.timeout)
+        self._carrier = carrier or _carrier(self.store)
+        self._name, self._generation = name, 0
+        self._at, self._number = "start", 0
+        self._said: list[str] = []
+        self._roll = self._new_roll()
+        self._torn, self._tries = "", 0
+        self.check: Callable[[], None] = lambda: None
+        self.sent = self.received = 0
+        self.waited = 0.0
+
+    def __enter__(self) -> "RingLink":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end("" if error is None else f"{type(error).__name__}: {error}".splitlines()[0])
+
+    @property
+    def called(self) -> str:
+        """This rank with its host and peers, in words."""
+        return self._roll.called(self.rank)
+
+    def join(self, peers: int) -> None:
+        """See `Link`; goes on when all ranks are there, or at once where the others went on."""
+        self._roll.end("it joins anew")
+        self._generation = self._newest_generation()
+        self._roll = self._new_roll()
+        self.returning = False
+        if self._roll.is_written:  # this rank has been here before
+            self.returning = self.on_lost_peer == "skip" and self._roll.anybody_beats(self.ranks)
+            if not self.returning:
+                self._generation += 1
+                self._announce(self._generation)
+                self._roll = self._new_roll()
+        self._at, self._number, self._torn, self._said = "start", 0, "", []
+        self._roll.write({"rank": _torchrun_rank(self.rank), "peers": peers})
+        until, pause = time.monotonic() + self.timeout * PATIENCE, Pause()
+        while away := self._roll.away(self.ranks):
+            self.check()
+            if time.monotonic() > until:
+                raise LostPeerError(
+                    f"rank {', '.join(map(str, away))} of {self.ranks} did not come within "
+                    f"{self.timeout * PATIENCE:g} s (link: {self.store.where}): was it started?"
+                )
+            pause()
+        self._roll.read(self.ranks)
+        self.holds = self._roll.holds
+        self.members = tuple(range(self.ranks))
+
+    def regroup(self) -> None:
+        """Meet all ranks anew, where one was lost and is started again (`on_lost_peer="wait"`).
+
+        Raises:
+            LostPeerError: not all come within ten times the limit.
+        """
+        if self._newest_generation() == self._generation:
+            self._announce(self._generation + 1)
+        limit = self.timeout * PATIENCE
+        _log.warning("waiting for all %d ranks to come back, %g s at most", self.ranks, limit)
+        self.join(len(self.here))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """See `Link`."""
+        said, self._said = self._said, []
+        self._at, self._number, self._roll.epoch = f"e{epoch}", 0, None
+        self.gather_small(None, opens=True)
+        self._begun(epoch)
+        for key in said:  # of the epoch before, in which nobody is any more
+            drop(self.store, key)
+
+    def rejoin(self) -> int:
+        """Be let in again where the others went on without this rank.
+
+        Returns:
+            The epoch that begins, with this rank in it.
+
+        Raises:
+            LostPeerError: nobody is there any more.
+        """
+        self.returning, others = False, [r for r in range(self.ranks) if r != self.rank]
+        while True:
+            epoch = int(self.store.get(self._now) or -1) + 1
+            self._at, self._number, self._roll.epoch = f"e{epoch}", 0, None
+            key, pause = self._next(), Pause()
+            self._say(key, None)
+            while (found := self.store.get(f"{key}/decided")) is None:
+                self.check()
+                if all(self._roll.why_lost(rank, 0.0) for rank in others):
+                    raise LostPeerError("the others have ended the training without this rank.")
+                pause()
+            members = tuple(json.loads(found).get("members", ()))
+            if self.rank in members:
+                self.members = members
+                self._begun(epoch)
+                _log.warning("%s is in the ring again from epoch %d on", self.called, epoch + 1)
+                return epoch
+            time.sleep(0.05)
+
+    def gather_small(self, value: Any, *, opens: bool = False) -> dict[int, Any]:
+        """See `Link`."""
+        key, began = self._next(), time.monotonic()
+        self._say(key, value)
+        said = self._decided(key)
+        self.waited += time.monotonic() - began
+        if "broken" in said:
+            raise LostPeerError(said["broken"])
+        members, before = tuple(said["members"]), self.members
+        if self.rank not in members:
+            raise LeftOutError
+        self.members = members
+        if members != before:
+            self._tell_change(before)
+            if not opens:
+                raise ChangedError
+        found = {rank: taken(self.store, f"{key}/{rank}") for rank in sorted(members)}
+        return {rank: unpacked(content) for rank, content in found.items() if content is not None}
+
+    def exchange(
+        self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
+    ) -> None:
+        """See `Link`."""
+        name, began = self._next(), time.monotonic()
+        if not self._torn:
+            wait = _Wait(self, began)
+            try:
+                self._carrier.exchange(name, self.members, self.rank, sent, wanted, wait)
+                self.sent += sum(row.nbytes for row in sent.values())
+                self.received += sum(row.nbytes for row in wanted.values())
+            except TornError as error:
+                self._torn = str(error)
+        if self._torn:
+            for row in wanted.values():
+                row[...] = 0  # nobody is given it: `confirm` ends the mixing
+        self.waited += time.monotonic() - began
+
+    def confirm(self) -> None:
+        """See `Link`."""
+        torn, self._torn = self._torn, ""
+        told = {rank: why for rank, why in self.gather_small(torn).items() if why}
+        self._tries = self._tries + 1 if told else 0
+        if not told:
+            return
+        if self._tries == _TRIES:
+            rank, why = next(iter(told.items()))
+            raise LostPeerError(
+                f"weights do not reach {self._roll.called(rank)}, {_TRIES} times over: {why} "
+                f"(link: {self.store.where})."
+            )
+        raise ChangedError
+
+    def end(self, words: str = "") -> None:
+        """See `Link`."""
+        self._roll.end(words or "it is over")
+
+    def look(self, rank: int, began: float) -> None:
+        """Look after a rank that is waited for.
+
+        Args:
+            rank: which.
+            began: since when, by `time.monotonic`.
+
+        Raises:
+            TornError: it is lost.
+        """
+        self.check()
+        if why := self._roll.why_lost(rank, time.monotonic() - began):
+            raise TornError(why)
+
+    def _decided(self, key: str) -> dict[str, Any]:
+        """What all ranks hold of a gathering: who is in it, or why there is none.
+
+        The first word written down is everybody's: a rank that comes a moment too late finds
+        itself left out, by all.
+        """
+        began, pause = time.monotonic(), Pause()
+        self._roll.listen(self.members)
+        while True:
+            found = self.store.get(f"{key}/decided")
+            if found is not None:
+                said: dict[str, Any] = json.loads(found)
+                return said
+            arrived = self._arrived(key)
+            away = [rank for rank in self.members if rank not in arrived]
+            if not away:
+                return self._decide(key, {"members": arrived})
+            try:
+                self.check()
+            except BaseException:
+                said = self._decide(key, {"broken": f"{self.called} was stopped."})
+                if "broken" in said:
+                    raise
+                return said
+            waited = time.monotonic() - began
+            lost = {rank: why for rank in away if (why := self._roll.why_lost(rank, waited))}
+            if lost and self.on_lost_peer != "skip":
+                return self._decide(key, {"broken": self._roll.lost(*next(iter(lost.items())))})
+            if len(lost) == len(away):
+                return self._decide(key, {"members": arrived})
+            if self._newest_generation() > self._generation:
+                return {"broken": "another rank was lost: all meet anew."}
+            if arrived[0] == self.rank:
+                self._roll.name_slow(away, waited)
+            pause()
+
+    def _arrived(self, key: str) -> list[int]:
+        keys = {rank: f"{key}/{rank}" for rank in range(self.ranks)}
+        if len(self.members) == self.ranks and self.store.has([*keys.values()]):
+            return [*keys]
+        return [rank for rank, own in keys.items() if self.store.has([own])]
+
+    def _decide(self, key: str, what: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.store.first(f"{key}/decided", json.dumps(what)))
+        return found
+
+    def _tell_change(self, before: tuple[int, ...]) -> None:
+        for rank in sorted({*before} - {*self.members}):
+            why = self._roll.why_lost(rank, 0.0) or "it did not come in time"
+            _log.warning("%s The ring closes over the gap.", self._roll.lost(rank, why))
+        for rank in sorted({*self.members} - {*before}):
+            self._roll.renew(rank)
+            _log.warning("%s is in the ring again.", self._roll.called(rank))
+
+    def _say(self, key: str, value: Any) -> None:
+        own = f"{key}/{self.rank}"
+        put(self.store, own, packed(value))
+        self._said.append(own)
+
+    def _begun(self, epoch: int) -> None:
+        self._roll.begin(epoch)
+        self.store.set(self._now, b"%d" % epoch)
+
+    @property
+    def _now(self) -> str:
+        return f"{self._name}/{self._generation}/now"
+
+    def _next(self) -> str:
+        key = f"{self._name}/{self._generation}/{self._at}/{self._number}"
+        self._number += 1
+        return key
+
+    def _new_roll(self) -> Roll:
+        return Roll(self.store, f"{self._name}/{self._generation}", self.rank, self.timeout)
+
+    def _newest_generation(self) -> int:
+        return int(self.store.get(f"{self._name}/generation") or 0)
+
+    def _announce(self, generation: int) -> None:
+        self.store.set(f"{self._name}/generation", b"%d" % generation)
+
+
+class _Wait:
+    """A carrier's wait, see `Wait`."""
+
+    def __init__(self, link: RingLink, began: float) -> None:
+        self._link, self._began = link, began
+        self.limit = link.timeout
+
+    def __call__(self, done: Callable[[], bool], rank: int) -> None:
+        pause = Pause()
+        while not done():
+            self._link.look(rank, self._began)
+            pause()
+
+
+def _store(directory: str | os.PathLike[str] | None, timeout: float) -> Store:
+    if directory is not None:
+        return DirectoryStore(directory)
+    if (found := _of_jax()) is not None:
+        return found
+    from kgraft.links.torch_store import TorchStore
+
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return TorchStore.of_environment(timeout * PATIENCE, attempt)
+
+
+def _carrier(store: Store) -> Carrier:
+    if "torch" in sys.modules:
+        from kgraft.links.torch_store import GlooCarrier, TorchStore
+
+        if isinstance(store, TorchStore):
+            return GlooCarrier(store)
+    return StoreCarrier(store)
+
+
+def _of_jax() -> Any:
+    """The store of `jax.distributed`, None where it is not initialised."""
+    if "jax" not in sys.modules:
+        return None
+    from kgraft.links.jax_store import JaxStore
+
+    return JaxStore() if JaxStore.is_there() else None
+
+
+def _at_hand() -> tuple[int, int]:
+    """This process' rank and how many there are, as its launcher says."""
+    jax = _of_jax()
+    if jax is not None:
+        return jax.rank(), jax.ranks()
+    with contextlib.suppress(KeyError, ValueError):
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    raise UserError(
+        "RingLink knows no rank: start with torchrun --nproc-per-node N, or give rank= and ranks=."
+    )
+
+
+def _torchrun_rank(rank: int) -> int:
+    """What this process is called by its launcher: a ring may be one of several."""
+    known = os.environ.get("RANK", "")
+    return int(known) if known.isdecimal() else rank

@@ -1,0 +1,197 @@
+"""The roll of a ring: which ranks there are, who is lost and why, who is slow."""
+
+import contextlib
+import logging
+import time
+from typing import Any
+
+from kgraft.links.presence import Heartbeat, Listener, own_presence, state_of
+from kgraft.links.store import Store, put, taken
+from kgraft.nests import packed, unpacked
+
+_log = logging.getLogger("kgraft")
+
+PATIENCE = 10.0
+"""Times the limit: how long a rank may keep others waiting that is alive."""
+
+_SLOW = 10.0  # times what this rank took: who takes longer is named
+_AT_ONCE = 2.0  # seconds that nobody is called slow for
+_A_DAY = 86_400.0  # the limit where one rank works and others have nothing to do
+
+
+class Roll:
+    """All ranks of one start of a ring.
+
+    Args:
+        store: where they are written down.
+        prefix: of all keys.
+        rank: which one this is.
+        timeout: seconds after which one that is not heard of is lost.
+    """
+
+    def __init__(self, store: Store, prefix: str, rank: int, timeout: float) -> None:
+        self._store, self._prefix, self._rank, self._timeout = store, prefix, rank, timeout
+        self._listener = Listener(store)
+        self._heartbeat: Heartbeat | None = None
+        self._known: dict[int, dict[str, Any]] = {}
+        self._holds: dict[int, range] = {}
+        self._named: set[tuple[int | None, int]] = set()
+        self._began = time.monotonic()
+        self.epoch: int | None = None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank has been here before, as another process it may be."""
+        return self._store.has([self._key("presence", self._rank)])
+
+    @property
+    def holds(self) -> dict[int, range]:
+        """The ring's places that each rank holds."""
+        return self._holds
+
+    def away(self, ranks: int) -> list[int]:
+        """Who has not come yet.
+
+        Args:
+            ranks: how many there are to be.
+        """
+        keys = {rank: self._key("presence", rank) for rank in range(ranks)}
+        if self._store.has([*keys.values()]):
+            return []
+        return [rank for rank, key in keys.items() if not self._store.has([key])]
+
+    def write(self, told: dict[str, Any]) -> None:
+        """Write this rank down, and beat from now on.
+
+        Args:
+            told: what is known of it beside its process: its `"rank"` and how many `"peers"`.
+        """
+        self._store.delete(self._key("ended", self._rank))
+        put(self._store, self._key("presence", self._rank), packed({**own_presence(), **told}))
+        every = min(1.0, self._timeout / 5)
+        self._heartbeat = Heartbeat(self._store, self._key("beat", self._rank), every)
+
+    def read(self, ranks: int) -> None:
+        """Read all of it, when nobody is away.
+
+        Args:
+            ranks: how many there are.
+        """
+        start = 0
+        for rank in range(ranks):
+            self.renew(rank)
+            self._holds[rank] = range(start, start + self._known[rank]["peers"])
+            start = self._holds[rank].stop
+
+    def renew(self, rank: int) -> None:
+        """Read one anew, who has come back as another process it may be."""
+        content = taken(self._store, self._key("presence", rank))
+        assert content is not None
+        self._known[rank] = unpacked(content)
+        self._listener.begin(self._key("beat", rank))
+
+    def begin(self, epoch: int) -> None:
+        """An epoch begins."""
+        self.epoch, self._began = epoch, time.monotonic()
+
+    def listen(self, ranks: tuple[int, ...]) -> None:
+        """A wait begins: who has beaten since the last one is well."""
+        for rank in ranks:
+            self._listener.silent(self._key("beat", rank))
+
+    def end(self, words: str) -> None:
+        """Beat no more, and say why."""
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
+            self._heartbeat = None
+            with contextlib.suppress(OSError):  # the others may have gone first, with the store
+                self._store.set(self._key("ended", self._rank), words.encode()[:500])
+
+    def anybody_beats(self, ranks: int) -> bool:
+        """Whether another rank is alive; takes as long as the limit where none is."""
+        others = [self._key("beat", rank) for rank in range(ranks) if rank != self._rank]
+        before = [self._store.get(key) for key in others]
+        until, pause = time.monotonic() + self._timeout, Pause()
+        while time.monotonic() < until:
+            if [self._store.get(key) for key in others] != before:
+                return True
+            pause()
+        return False
+
+    def why_lost(self, rank: int, waited: float) -> str:
+        """Why a rank is given up, empty for one that may yet come.
+
+        Args:
+            rank: which.
+            waited: seconds that it has kept this one waiting.
+        """
+        said = self._store.get(self._key("ended", rank))
+        if said is not None:
+            return f"it has ended ({said.decode(errors='replace')})"
+        state = state_of(self._known[rank])
+        if state == "gone":
+            return "its process is gone"
+        silent = self._listener.silent(self._key("beat", rank))
+        if silent > self._timeout:
+            stopped = "its process is stopped (SIGSTOP)" if state == "stopped" else "it is silent"
+            return f"{stopped}, not heard of for {silent:.0f} s"
+        if waited > self._patience(waited):
+            return f"it is alive, and has kept the others waiting for {waited:.0f} s"
+        return ""
+
+    def _patience(self, waited: float) -> float:
+        if self.epoch is None:
+            return _A_DAY
+        took = time.monotonic() - waited - self._began
+        return max(PATIENCE * self._timeout, 2 * _SLOW * took)
+
+    def lost(self, rank: int, why: str) -> str:
+        """The sentence that names a lost rank."""
+        when = "at the start" if self.epoch is None else f"in epoch {self.epoch + 1}"
+        return (
+            f"{self.called(rank)} is lost {when}: {why} (link: {self._store.where}, timeout "
+            f"{self._timeout:g} s)."
+        )
+
+    def called(self, rank: int) -> str:
+        """A rank with its host and its peers, in words."""
+        known, places = self._known[rank], [k + 1 for k in self._holds[rank]]
+        peers = f"peer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
+        return f"rank {known['rank']} on {known['host']} ({peers})"
+
+    def name_slow(self, ranks: list[int], waited: float) -> None:
+        """Log who takes far longer for an epoch than this rank took, once an epoch.
+
+        Args:
+            ranks: who is away.
+            waited: seconds that they have kept this one waiting.
+        """
+        took = time.monotonic() - waited - self._began
+        if self.epoch is None or waited < max(_AT_ONCE, (_SLOW - 1) * took):
+            return
+        for rank in ranks:
+            if (self.epoch, rank) not in self._named:
+                self._named.add((self.epoch, rank))
+                stopped = state_of(self._known[rank]) == "stopped"
+                _log.warning(
+                    "%s takes more than %g times as long as this one for epoch %d: %s.",
+                    self.called(rank),
+                    _SLOW,
+                    self.epoch + 1,
+                    "its process is stopped (SIGSTOP)" if stopped else "it is not lost yet",
+                )
+
+    def _key(self, what: str, rank: int) -> str:
+        return f"{self._prefix}/{what}/{rank}"
+
+
+class Pause:
+    """Longer and longer pauses between two looks at a store, 20 ms at most."""
+
+    def __init__(self) -> None:
+        self._next = 0.0002
+
+    def __call__(self) -> None:
+        """Sleep."""
+        time.sleep(self._next)
+        self._next = min(2 * self._next, 0.02)

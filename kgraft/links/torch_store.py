@@ -1,0 +1,143 @@
+"""torch.distributed below a link: its TCPStore, and process groups that nobody else sees.
+
+A group is built directly and registered nowhere, so that `torch.distributed.is_initialized()`
+stays false: from Keras 3.16 on the trainer would otherwise average gradients and metrics over it.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+
+from kgraft.errors import UserError
+from kgraft.links.carrier import TornError, Wait
+
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class TorchStore:
+    """A `torch.distributed` store; torchrun's own where it has one.
+
+    Args:
+        store: a store of torch's.
+        where: what it is called.
+    """
+
+    def __init__(self, store: Any, where: str) -> None:
+        self.store, self.where = store, where
+
+    @classmethod
+    def of_environment(cls, timeout: float, attempt: str) -> "TorchStore":
+        """The one that torchrun's environment variables name; rank 0 makes it, or torchrun's agent.
+
+        Args:
+            timeout: seconds to wait until it is there.
+            attempt: keeps the keys of one start of all ranks apart from those of another.
+
+        Raises:
+            UserError: variables are missing, or nobody answers.
+        """
+        missing = [name for name in _NEEDED if not os.environ.get(name)]
+        if missing:
+            raise UserError(
+                f"a link needs the environment variables of torchrun, {', '.join(missing)} is not "
+                "set: start with torchrun --nproc-per-node N, or give RingLink(directory=...)."
+            )
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        first = os.environ["RANK"] == "0" and not hosted
+        try:
+            store = distributed.TCPStore(
+                host, port, None, first, timedelta(seconds=timeout), wait_for_workers=False
+            )
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"no store answers at {host}:{port} ({reason}): is rank 0 up?"
+            ) from None
+        who = "torchrun" if hosted else "rank 0"
+        return cls(
+            distributed.PrefixStore(f"kgraft/{attempt}", store), f"store of {who}, {host}:{port}"
+        )
+
+    def set(self, key: str, value: bytes) -> None:
+        """See `Store`."""
+        self._asked(self.store.set, key, value)
+
+    def first(self, key: str, value: str) -> str:
+        """See `Store`."""
+        found: bytes = self._asked(self.store.compare_set, key, "", value)
+        return found.decode()
+
+    def get(self, key: str) -> bytes | None:
+        """See `Store`."""
+        return self._asked(self.store.get, key) if self.has([key]) else None
+
+    def has(self, keys: Sequence[str]) -> bool:
+        """See `Store`."""
+        return bool(self._asked(self.store.check, list(keys)))
+
+    def delete(self, key: str) -> None:
+        """See `Store`."""
+        self._asked(self.store.delete_key, key)
+
+    def _asked(self, ask: Callable[..., Any], *what: Any) -> Any:
+        try:
+            return ask(*what)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConnectionError(
+                f"the {self.where} does not answer any more ({reason})."
+            ) from None
+
+
+class GlooCarrier:
+    """Rows over gloo, from host memory to host memory, one connection a pair of ranks.
+
+    Args:
+        store: where the ranks find each other.
+    """
+
+    def __init__(self, store: TorchStore) -> None:
+        self._store = store.store
+        self._group: Any = None
+        self._of: tuple[str, ...] = ()
+
+    def exchange(
+        self,
+        name: str,
+        members: Sequence[int],
+        rank: int,
+        sent: Mapping[int, NDArray[Any]],
+        wanted: Mapping[int, NDArray[Any]],
+        wait: Wait,
+    ) -> None:
+        """See `Carrier`; a group is made where there is none of these members."""
+        limit = timedelta(seconds=wait.limit)
+        try:
+            group = self._group_of(name, members, rank, limit)
+            at = {member: place for place, member in enumerate(members)}
+            works = [
+                group.recv([torch.from_numpy(row)], at[other], 0) for other, row in wanted.items()
+            ]
+            works += [
+                group.send([torch.from_numpy(row)], at[other], 0) for other, row in sent.items()
+            ]
+            for work in works:
+                work.wait(limit)
+        except RuntimeError as error:
+            self._group, self._of = None, ()
+            raise TornError(str(error).splitlines()[0]) from None
+
+    def _group_of(self, name: str, members: Sequence[int], rank: int, limit: timedelta) -> Any:
+        who = tuple(map(str, members))
+        if self._group is None or self._of != who:
+            store = distributed.PrefixStore(f"group/{name}", self._store)
+            place = [*members].index(rank)
+            self._group = distributed.ProcessGroupGloo(store, place, len(members), limit)
+            self._of = who
+        return self._group
