@@ -1,5 +1,6 @@
 """`kgraft fit`: train teachers and grafted peers, and show what happened."""
 
+import contextlib
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ _FLAGS = {
     "tensorboard": "run.tensorboard",
     "csv": "run.csv",
     "callback": "run.callbacks",
+    "ranks_per_peer": "ring.ranks_per_peer",
+    "on_lost_peer": "ring.on_lost_peer",
 }
 
 
@@ -71,6 +74,8 @@ _FLAGS = {
     metavar="MODULE:CLASS",
     help="A Keras callback for every peer, or a function that makes it.",
 )
+@click.option("--ranks-per-peer", type=int, metavar="R", help="Ranks that train one peer.")
+@click.option("--on-lost-peer", metavar="WHAT", help="Under torchrun: stop, skip or wait.")
 @click.option(
     "--out",
     type=PLACE,
@@ -102,6 +107,9 @@ def command(
     number (peer), the run's directory (run) and all settings (settings) where it has arguments of
     these names. --trust lets --resume call those that the run's directory
     names, --here does so too.
+
+    Under torchrun the peers are shared out over its ranks (torchrun --nproc-per-node 4 -m
+    kgraft_cli fit RUNFILE); the first rank shows the run and writes it.
     """
     from rich.console import Console
 
@@ -111,6 +119,7 @@ def command(
     from kgraft.runs.directory import make_new
     from kgraft.runs.execution import execute
     from kgraft.runs.own import called
+    from kgraft.runs.ranks import link_of, one_directory
     from kgraft.runs.stopping import Stopping
     from kgraft.runs.unfinished import read_unfinished
     from kgraft_cli.messages import messages_on
@@ -132,12 +141,17 @@ def command(
         more = " --here" if here else " --trust" if trust or called(config) else ""
         stopping.go_on = lambda: _go_on(path, more)
         BACKEND.keep_compiled()
-        assembly = assemble(config)
-        if resume is None and out is None:
-            path = make_new(path)
-        with progress_on(console) as progress:
-            summary = execute(assembly, path, progress, stopping, resume=resume is not None)
-    print_summary(console, summary, path, config.run.epochs)
+        link = link_of(config)
+        with link:
+            link.check = stopping.check
+            assembly = assemble(config, link)
+            if resume is None and out is None and link.rank == 0:
+                path = make_new(path)
+            path = one_directory(link, path)
+            with progress_on(console) if link.rank == 0 else contextlib.nullcontext() as progress:
+                summary = execute(assembly, path, progress, stopping, resume=resume is not None)
+    if link.rank == 0:
+        print_summary(console, summary, path, config.run.epochs)
 
 
 def _go_on(path: Path, more: str) -> str:

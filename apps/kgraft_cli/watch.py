@@ -24,7 +24,7 @@ def command(run: str, wait: bool) -> None:
     """
     from rich.console import Console
 
-    from kgraft.runs.directory import read_run
+    from kgraft.runs.finished import read_run
     from kgraft.runs.following import Following, is_on
     from kgraft.runs.own import called
     from kgraft_cli.messages import quiet_tensorflow, say

@@ -72,7 +72,7 @@ def _unsaved(value: Any, path: str) -> str:
 
 RESERVED = (
     *("run", "data", "photos", "retrieval", "model", "peers", "teachers", "optimizer", "schedule"),
-    "checkpoint",
+    *("checkpoint", "ring"),
     *("scion", "result", "runs_of", "budget"),  # of old run files, and of comparisons
 )
 """What stands beside the methods' tables in a run file: no method's table may be called so."""

@@ -1,11 +1,15 @@
 """Links: how the peers of one ring reach each other, in one process or in several."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kgraft.nests import packed, unpacked
 
 
 class ChangedError(Exception):
@@ -27,14 +31,28 @@ class Link(ABC):
         holds: the ring's places that each rank holds, by rank; known from `join` on.
         members: the ranks that are in the ring now, ascending.
         returning: whether this rank was started again while the others went on.
+        waits: whether a lost rank is waited for, to go on from what all have saved.
+        check: called while this rank waits; may raise to end the wait, which ends it for all.
     """
 
     rank = 0
-    returning = False
+    returning = waits = False
 
     def __init__(self) -> None:
+        self.check: Callable[[], None] = lambda: None
         self.holds: dict[int, range] = {}
         self.members: tuple[int, ...] = (0,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end("" if error is None else f"{type(error).__name__}: {error}".splitlines()[0])
 
     @property
     def here(self) -> range:
@@ -118,6 +136,49 @@ class Link(ABC):
         """Go on when all are here."""
         self.gather_small(None)
 
+    def collect(self, value: Any) -> dict[int, Any]:
+        """What every rank has to give to the first one, of any size.
+
+        Args:
+            value: see `gather_small`.
+
+        Returns:
+            By rank, on the first member; nothing on the others.
+        """
+        content = np.frombuffer(bytearray(packed(value)), np.uint8)
+        while True:
+            sizes = self.gather_small(content.size, opens=True)
+            first, *others = sizes
+            with contextlib.suppress(ChangedError):
+                if self.rank != first:
+                    self.exchange({first: content}, {})
+                    self.confirm()
+                    return {}
+                wanted = {rank: np.empty(sizes[rank], np.uint8) for rank in others}
+                self.exchange({}, wanted)
+                self.confirm()
+                return {first: value, **{r: unpacked(own.tobytes()) for r, own in wanted.items()}}
+
+    def share(self, value: Any) -> Any:
+        """What the first rank has to give to all, of any size.
+
+        Args:
+            value: see `gather_small`; nobody looks at the others'.
+        """
+        content = np.frombuffer(bytearray(packed(value if self.is_first else None)), np.uint8)
+        while True:
+            sizes = self.gather_small(content.size, opens=True)
+            first, *others = sizes
+            with contextlib.suppress(ChangedError):
+                if self.rank == first:
+                    self.exchange(dict.fromkeys(others, content), {})
+                    self.confirm()
+                    return value
+                wanted = np.empty(sizes[first], np.uint8)
+                self.exchange({}, {first: wanted})
+                self.confirm()
+                return unpacked(wanted.tobytes())
+
     def mean(self, rows: Sequence[NDArray[Any]], size: int, dtype: Any) -> NDArray[Any] | None:
         """Mean of rows of all ranks, added up in the ring's order: the same as in one process.
 
@@ -174,6 +235,14 @@ class Here(Link):
 
     def confirm(self) -> None:
         """See `Link`."""
+
+    def collect(self, value: Any) -> dict[int, Any]:
+        """See `Link`."""
+        return {0: value}
+
+    def share(self, value: Any) -> Any:
+        """See `Link`."""
+        return value
 
     def end(self, words: str = "") -> None:
         """See `Link`."""

@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
@@ -57,7 +56,6 @@ class RingLink(Link):
     Attributes:
         sent: bytes of weights that this rank has sent, and `received`.
         waited: seconds that it has spent waiting for others and their weights.
-        check: called while it waits; may raise to end the wait, which ends it for all ranks.
 
     Raises:
         UserError: an argument is out of range, or there is nothing to find the others by.
@@ -99,20 +97,9 @@ class RingLink(Link):
         self._said: list[str] = []
         self._roll = self._new_roll()
         self._torn, self._tries = "", 0
-        self.check: Callable[[], None] = lambda: None
+        self.waits = on_lost_peer == "wait"
         self.sent = self.received = 0
         self.waited = 0.0
-
-    def __enter__(self) -> "RingLink":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end("" if error is None else f"{type(error).__name__}: {error}".splitlines()[0])
 
     @property
     def called(self) -> str:

@@ -21,7 +21,7 @@ from kgraft.analysis.filters import (
 from kgraft.analysis.places import by_depth, shared_places
 from kgraft.errors import UserError
 from kgraft.files import is_directory
-from kgraft.runs.directory import best_peer_file, peer_file, read_run
+from kgraft.runs.finished import best_peer_file, numbers_of, peer_file, read_run
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.records import short_names
 
@@ -132,7 +132,7 @@ def _models(path: Path) -> Iterator[tuple[str, keras.Model]]:
         yield "", read_model(path, str(path))
         return
     _, summary = read_run(path)
-    for k in range(1, len(summary["peers"]) + 1):
+    for k in numbers_of(summary):
         file = peer_file(path, summary, k)
         yield f", peer {k}", read_model(file, str(file))
 

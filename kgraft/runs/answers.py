@@ -12,8 +12,8 @@ from kgraft.analysis.answers import calibration_error, class_accuracies, disagre
 from kgraft.data import Dataset
 from kgraft.errors import UserError
 from kgraft.runs.assembly import in_order
-from kgraft.runs.directory import read_run
 from kgraft.runs.evaluation import answers_of_run, peers_of_run
+from kgraft.runs.finished import read_run
 from kgraft.runs.scoring import accuracy, ensemble
 
 

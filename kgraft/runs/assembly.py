@@ -21,10 +21,11 @@ from kgraft.data.order import HELD_OUT
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.files import is_directory
+from kgraft.links.link import Here, Link
 from kgraft.models.neck import heads_of
 from kgraft.runs import optimizers, own, photographs
 from kgraft.runs.config import Config
-from kgraft.runs.directory import best_peer_file
+from kgraft.runs.finished import best_peer_file
 from kgraft.runs.keras_file import read_classifier
 from kgraft.runs.methods import Ema, mixer_of, settled, taught_epochs
 from kgraft.runs.networks import check_readable, network, seed_of, start, teacher_number
@@ -42,9 +43,10 @@ class Assembly:
         train: the first peer's batches; `for_peer` gives the others'.
         validation: batches of the validation part, None without one.
         test: batches of the test images.
-        peers: the K peers, compiled.
+        peers: the peers of this process, compiled; all K, unless a link joins several.
         loaded: teachers that come from files.
         untrained: teachers that the run trains first, compiled.
+        link: joins the processes that the peers are in.
     """
 
     config: Config
@@ -55,17 +57,19 @@ class Assembly:
     peers: list[keras.Model]
     loaded: list[keras.Model]
     untrained: list[keras.Model]
+    link: Link
 
     def teacher_stream(self, number: int) -> BatchStream | PhotoStream:
         """Batches of the m-th teacher that the run trains, counted from 0."""
         return self.train.for_peer(teacher_number(number))
 
 
-def assemble(config: Config) -> Assembly:
-    """Build everything a run needs.
+def assemble(config: Config, link: Link | None = None) -> Assembly:
+    """Build everything a run needs in this process.
 
     Args:
         config: the settings.
+        link: joins several processes, and knows which peers are in this one; by default all are.
 
     Returns:
         The objects.
@@ -88,14 +92,17 @@ def assemble(config: Config) -> Assembly:
         _built(config, teachers.model, dataset, teacher_number(m), teaches=True)
         for m in range(teachers.count - len(loaded))
     ]
-    peers = [_built(config, config.model.name, dataset, k) for k in range(config.peers.count)]
+    if link is None:
+        link = Here()
+        link.join(config.peers.count)
+    peers = [_built(config, config.model.name, dataset, k) for k in link.here]
     check_readable(config, config.model.name, peers)
     check_readable(config, teachers.model, untrained)
     start(config, [*peers, *(untrained if teachers.model == config.model.name else ())])
     for teacher in untrained:
         _compile(config, teacher, config.optimizer.lr, dataset, train, epochs=taught_epochs(config))
     mixer = mixer_of(config)
-    for k, peer in enumerate(peers):
+    for k, peer in zip(link.here, peers, strict=True):
         _compile(
             config,
             peer,
@@ -118,6 +125,7 @@ def assemble(config: Config) -> Assembly:
         peers=peers,
         loaded=loaded,
         untrained=untrained,
+        link=link,
     )
 
 

@@ -156,6 +156,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Ring:
+    """How the processes that torchrun has started reach each other; moot for one alone.
+
+    A rank that is not heard of for `timeout` seconds is lost, see `kgraft.RingLink`, which also
+    says what `on_lost_peer` means. They meet in `directory`, or by torchrun's store. With
+    `ranks_per_peer` several ranks train one peer, each on its part of every batch.
+    """
+
+    timeout: float = setting(60.0, above=0)
+    on_lost_peer: str = setting("stop", choices=("stop", "skip", "wait"))
+    directory: str | None = None
+    ranks_per_peer: int = setting(1, low=1, high=4096)
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run; the defaults are the quickstart.
 
@@ -178,6 +193,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     checkpoint: Checkpoint = Checkpoint()
+    ring: Ring = Ring()
     methods: Mapping[str, Any] = field(default_factory=dict)
     own: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
@@ -257,9 +273,9 @@ class Config:
         return {**found, **self.own, **self.methods}
 
     def _has(self, table: str) -> bool:
-        """Whether a table counts: most sets are no folder, and few of identities."""
-        usual = {"photos": Photographs(), "retrieval": Retrieval()}
-        if table not in usual or isinstance(self.data.size, tuple):
+        """Whether a table counts: most sets are no folder, few of identities, most runs alone."""
+        usual = {"photos": Photographs(), "retrieval": Retrieval(), "ring": Ring()}
+        if table not in usual or (isinstance(self.data.size, tuple) and table != "ring"):
             return True
         return getattr(self, table) != usual[table]
 

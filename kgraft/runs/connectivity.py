@@ -8,8 +8,8 @@ from scipy.special import log_softmax
 
 from kgraft.errors import UserError
 from kgraft.runs.assembly import in_order, in_training
-from kgraft.runs.directory import read_run
 from kgraft.runs.evaluation import images_of_run, peers_of_run
+from kgraft.runs.finished import numbers_of, read_run, told_numbers
 from kgraft.runs.scoring import predict
 from kgraft.runs.selection import copy_of, first_batches
 from kgraft.training.soup import reestimate_statistics
@@ -55,8 +55,10 @@ def line_between(
     if steps < 2:
         raise UserError(f"steps {steps}: expected 2 or more, the ends among them.")
     config, summary = read_run(path)
-    if not {first, second} <= {*range(1, (count := len(summary["peers"])) + 1)}:
-        raise UserError(f"--line {first} {second}: the run in {path} has peers 1..{count}.")
+    if not {first, second} <= {*(known := numbers_of(summary))}:
+        raise UserError(
+            f"--line {first} {second}: the run in {path} has peers {told_numbers(known)}."
+        )
     config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)
     if dataset.open_set is not None:
         raise UserError(f"{path}: its images are searched, and not classified.")

@@ -17,14 +17,13 @@ from kgraft.errors import UserError
 from kgraft.files import (
     Kept,
     append_text,
-    is_file,
     read_text,
     storing,
     sweep,
     whole,
     write_text,
 )
-from kgraft.runs.config import Config, read
+from kgraft.runs.config import Config
 from kgraft.runs.keras_file import read_model
 from kgraft.structure import fault
 
@@ -34,7 +33,7 @@ _ROW = {
     "best_test_accuracy": float,
     "best_validation_accuracy": (float, None),
 }
-_SUMMARY = {"peers": [_ROW], "seconds": float}
+SUMMARY = {"peers": [_ROW], "seconds": float}
 _TEACHER = {"row": {**_ROW, "teacher": int, "best_epoch": int}, "lines": object}
 _KEPT = {"size": int, "checksum": int}
 
@@ -193,7 +192,7 @@ class RunDirectory:
 
     def checkpoints(self, phase: str) -> Path:
         """Where a phase of the run, `"teacher 1"` or `"peers"`, is saved."""
-        return self.path / "checkpoints" / phase.replace(" ", "-")
+        return checkpoints_of(self.path, phase)
 
     def end_teacher(self, number: int, row: dict[str, Any]) -> None:
         """Note that a teacher, counted from 1 and saved, is trained: it is not trained again.
@@ -286,6 +285,11 @@ class RunDirectory:
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
 
+def checkpoints_of(path: Path, phase: str) -> Path:
+    """Where a phase of the run in a directory is saved."""
+    return path / "checkpoints" / phase.replace(" ", "-")
+
+
 def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = None) -> None:
     """Save a copy without compile settings, which loads in plain Keras without kgraft.
 
@@ -305,26 +309,6 @@ def save_uncompiled(model: keras.Model, file: Path, weights: list[Any] | None = 
         copy.save(partial)
 
 
-def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
-    """Settings and summary of a finished run.
-
-    Args:
-        path: a run's directory.
-
-    Raises:
-        UserError: there is no run, it did not finish, or a file of it is cut off or changed.
-    """
-    if not is_file(path / "run.toml"):
-        raise UserError(f"{path} is no run's directory: it holds no run.toml.")
-    if not (path / "summary.json").is_file():
-        raise UserError(f"the run in {path} did not finish: it holds no summary.json.")
-    config, summary = read(path / "run.toml"), read_json(path / "summary.json", _SUMMARY)
-    count, told = config.peers.count, len(summary["peers"])
-    if told != count:
-        raise UserError(f"{path}: summary.json has {told} peers, run.toml {count}: copy it anew.")
-    return config, summary
-
-
 def check_unfinished(path: Path) -> None:
     """Refuse to go on with a run that is finished.
 
@@ -335,7 +319,7 @@ def check_unfinished(path: Path) -> None:
         UserError: it is, or its `summary.json` is cut off or was changed.
     """
     if (path / "summary.json").is_file():
-        read_json(path / "summary.json", _SUMMARY)
+        read_json(path / "summary.json", SUMMARY)
         raise UserError(f"--resume {path}: the run is finished, there is nothing to go on with.")
 
 
@@ -363,48 +347,3 @@ def read_json(file: Path, like: Any = None) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(name)  # NaN, Infinity: a run writes none
-
-
-def peer_file(path: Path, summary: dict[str, Any], peer: int) -> Path:
-    """The file of one peer of a finished run, in its last epoch.
-
-    Args:
-        path: the run's directory.
-        summary: what `read_run` gave.
-        peer: which, counted from 1.
-
-    Raises:
-        UserError: there is no such peer, or its file is gone.
-    """
-    count = len(summary["peers"])
-    if not 1 <= peer <= count:
-        raise UserError(f"--peer {peer}: the run in {path} has peers 1..{count}.")
-    file = path / "peers" / f"peer-{peer}.keras"
-    if not file.is_file():
-        raise UserError(f"{file} is missing: the run in {path} is not whole.")
-    return file
-
-
-def best_peer(summary: dict[str, Any]) -> int:
-    """The peer, counted from 1, with the highest validation accuracy in its last epoch.
-
-    Without a validation part the first one, which has the lowest learning rate.
-
-    Args:
-        summary: what `read_run` gave.
-    """
-    scores = [row["validation_accuracy"] for row in summary["peers"]]
-    return 1 if None in scores else scores.index(max(scores)) + 1
-
-
-def best_peer_file(path: Path) -> Path:
-    """The file of a finished run's best peer, see `best_peer`.
-
-    Args:
-        path: the run's directory.
-
-    Raises:
-        UserError: there is no finished run, or the file is gone.
-    """
-    _, summary = read_run(path)
-    return peer_file(path, summary, best_peer(summary))

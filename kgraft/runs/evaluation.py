@@ -17,7 +17,7 @@ from kgraft.parts import is_reference
 from kgraft.retrieval.page import page, worst
 from kgraft.runs.assembly import images_of, in_order
 from kgraft.runs.config import Config
-from kgraft.runs.directory import peer_file, read_run
+from kgraft.runs.finished import numbers_of, peer_file, read_run
 from kgraft.runs.identities import Retrieval
 from kgraft.runs.images import check_same
 from kgraft.runs.keras_file import read_classifier
@@ -130,7 +130,7 @@ def answers_of_run(
         UserError: see `evaluate_run`.
     """
     config, summary = read_run(path)
-    chosen = range(1, len(summary["peers"]) + 1) if peer is None else [peer]
+    chosen = numbers_of(summary) if peer is None else [peer]
     for k in chosen:
         peer_file(path, summary, k)
     config, dataset = images_of_run(path, config, data_dir, ("test",), trusted=trusted)

@@ -15,6 +15,7 @@ from kgraft.parts import blamed
 from kgraft.runs import callbacks as of_the_user
 from kgraft.runs import identities, images
 from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
+from kgraft.runs.beside import Beside
 from kgraft.runs.directory import RunDirectory, make_free
 from kgraft.runs.environment import environment
 from kgraft.runs.methods import Ema, method_of, mixer_of, taught_epochs
@@ -56,6 +57,11 @@ def execute(
         StorageError: something cannot be written; what was saved stays.
         Stopped: by `stopping`, when the last whole epoch is saved.
     """
+    link, stopping = assembly.link, stopping or Stopping()
+    link.check = stopping.check
+    if link.rank != 0:
+        beside = Beside(out)
+        return _Execution(assembly, beside, Silent(), stopping).run()
     if not resume:
         make_free(out)
     with only_writer(out):
@@ -64,7 +70,7 @@ def execute(
         told = environment(_seeds(assembly), assembly.config)
         told["images"] = images.told(assembly.dataset)
         directory = RunDirectory(out, assembly.config, told, resumed=resume)
-        run = _Execution(assembly, directory, observer or Silent(), stopping or Stopping())
+        run = _Execution(assembly, directory, observer or Silent(), stopping)
         theirs = {name: part["file"] for name, part in told["parts"].items()}
         with blamed(run.classes, run.advice), blamed(theirs, run.advice):
             return run.run()
@@ -72,30 +78,36 @@ def execute(
 
 def _summary(
     assembly: Assembly,
-    directory: RunDirectory,
+    directory: RunDirectory | Beside,
     training: GraftingFit,
     recorder: Recorder,
     teacher_rows: list[dict[str, Any]],
     teachers: list[keras.Model],
 ) -> dict[str, Any]:
-    seconds = recorder.seconds
+    """What a run ends with, in the process that writes it; every other one says what it has."""
+    link, seconds = assembly.link, recorder.seconds
     rows, logits = [], []
-    for k, peer in enumerate(training.peers):
-        directory.save_model(peer, None, f"peers/peer-{k + 1}")
-        directory.save_model(peer, recorder.best_weights[k], f"peers/peer-{k + 1}-best")
-        logits.append(_logits(peer, assembly))
-        rows.append(
-            {
-                "peer": k + 1,
-                "lr": peer_rate(assembly.config, k),
-                **_together(logits[-1:], assembly),  # of what is saved, a mean of epochs too
-                "last_epoch": recorder.last[k].get("epoch"),
-                **_best(peer, recorder, k, assembly),
-            }
-        )
+    ended: dict[int, tuple[Any, ...]] = {}
+    for number in range(max(map(len, link.holds.values()))):  # one peer of every process at a time
+        mine = number < len(training.peers)
+        told = _ended(assembly, training.peers[number], recorder, number) if mine else None
+        for rank, own in link.collect(told).items():
+            if own is not None:
+                k = link.holds[rank][number]
+                like = training.peers[min(number, len(training.peers) - 1)]
+                directory.save_model(like, own["weights"], f"peers/peer-{k + 1}")
+                directory.save_model(like, own["best_weights"], f"peers/peer-{k + 1}-best")
+                ended[k] = own["row"], tuple(own["logits"])
+    if link.rank != 0:
+        return {}
+    for _, (row, own) in sorted(ended.items()):
+        rows.append(row)
+        logits.append(own)
+    lost = sorted(k + 1 for k in link.lost)
     summary = {
         "method": assembly.config.run.method,
         "peers": rows,
+        **({"lost": lost} if lost else {}),
         "teachers": teacher_rows,
         "ensemble": _together(logits, assembly),
         **({"committee": _scores(teachers, assembly)} if len(teachers) > 1 else {}),
@@ -104,6 +116,21 @@ def _summary(
         "images_per_second": _trained_images(assembly, recorder) / seconds,
     }
     return summary
+
+
+def _ended(assembly: Assembly, peer: keras.Model, recorder: Recorder, at: int) -> dict[str, Any]:
+    """What one peer has come to; `at` is its place in this process."""
+    k, logits = assembly.link.here[at], _logits(peer, assembly)
+    row = {
+        "peer": k + 1,
+        "lr": peer_rate(assembly.config, k),
+        **_together([logits], assembly),  # of what is saved, a mean of epochs too
+        "last_epoch": recorder.last[at].get("epoch"),
+    }
+    weights = peer.get_weights()
+    row |= _best(peer, recorder, at, assembly)
+    best = recorder.best_weights[at]
+    return {"row": row, "logits": [*logits], "weights": weights, "best_weights": best}
 
 
 def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit:
@@ -124,6 +151,7 @@ def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit
         triplet=identities.triplet_of(config, assembly.peers[0]),
         seed=config.run.seed,
         engine=config.run.engine,  # type: ignore[arg-type]
+        link=assembly.link,
     )
 
 
@@ -131,15 +159,20 @@ class _Execution:
     """One run: what all of its phases have in common."""
 
     def __init__(
-        self, assembly: Assembly, directory: RunDirectory, observer: Observer, stopping: Stopping
+        self,
+        assembly: Assembly,
+        directory: RunDirectory | Beside,
+        observer: Observer,
+        stopping: Stopping,
     ) -> None:
         self._assembly, self._directory = assembly, directory
         self._observer, self._stopping = observer, stopping
         self._waiting: dict[str, float] = {}
-        peers = range(1, len(assembly.peers) + 1)  # before anything is trained that they watch
         config = assembly.config
-        self._watching = [of_the_user.made(config, k, directory.path) for k in peers]
-        self.classes = of_the_user.files(config, self._watching[0])
+        self._watching = {  # before anything is trained that they watch
+            k: of_the_user.made(config, k + 1, directory.path) for k in assembly.link.here
+        }
+        self.classes = of_the_user.files(config, next(iter(self._watching.values())))
 
     def advice(self, name: str) -> str:
         """What to do about a part that has failed in training."""
@@ -151,13 +184,23 @@ class _Execution:
         return " ".join(filter(None, found))
 
     def run(self) -> dict[str, Any]:
-        teachers, rows = self._teach()
+        """Train, test and tell; what `summary.json` holds, nothing where another process tells."""
+        teachers, rows = self._taught()
         self._start(teachers)
         training, recorder = self._graft(teachers)
         summary = _summary(self._assembly, self._directory, training, recorder, rows, teachers)
         summary |= self._waiting
         self._directory.finish(summary)
         return summary
+
+    def _taught(self) -> tuple[list[keras.Model], list[dict[str, Any]]]:
+        """Teachers, which one process trains while the others wait, and their rows."""
+        link, assembly = self._assembly.link, self._assembly
+        rows = self._teach()[1] if link.rank == 0 else []
+        for teacher in assembly.untrained:
+            teacher.set_weights(link.share(teacher.get_weights()))
+        link.barrier()
+        return [*assembly.loaded, *assembly.untrained], rows
 
     def _teach(self) -> tuple[list[keras.Model], list[dict[str, Any]]]:
         assembly, directory = self._assembly, self._directory
@@ -207,7 +250,7 @@ class _Execution:
         """Give the peers their first weights, where these are teachers'."""
         start, peers = self._assembly.config.teachers.start, self._assembly.peers
         if start == "teacher":
-            for k, peer in enumerate(peers):
+            for k, peer in zip(self._assembly.link.here, peers, strict=True):
                 peer.set_weights(teachers[k % len(teachers)].get_weights())
         elif start == "soup":
             for peer in peers:
@@ -236,6 +279,7 @@ class _Execution:
     ) -> Recorder:
         """Train the models of a phase, from where it was broken off."""
         config, validation = self._assembly.config, self._assembly.validation
+        link = self._assembly.link if phase == "peers" else None
         recorder = Recorder(
             phase,
             training.peers,
@@ -243,13 +287,15 @@ class _Execution:
             self._directory,
             training.records,
             self._stopping.check,
+            link,
         )
+        first = 0 if link is None else link.here.start
 
         def callbacks(k: int) -> list[keras.callbacks.Callback]:
             swaps = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaged else []
             own = self._watching[k] if phase == "peers" else []
             files = self._files(phase, training, recorder, k)
-            return [*swaps, *own, *recorder.callbacks(k), *files]
+            return [*swaps, *own, *recorder.callbacks(k - first), *files]
 
         saved = Checkpoints(
             self._directory.checkpoints(phase), config.checkpoint.every, config.checkpoint.keep
@@ -264,7 +310,8 @@ class _Execution:
                 saved.directory,
             )
         epochs = config.run.epochs if phase == "peers" else taught_epochs(config)
-        self._observer.begin(phase, len(training.peers), epochs, stream.steps)
+        count = len(training.peers) if link is None else link.count
+        self._observer.begin(phase, count, epochs, stream.steps)
         with self._stopping.held():
             training.fit(
                 stream,
@@ -288,7 +335,8 @@ class _Execution:
             first = int(number) if number else 1
             folder = path / "tensorboard"
             found.append(TensorBoard(folder, training, name=name.removesuffix("s"), first=first))
-        if run.csv and k == len(training.peers) - 1:
+        writes = phase != "peers" or self._assembly.link.rank == 0
+        if run.csv and writes and k == len(training.peers) - 1:
             found.append(MetricsCsv(path, recorder))
         return found
 
@@ -336,13 +384,13 @@ def _best(model: keras.Model, recorder: Recorder, k: int, assembly: Assembly) ->
 def _trained_images(assembly: Assembly, recorder: Recorder) -> int:
     """A callback may have stopped the run before its last epoch."""
     epochs: int = recorder.last[0]["epoch"]
-    return len(assembly.peers) * epochs * len(assembly.dataset.train)
+    return assembly.link.count * epochs * len(assembly.dataset.train)
 
 
 def _seeds(assembly: Assembly) -> dict[str, Any]:
     config = assembly.config
     return {
         "run": config.run.seed,
-        "peers": [seed_of(config, k) for k in range(len(assembly.peers))],
+        "peers": [seed_of(config, k) for k in range(assembly.link.count)],
         "teachers": [teacher_seed(config, m) for m in range(len(assembly.untrained))],
     }

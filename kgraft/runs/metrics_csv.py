@@ -30,7 +30,7 @@ class MetricsCsv(StatefulCallback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the epoch's rows, which `metrics.jsonl` has by now."""
-        file, rows = self._run / "metrics.csv", self._recorder.last
+        file, rows = self._run / "metrics.csv", self._recorder.rows
         if {name for row in rows for name in row} <= set(self._columns):
             with storing(file), file.open("a", encoding="utf-8") as lines:
                 lines.write(_text(self._columns, rows))

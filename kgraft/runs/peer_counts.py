@@ -16,7 +16,7 @@ from kgraft.files import is_file
 from kgraft.grafting import Entropy
 from kgraft.runs.comparisons.runs import NO_MATTER
 from kgraft.runs.config import Config
-from kgraft.runs.directory import best_peer, peer_file, read_run
+from kgraft.runs.finished import best_peer, peer_file, read_run
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import tables
 from kgraft.runs.records import is_comparison, runs_of_comparison

@@ -12,7 +12,7 @@ from kgraft.errors import UserError, suggest
 from kgraft.files import is_directory, is_file
 from kgraft.models.layouts import best_layout, load_state, to_state
 from kgraft.runs import state_dict
-from kgraft.runs.directory import best_peer_file
+from kgraft.runs.finished import best_peer_file
 from kgraft.runs.keras_file import read_model
 
 _log = logging.getLogger("kgraft")

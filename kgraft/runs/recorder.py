@@ -8,6 +8,7 @@ import keras
 
 from kgraft.errors import UserError
 from kgraft.grafting.ring import GraftRecord
+from kgraft.links.link import Here, Link
 from kgraft.structure import fault
 from kgraft.training.joint_state import StatefulCallback
 
@@ -35,6 +36,23 @@ class Lines(Protocol):
 
     def add_grafts(self, rows: Iterable[dict[str, Any]]) -> None:
         """One an epoch, peer and plan group."""
+
+
+class NoLines:
+    """Where the rows of a process go whose rows another one writes."""
+
+    def told_lines(self) -> dict[str, Any]:
+        """See `Lines`."""
+        return {}
+
+    def keep_lines(self, told: Any) -> None:
+        """See `Lines`."""
+
+    def add_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """See `Lines`."""
+
+    def add_grafts(self, rows: Iterable[dict[str, Any]]) -> None:
+        """See `Lines`."""
 
 
 class Observer(Protocol):
@@ -78,12 +96,14 @@ class Recorder:
         files: where the rows of an epoch go, one a model.
         records: of the models' graftings, which go there too; it grows.
         check: called after every step; it may raise.
+        link: joins the processes that the models are in; the first one tells of all.
 
     Attributes:
         best_weights: for each model its weights in its best epoch.
         best_epoch: for each model that epoch, counted from 1.
         best_accuracy: for each model its validation accuracy then; None without validation.
         last: for each model the metrics of its last epoch.
+        rows: the same of all models, in whatever process, as far as they are not lost.
     """
 
     def __init__(
@@ -94,11 +114,15 @@ class Recorder:
         files: "Lines",
         records: Sequence[tuple[int, GraftRecord]] = (),
         check: Callable[[], None] = lambda: None,
+        link: Link | None = None,
     ) -> None:
+        self._link = link or Here()
+        self._first = self._link.here.start if link is not None else 0
         self.best_weights: list[list[Any]] = [[] for _ in models]
         self.best_epoch = [0 for _ in models]
         self.best_accuracy: list[float | None] = [None for _ in models]
         self.last: list[dict[str, Any]] = [{} for _ in models]
+        self.rows: list[dict[str, Any]] = []
         self._phase, self._models = phase, models
         self._observer, self._files, self._records = observer, files, records
         self._written = 0  # of the records
@@ -119,7 +143,7 @@ class Recorder:
         own = {name: value for name, value in logs.items() if not name.startswith("peer")}
         self.last[k] = {
             "phase": self._phase,
-            "model": k + 1,
+            "model": self._first + k + 1,
             "epoch": epoch + 1,
             "lr": rate,
             **{name: float(value) for name, value in own.items()},
@@ -130,13 +154,15 @@ class Recorder:
             self.best_accuracy[k], self.best_epoch[k] = accuracy, epoch + 1
             self.best_weights[k] = self._models[k].get_weights()
         if k == len(self._models) - 1:
-            self._files.add_metrics(self.last)
+            told = self._link.gather_small(self.last, opens=True)
+            self.rows = [row for own in told.values() for row in own]
+            self._files.add_metrics(self.rows)
             for number, record in self._records[self._written :]:
                 whose = {} if self._phase == "peers" else {"phase": self._phase}
                 rows = record.to_rows(epoch=number + 1)
                 self._files.add_grafts([{**whose, **row} for row in rows])
             self._written = len(self._records)
-            self._observer.epoch(self._phase, epoch + 1, self.last)
+            self._observer.epoch(self._phase, epoch + 1, self.rows)
 
     def stepped(self, epoch: int, step: int) -> None:
         """All models have taken a step; both counted from 0."""

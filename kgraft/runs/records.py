@@ -9,7 +9,8 @@ from kgraft.analysis.records import Metrics, phases, read_metrics
 from kgraft.errors import UserError
 from kgraft.files import is_directory, is_file
 from kgraft.runs.config import Config, read
-from kgraft.runs.directory import read_json, read_run
+from kgraft.runs.directory import read_json
+from kgraft.runs.finished import read_run
 
 _FIGURES = {"test_accuracy": float}
 _SUMMARY = {"ensemble": _FIGURES, "teachers": [_FIGURES], "peers": [_FIGURES], "seconds": float}

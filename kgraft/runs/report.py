@@ -16,7 +16,8 @@ from kgraft.errors import UserError
 from kgraft.files import is_file
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.comparisons.report import ComparisonRecords
-from kgraft.runs.directory import best_peer, read_json
+from kgraft.runs.directory import read_json
+from kgraft.runs.finished import best_peer
 from kgraft.runs.graft_cache import cached_grafts
 from kgraft.runs.methods import without_unread
 from kgraft.runs.records import (

@@ -12,8 +12,9 @@ from kgraft.errors import UserError
 from kgraft.files import check_plain, write_text
 from kgraft.grafting.lawa import mean_weights
 from kgraft.runs.assembly import in_order, in_training
-from kgraft.runs.directory import best_peer, read_json, read_run, save_uncompiled
+from kgraft.runs.directory import read_json, save_uncompiled
 from kgraft.runs.evaluation import images_of_run, peers_of_run
+from kgraft.runs.finished import best_peer, numbers_of, read_run
 from kgraft.runs.scoring import TOP, accuracy, answers, ensemble, figures, predict
 from kgraft.training.soup import greedy_soup, reestimate_statistics
 
@@ -44,9 +45,8 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
     """
     config, summary = read_run(path)
     config, dataset = images_of_run(path, config, data_dir, ("validation", "test"), trusted=trusted)
-    count = len(summary["peers"])
     check_plain(path)
-    everybody = list(range(1, count + 1))
+    everybody = numbers_of(summary)
     peers = [*peers_of_run(path, config, summary, dataset, everybody, trusted=trusted)]
     _check_alike(peers)
     test = in_order(config, dataset, dataset.test)
@@ -78,7 +78,7 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
     best = best_peer(summary)
     uniform = soup_of(mean_weights(weights))
     results = {
-        "best peer": measured([peers[best - 1]], [best]),
+        "best peer": measured([peers[everybody.index(best)]], [best]),
         "uniform soup": measured([uniform], everybody),
     }
     save_uncompiled(uniform, path / "soup-uniform.keras")
@@ -88,7 +88,7 @@ def select(path: Path, *, data_dir: str | None = None, trusted: bool = False) ->
             weights, lambda part: accuracy(predict(soup_of(part), stream), labels)
         )
         greedy = soup_of(mean_weights([weights[k] for k in chosen]))
-        results["greedy soup"] = measured([greedy], [k + 1 for k in chosen])
+        results["greedy soup"] = measured([greedy], [everybody[k] for k in chosen])
         save_uncompiled(greedy, path / "soup-greedy.keras")
     results["ensemble"] = measured(peers, everybody)
     write_text(path / "select.json", json.dumps(results, indent=2) + "\n")

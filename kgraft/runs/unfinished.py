@@ -22,7 +22,7 @@ _log = logging.getLogger("kgraft")
 _ENVIRONMENT = {"backend": {"name": str}}
 _PARTS = {str: {"file": (str, None), "sha256": (str, None)}}
 _TRAINED = ("metrics.jsonl", "checkpoints", "teachers")  # made after environment.json
-_FREE = "checkpoint."  # a table that changes nothing of what comes out
+_FREE = ("checkpoint.", "ring.")  # tables that change nothing of what comes out
 
 
 def read_unfinished(path: Path, *, trusted: bool = False) -> Config:

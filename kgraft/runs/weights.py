@@ -17,7 +17,7 @@ from kgraft.models.layouts import (
     to_state,
 )
 from kgraft.runs import state_dict
-from kgraft.runs.directory import peer_file, read_run
+from kgraft.runs.finished import peer_file, read_run
 from kgraft.runs.keras_file import read_model
 
 

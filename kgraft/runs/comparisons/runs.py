@@ -16,8 +16,8 @@ from kgraft.runs.comparisons.cost import cost, given_teachers
 from kgraft.runs.comparisons.file import Comparison, Entry, differences, taught_by
 from kgraft.runs.comparisons.jobs import Job, Watcher, side_by_side
 from kgraft.runs.config import Config, read
-from kgraft.runs.directory import peer_file, read_run
 from kgraft.runs.execution import execute
+from kgraft.runs.finished import peer_file, read_run
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import settled, taught_epochs, without_unread
 from kgraft.runs.networks import network

@@ -17,7 +17,8 @@ from kgraft.files import is_file, only_writer, read_text, sweep
 from kgraft.models.registry import default_size
 from kgraft.runs.comparisons.jobs import Watcher, side_by_side
 from kgraft.runs.comparisons.runs import missing_jobs, read_results, run_path, train_missing
-from kgraft.runs.directory import best_peer_file, read_json
+from kgraft.runs.directory import read_json
+from kgraft.runs.finished import best_peer_file
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.recorder import Observer
 from kgraft.runs.stopping import Stopping
