@@ -19,12 +19,12 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, packages_distri
 from pathlib import Path
 from typing import Any
 
-from kgraft.errors import DivergedError, StorageError, UserError, suggest, told
+from kgraft.errors import DivergedError, DriftError, StorageError, UserError, suggest, told
 from kgraft.settings import argument
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLAIN = (bool, int, float, str)
-_OWN_ERRORS = (UserError, StorageError, DivergedError, MemoryError)
+_OWN_ERRORS = (UserError, StorageError, DivergedError, DriftError, MemoryError)
 
 
 def is_reference(name: Any) -> bool:
