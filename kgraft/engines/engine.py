@@ -17,7 +17,7 @@ from kgraft.engines.backends.lazy import LazyBatch, gathered
 from kgraft.engines.inputs import Inputs
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.pace import Pace
-from kgraft.engines.replicas import Replicas
+from kgraft.engines.replicas import Replicas, check_mean
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs, Steps
 from kgraft.errors import UserError, suggest, told
@@ -40,7 +40,7 @@ class Engine:
         steppers: one a model.
 
     Raises:
-        UserError: `wanted` is no engine.
+        UserError: `wanted` is no engine; of replicas, with the first step, see `check_mean`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -243,6 +243,8 @@ class Engine:
         return len(owned) == len(set(owned))
 
     def _steps_of(self, model: keras.Model) -> Steps:
+        if self.replicas is not None:
+            check_mean(model)
         if self.wanted == "eager":
             return self._eager_steps_of(model)
         if self.replicas is None:

@@ -28,6 +28,7 @@ from kgraft.errors import DriftError, UserError
 from kgraft.keras_private import flat_layers
 
 _DIGEST = 8  # bytes
+_MEANS = ("sum_over_batch_size", "mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +71,9 @@ class Replicas:
 
         With n_j of a batch's B examples in replica j that is sum_j (n_j / B) g_j: the gradient on
         the whole batch, where the loss is a mean over examples. So it is for regularizers, which
-        all replicas have in full, as the shares add up to 1. A loss that is a sum over the batch
-        is averaged too, i.e. R times too small.
+        all replicas have in full, as the shares add up to 1.
 
-        All gradients travel in one flat tensor, float32 (float64 where there is such a gradient).
+        All gradients travel in one flat tensor, float32 (float64 where one of the variables is).
 
         Args:
             gradients: this replica's; None where there is none.
@@ -86,8 +86,7 @@ class Replicas:
         shapes = [tuple(own.shape) for own in variables]
         sizes = [math.prod(shape) for shape in shapes]
         known = [gradient is not None for gradient in gradients]
-        dtypes = [keras.backend.standardize_dtype(g.dtype) for g in gradients if g is not None]
-        wide = "float64" if "float64" in dtypes else "float32"
+        wide = "float64" if any(own.dtype == "float64" for own in variables) else "float32"
         parts = [
             ops.zeros((size,), wide)
             if gradient is None
@@ -127,11 +126,9 @@ class Replicas:
         apply = optimizer.apply
 
         def apply_mean(grads: Any, trainable_variables: Any = None) -> Any:
-            grads = list(grads)
-            variables = trainable_variables
-            if variables is None:
-                variables = optimizer._trainable_variables
-            return apply(self.mean(grads, list(variables), examples), trainable_variables)
+            own = optimizer._trainable_variables
+            variables = list(own if trainable_variables is None else trainable_variables)
+            return apply(self.mean(list(grads), variables, examples), variables)
 
         vars(optimizer)["apply"] = apply_mean
         try:
@@ -167,6 +164,25 @@ class Replicas:
         finally:
             for variable, value in zip(variables, before, strict=True):
                 variable.assign(value)
+
+
+def check_mean(model: Any) -> None:
+    """Refuse a model whose step is more than the mean of what its examples come to.
+
+    Args:
+        model: a compiled model.
+
+    Raises:
+        UserError: it has no optimizer, or a loss that is no mean over the examples.
+    """
+    if model.optimizer is None:
+        raise UserError(f"{model.name!r} has no optimizer: its replicas' gradients go by it.")
+    for loss in keras.tree.flatten(model.loss):
+        if isinstance(loss, keras.losses.Loss) and loss.reduction not in _MEANS:
+            raise UserError(
+                f"{model.name!r} is compiled with {loss.name}(reduction={loss.reduction!r}): "
+                "data-parallel peers average over examples, give reduction='sum_over_batch_size'."
+            )
 
 
 def examples_of(data: Any) -> int:
