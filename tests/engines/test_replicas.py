@@ -242,7 +242,6 @@ def test_an_apply_that_somebody_has_set_on_the_optimizer_is_kept():
 @pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
 def test_losses_that_are_no_means_over_examples_are_refused(reduction):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="summed")
-    (batch, *_) = cases.data().epoch(0)
     for loss in (
         keras.losses.Huber(reduction=reduction),
         [keras.losses.Huber(reduction=reduction)],
