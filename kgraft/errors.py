@@ -35,6 +35,13 @@ class LostPeerError(RuntimeError):
     """
 
 
+class DriftError(RuntimeError):
+    """Processes that should train the same weights do not: one line that names the first of them.
+
+    The command line prints it and exits with code 1.
+    """
+
+
 def suggest(word: str, candidates: Iterable[str]) -> str:
     """Sentence that points from a wrong `word` to what is valid.
 

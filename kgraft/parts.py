@@ -19,12 +19,20 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, packages_distri
 from pathlib import Path
 from typing import Any
 
-from kgraft.errors import DivergedError, LostPeerError, StorageError, UserError, suggest, told
+from kgraft.errors import (
+    DivergedError,
+    DriftError,
+    LostPeerError,
+    StorageError,
+    UserError,
+    suggest,
+    told,
+)
 from kgraft.settings import argument
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLAIN = (bool, int, float, str)
-_OWN_ERRORS = (UserError, StorageError, DivergedError, LostPeerError, MemoryError)
+_OWN_ERRORS = (UserError, StorageError, DivergedError, DriftError, LostPeerError, MemoryError)
 
 
 def is_reference(name: Any) -> bool:

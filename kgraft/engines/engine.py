@@ -4,6 +4,7 @@ Every engine computes what the eager one computes, to rounding; a model that an 
 is trained by the eager one, and the log says why.
 """
 
+import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
@@ -16,6 +17,7 @@ from kgraft.engines.backends.lazy import LazyBatch, gathered
 from kgraft.engines.inputs import Inputs
 from kgraft.engines.interrupts import InterruptHeld
 from kgraft.engines.pace import Pace
+from kgraft.engines.replicas import Replicas, check_mean
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs, Steps
 from kgraft.errors import UserError, suggest, told
@@ -32,12 +34,13 @@ class Engine:
     Args:
         models: compiled Keras models.
         wanted: `"auto"` or `"compiled"` for the fastest that there is, `"eager"` for Keras' steps.
+        replicas: the processes that train these models together, None for this one alone.
 
     Attributes:
         steppers: one a model.
 
     Raises:
-        UserError: `wanted` is no engine.
+        UserError: `wanted` is no engine; of replicas, with the first step, see `check_mean`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
@@ -46,9 +49,14 @@ class Engine:
         'eager on torch (it was asked for), 1 model in float32'
     """
 
-    def __init__(self, models: Sequence[keras.Model], wanted: str = "auto") -> None:
+    def __init__(
+        self,
+        models: Sequence[keras.Model],
+        wanted: str = "auto",
+        replicas: Replicas | None = None,
+    ) -> None:
         check(wanted)
-        self.wanted = wanted
+        self.wanted, self.replicas = wanted, replicas
         self._reasons: dict[int, str | None] = {}  # why eager, None for compiled, by the model's id
         self.steppers = [Stepper(model, self._steps_of) for model in models]
         self._shared: dict[str, Any] = {}
@@ -73,7 +81,7 @@ class Engine:
         elif not self._reasons:
             reasons = ["nothing is built yet"]
         elif not reasons:
-            reasons = [BACKEND.how]
+            reasons = [BACKEND.how if self.replicas is None else str(BACKEND.averaging)]
         return "; ".join([*reasons, *self._unused()])
 
     def describe(self) -> str:
@@ -82,6 +90,14 @@ class Engine:
         policies = dict.fromkeys(own.model.dtype_policy.name for own in self.steppers)
         models = f"{count} model{'s' if count > 1 else ''} in {', '.join(policies)}"
         return f"{self.name} on {keras.config.backend()} ({self.reason}), {models}"
+
+    def of(self, models: Sequence[keras.Model]) -> "Engine":
+        """One for other models, e.g. such as are around these, that takes its steps as this does.
+
+        Args:
+            models: compiled Keras models.
+        """
+        return Engine(models, self.wanted, self.replicas)
 
     def choose(self) -> None:
         """Settle how the models take their steps, which are all built by now."""
@@ -97,7 +113,8 @@ class Engine:
     def takes_lazy_batches(self) -> bool:
         """Whether batches that are not gathered yet are better than others."""
         if self._launches is None:
-            self._launches = self.wanted != "eager" and BACKEND.launches()
+            alone = self.replicas is None  # a graph of all would not stop for the others
+            self._launches = alone and self.wanted != "eager" and BACKEND.launches()
         return self._launches
 
     def step(self, batches: Sequence[tuple[Any, ...] | LazyBatch]) -> list[Logs]:
@@ -147,8 +164,13 @@ class Engine:
         return self.takes_lazy_batches or (self._may is not None and not tried)
 
     def logs(self) -> list[dict[str, Any]]:
-        """Each model's metrics over the epoch so far."""
-        return [stepper.logs() for stepper in self.steppers]
+        """Each model's metrics over the epoch so far, of all replicas together.
+
+        What a `train_step` returns that is no metric is this replica's own.
+        """
+        models = [stepper.model for stepper in self.steppers]
+        with contextlib.nullcontext() if self.replicas is None else self.replicas.together(models):
+            return [stepper.logs() for stepper in self.steppers]
 
     def end_epoch(self) -> None:
         """Turn all models back to inference mode."""
@@ -198,10 +220,11 @@ class Engine:
         activations of as many peers, and nothing draws random numbers, whose order would be the
         threads'. An accelerator queues the steps by
         itself. Models with a variable in common, e.g. Distillers of one teacher, take turns: on jax
-        the one would donate what the other reads.
+        the one would donate what the other reads. So do those of replicas, which meet in one order.
         """
         return (
             len(self.steppers) > 1
+            and self.replicas is None
             and self.name == "compiled"
             and (BACKEND.compiles or self._may_be_measured())
             and all("cpu" in device for device in BACKEND.devices())
@@ -220,13 +243,23 @@ class Engine:
         return len(owned) == len(set(owned))
 
     def _steps_of(self, model: keras.Model) -> Steps:
+        if self.replicas is not None:
+            check_mean(model)
         if self.wanted == "eager":
-            return BACKEND.eager_steps(model)
-        made = BACKEND.compiled_steps(model, self._shared)
+            return self._eager_steps_of(model)
+        if self.replicas is None:
+            made = BACKEND.compiled_steps(model, self._shared)
+        else:
+            made = BACKEND.compiled_steps_in(self.replicas.averaged, model)
         self._reasons[id(model)] = made if isinstance(made, str) else None
         self._seen.clear()
         self._pace = self._may = self._launches = None
-        return BACKEND.eager_steps(model) if isinstance(made, str) else made
+        return self._eager_steps_of(model) if isinstance(made, str) else made
+
+    def _eager_steps_of(self, model: keras.Model) -> Steps:
+        if self.replicas is None:
+            return BACKEND.eager_steps(model)
+        return BACKEND.eager_steps_in(self.replicas.averaged, model)
 
     def _unused(self) -> list[str]:
         """What the models are compiled with and no engine needs."""

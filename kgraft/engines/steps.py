@@ -6,11 +6,14 @@ through `train_function` either: from Keras 3.16 on that wraps the model in Dist
 whenever `torch.distributed` is initialised, which would silently average the gradients of K peers.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import keras
 
 Logs = dict[str, Any]
+Around = Callable[[Any, Any], AbstractContextManager[object]]  # of a training step: model, batch
 
 
 class Steps(Protocol):

@@ -64,7 +64,7 @@ class Limited:
 
     def lazy_epoch(self, epoch: int) -> Iterator[LazyBatch] | None:
         """The same batches, to be gathered when somebody asks; None where the feed has none."""
-        batches = _lazy_epoch(self.feed, epoch)
+        batches = lazy_epoch_of(self.feed, epoch)
         return None if batches is None else itertools.islice(batches, self.limit)
 
 
@@ -202,7 +202,7 @@ def side_by_side(
     with contextlib.ExitStack() as opened:
         streams: dict[int, Iterator[Batch | LazyBatch]] = {}
         for feed in {id(feed): feed for feed in feeds}.values():
-            ungathered = _lazy_epoch(feed, epoch) if lazy else None
+            ungathered = lazy_epoch_of(feed, epoch) if lazy else None
             if ungathered is None:
                 batches = opened.enter_context(contextlib.closing(feed.epoch(epoch)))
                 streams[id(feed)] = batches
@@ -234,8 +234,13 @@ def view_of(feed: Feed, peer: int) -> Feed | None:
     return seen
 
 
-def _lazy_epoch(feed: Feed, epoch: int) -> Iterator[LazyBatch] | None:
-    """A feed's batches before they are gathered, None where it has no such."""
+def lazy_epoch_of(feed: Feed, epoch: int) -> Iterator[LazyBatch] | None:
+    """A feed's batches before they are gathered, None where it has no such.
+
+    Args:
+        feed: any feed.
+        epoch: which one, counted from 0.
+    """
     lazy = getattr(feed, "lazy_epoch", None)
     batches: Iterator[LazyBatch] | None = None if lazy is None else lazy(epoch)
     return batches

@@ -274,7 +274,7 @@ class FromEachOther(Learning):
         """See `Learning`."""
         for k, peer in enumerate(self.peers, start=1):
             check_loss(peer.loss, f"peer {k} ({peer.name!r})")
-        return Engine([MutualLearning(self.peers, self._mutual)], self.students.wanted)
+        return self.students.of([MutualLearning(self.peers, self._mutual)])
 
     def views(self, feed: Feed) -> list[Feed]:
         """See `Learning`: each peer's own crops of the same images, where that is wanted."""

@@ -121,7 +121,7 @@ class FromTeachers(Learning):
     def made(self) -> Engine:
         """See `Learning`."""
         distillers = [distil(peer, *self._lesson) for peer in self.peers]
-        return Engine(distillers, self.students.wanted)
+        return self.students.of(distillers)
 
     def feed(self, feed: Feed) -> Feed:
         """See `Learning`: the teachers' predictions, where they can be had once and for all."""

@@ -155,7 +155,7 @@ class FromTriplets(Learning):
         learners = [TripletLearner(peer, self._triplet) for peer in self.peers]
         for learner in learners:
             compile_as(learner, learner.student)
-        return Engine(learners, self.students.wanted)
+        return self.students.of(learners)
 
 
 def triplet_loss(features: Any, labels: Any, margin: float | None = 0.3) -> Any:

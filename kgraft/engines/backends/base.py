@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import keras
 from numpy.typing import NDArray
 
-from kgraft.engines.steps import Logs, Steps
+from kgraft.engines.steps import Around, Logs, Steps
 
 Batch = tuple[Any, ...]
 Call = Callable[..., Any]
@@ -49,6 +49,8 @@ class Backend(Protocol):
 
     Attributes:
         how: what the compiled engine does, in a few words.
+        averaging: the same where the gradients of `Replicas` are averaged within a step, None where
+            that cannot be.
         compiles: whether steps are programs of the backend's compiler. Else they are single
             operations, each of which keeps all cores busy.
         empties: whether `fit` takes the values out of a model's variables while it trains.
@@ -59,6 +61,7 @@ class Backend(Protocol):
     """
 
     how: str
+    averaging: str | None = None
     compiles: bool = True
     empties: bool = False
     eager_steps: type[Steps]
@@ -72,6 +75,27 @@ class Backend(Protocol):
             model: a built model.
             shared: whatever the models of one engine have in common, empty at first.
         """
+
+    def eager_steps_in(self, around: Around, model: Any) -> Steps:
+        """The eager engine's steps of a model, for a backend with `averaging`.
+
+        Args:
+            around: what every training step is taken in, down to the call of the model's
+                `train_step`: the same Python, step by step.
+            model: a compiled model.
+        """
+        del around, model
+        raise NotImplementedError
+
+    def compiled_steps_in(self, around: Around, model: Any) -> Steps | str:
+        """The compiled engine's, or why there are none, likewise.
+
+        Args:
+            around: see `eager_steps_in`.
+            model: a built model.
+        """
+        del around, model
+        raise NotImplementedError
 
     def launches(self) -> bool:
         """Whether a step of all models may be one launch, see `as_one`."""

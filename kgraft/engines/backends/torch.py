@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from kgraft.engines.backends.base import Backend, Call, Fed
-from kgraft.engines.steps import Logs, Steps
+from kgraft.engines.steps import Around, Logs, Steps
 from kgraft.engines.torch import fused_sgd
 from kgraft.engines.torch.alone import alone
 from kgraft.engines.torch.eager_steps import TorchSteps
@@ -66,6 +66,10 @@ class Torch(Backend):
     """See `Backend`."""
 
     how = "fused operations on channels-last memory, traced where that pays"
+    averaging = (
+        "fused operations on channels-last memory, not traced: its replicas' gradients are "
+        "averaged between backward and update"
+    )
     compiles = False
     eager_steps = TorchSteps
     transfer = _Transfer
@@ -78,6 +82,14 @@ class Torch(Backend):
             graphs = shared.setdefault("graphs", cuda_graph.Graphs())
             return traced_steps.TracedSteps(model, graphs)
         return native_steps.why_not(model) or native_steps.NativeSteps(model)
+
+    def eager_steps_in(self, around: Around, model: Any) -> Steps:
+        return TorchSteps(model, around)
+
+    def compiled_steps_in(self, around: Around, model: Any) -> Steps | str:
+        from kgraft.engines.torch import native_steps
+
+        return native_steps.why_not(model) or native_steps.NativeSteps(model, around)
 
     def launches(self) -> bool:
         from kgraft.engines.torch.cuda_graph import Graphs

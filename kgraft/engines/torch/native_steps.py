@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kgraft.engines.inputs import fits
+from kgraft.engines.steps import Around
 from kgraft.engines.torch.eager_steps import TorchSteps
 from kgraft.engines.torch.host_memory import keep_freed
 from kgraft.engines.torch.network import NativeNetwork
@@ -32,10 +33,11 @@ class NativeSteps(TorchSteps):
 
     Args:
         model: a compiled model.
+        around: what every training step is taken in, None for nothing.
     """
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, around: Around | None = None) -> None:
+        super().__init__(model, around)
         self._calls: dict[Any, Callable[..., Any]] | None = None
         self._settings: tuple[Any, ...] = ()
         self._in_doubt = False
