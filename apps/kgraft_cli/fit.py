@@ -119,7 +119,7 @@ def command(
     from kgraft.runs.directory import make_new
     from kgraft.runs.execution import execute
     from kgraft.runs.own import called
-    from kgraft.runs.ranks import link_of, one_directory
+    from kgraft.runs.ranks import directory_of, link_of
     from kgraft.runs.stopping import Stopping
     from kgraft.runs.unfinished import read_unfinished
     from kgraft_cli.messages import messages_on
@@ -145,12 +145,14 @@ def command(
         with link:
             link.check = stopping.check
             assembly = assemble(config, link)
-            if resume is None and out is None and link.rank == 0:
-                path = make_new(path)
-            path = one_directory(link, path)
-            with progress_on(console) if link.rank == 0 else contextlib.nullcontext() as progress:
-                summary = execute(assembly, path, progress, stopping, resume=resume is not None)
-    if link.rank == 0:
+            goes_on = resume is not None
+            if resume is None:
+                path, goes_on = directory_of(link, path, named=out is not None)
+                if out is None and link.writes and not goes_on:
+                    path = make_new(path)
+            with progress_on(console) if link.writes else contextlib.nullcontext() as progress:
+                summary = execute(assembly, path, progress, stopping, resume=goes_on)
+    if link.writes:
         print_summary(console, summary, path, config.run.epochs)
 
 
@@ -168,6 +170,7 @@ def _wanted(
     from kgraft.runs import config as configs
     from kgraft.runs.directory import check_free, check_no_file, default_path
     from kgraft.runs.methods import settled
+    from kgraft.runs.ranks import launched
     from kgraft.runs.toml_text import parse_assignment
 
     config = configs.read(path_of(runfile, "fit")) if runfile else configs.Config()
@@ -179,7 +182,8 @@ def _wanted(
         config = config.changed(key, value, source)
     config = settled(config)
     path = default_path(config) if out is None else Path(out)
-    (check_no_file if out is None else check_free)(path)
+    if launched() == 1:  # else the ranks know only together whether a run goes on there
+        (check_no_file if out is None else check_free)(path)
     return config, path
 
 

@@ -1,11 +1,13 @@
 """Carriers: how large rows of weights get from one rank to another."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kgraft.links.roll import Pause
 from kgraft.links.store import Store, drop, put, taken
 
 
@@ -56,6 +58,26 @@ class Wait(Protocol):
     def limit(self) -> float:
         """Seconds, for waits in which nothing can be asked."""
         ...
+
+
+class LimitedWait:
+    """A wait that looks after who is waited for.
+
+    Args:
+        look: raises where a rank, that has been waited for so many seconds, is lost.
+        limit: seconds.
+    """
+
+    def __init__(self, look: Callable[[int, float], None], limit: float) -> None:
+        self._look, self.limit = look, limit
+        self._began = time.monotonic()
+
+    def __call__(self, done: Callable[[], bool], rank: int) -> None:
+        """See `Wait`."""
+        pause = Pause()
+        while not done():
+            self._look(rank, time.monotonic() - self._began)
+            pause()
 
 
 class StoreCarrier:

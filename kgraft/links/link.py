@@ -31,12 +31,17 @@ class Link(ABC):
         holds: the ring's places that each rank holds, by rank; known from `join` on.
         members: the ranks that are in the ring now, ascending.
         returning: whether this rank was started again while the others went on.
+        restarted: whether it was started again while others went on, or waited.
         waits: whether a lost rank is waited for, to go on from what all have saved.
+        lane: which of its peers' replicas this is, counted from 0, of `lanes`; each lane is a ring.
+        block: joins the replicas of the peers here; None where there is one.
         check: called while this rank waits; may raise to end the wait, which ends it for all.
     """
 
     rank = 0
-    returning = waits = False
+    returning = restarted = waits = False
+    lane, lanes = 0, 1
+    block: "Link | None" = None
 
     def __init__(self) -> None:
         self.check: Callable[[], None] = lambda: None
@@ -68,6 +73,11 @@ class Link(ABC):
     def is_first(self) -> bool:
         """Whether this rank speaks for all: the first of those that are there."""
         return self.rank == self.members[0]
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process that writes a run's files, of all in all lanes."""
+        return self.rank == 0 and self.lane == 0
 
     @property
     def lost(self) -> frozenset[int]:
@@ -124,6 +134,14 @@ class Link(ABC):
             ChangedError: it did not; all ranks raise it.
         """
 
+    def regroup(self) -> None:
+        """Meet all ranks anew, where one was lost and is started again.
+
+        Raises:
+            LostPeerError: not all come within ten times the limit.
+        """
+        raise NotImplementedError("there is nobody to wait for")
+
     @abstractmethod
     def end(self, words: str = "") -> None:
         """Leave the ring.
@@ -131,6 +149,15 @@ class Link(ABC):
         Args:
             words: why, for the others; empty where the training is over.
         """
+
+    def anywhere(self, value: bool) -> bool:
+        """Whether it is so on any rank, in any lane."""
+        found = any(self.gather_small(value, opens=True).values())
+        return found if self.block is None else self.block.anywhere(found)
+
+    def add(self, flat: Any) -> None:
+        """Replace a flat tensor by its sum over the lanes; see `kgraft.engines.replicas`."""
+        raise NotImplementedError("there is one lane")
 
     def barrier(self) -> None:
         """Go on when all are here."""

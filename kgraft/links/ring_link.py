@@ -1,21 +1,20 @@
 """RingLink: a ring whose peers are in several processes, on one machine or many."""
 
-import contextlib
 import json
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
 from kgraft.errors import LostPeerError, UserError
-from kgraft.links.carrier import Carrier, StoreCarrier, TornError
+from kgraft.links.carrier import Carrier, LimitedWait, TornError
+from kgraft.links.launch import at_hand, carrier_of, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
 from kgraft.links.roll import PATIENCE, Pause, Roll
-from kgraft.links.store import DirectoryStore, Store, drop, put, taken
+from kgraft.links.store import Store, drop, put, taken
 from kgraft.nests import packed, unpacked
 from kgraft.settings import argument
 
@@ -49,6 +48,9 @@ class RingLink(Link):
         on_lost_peer: `"stop"` ends all ranks with an error that names the lost one; `"skip"` closes
             the ring over the gap, and lets a rank in again that comes back; `"wait"` waits for it
             to be started again, and goes on with all from the last epoch that all have saved.
+        ranks_per_peer: R ranks train one peer, each on its part of every batch: rank r is replica
+            r % R of block r // R, whose peers it has. Their gradients are averaged in every step;
+            batch statistics are each replica's own and the first one's at an epoch's end.
         store: what the ranks agree by, instead of all that.
         carrier: what weights travel by; by default what suits the store.
         name: keeps several rings on one store apart.
@@ -74,6 +76,7 @@ class RingLink(Link):
         ranks: int | None = None,
         timeout: float = 60.0,
         on_lost_peer: OnLost = "stop",
+        ranks_per_peer: int = 1,
         store: Store | None = None,
         carrier: Carrier | None = None,
         name: str = "ring",
@@ -85,14 +88,18 @@ class RingLink(Link):
                 f"on_lost_peer is {on_lost_peer!r}: expected one of {', '.join(get_args(OnLost))}."
             )
         self.on_lost_peer = on_lost_peer
-        at_hand = _at_hand() if rank is None or ranks is None else (rank, ranks)
-        self.rank = at_hand[0] if rank is None else argument("rank", rank, int, low=0)
-        self.ranks = at_hand[1] if ranks is None else argument("ranks", ranks, int, low=1)
+        found = at_hand() if rank is None or ranks is None else (rank, ranks)
+        self.rank = found[0] if rank is None else argument("rank", rank, int, low=0)
+        self.ranks = found[1] if ranks is None else argument("ranks", ranks, int, low=1)
         if self.rank >= self.ranks:
             raise UserError(f"rank is {self.rank} of {self.ranks} ranks: they are counted from 0.")
-        self.store = store or _store(directory, self.timeout)
-        self._carrier = carrier or _carrier(self.store)
+        self.store = store or store_of(directory, self.timeout)
+        self._carrier = carrier or carrier_of(self.store)
         self._name, self._generation = name, 0
+        self._group: Any = None
+        self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
+        if self.lanes > 1:
+            self._part()
         self._at, self._number = "start", 0
         self._said: list[str] = []
         self._roll = self._new_roll()
@@ -100,6 +107,23 @@ class RingLink(Link):
         self.waits = on_lost_peer == "wait"
         self.sent = self.received = 0
         self.waited = 0.0
+
+    def _part(self) -> None:
+        """Become one of a lane, with a link to the others of the block."""
+        if self.ranks % self.lanes:
+            raise UserError(
+                f"{self.ranks} ranks are no multiple of ranks_per_peer = {self.lanes}: every peer "
+                "needs as many."
+            )
+        (self.rank, self.lane), self.ranks = divmod(self.rank, self.lanes), self.ranks // self.lanes
+        self.block = RingLink(
+            rank=self.lane,
+            ranks=self.lanes,
+            timeout=self.timeout,
+            store=self.store,
+            name=f"{self._name}-block-{self.rank}",
+        )
+        self._name = f"{self._name}-lane-{self.lane}"
 
     @property
     def called(self) -> str:
@@ -111,15 +135,16 @@ class RingLink(Link):
         self._roll.end("it joins anew")
         self._generation = self._newest_generation()
         self._roll = self._new_roll()
-        self.returning = False
+        self.returning, regrouping = False, bool(self.holds)
         if self._roll.is_written:  # this rank has been here before
             self.returning = self.on_lost_peer == "skip" and self._roll.anybody_beats(self.ranks)
+            self.restarted = not regrouping
             if not self.returning:
                 self._generation += 1
                 self._announce(self._generation)
                 self._roll = self._new_roll()
         self._at, self._number, self._torn, self._said = "start", 0, "", []
-        self._roll.write({"rank": _torchrun_rank(self.rank), "peers": peers})
+        self._roll.write({"rank": torchrun_rank(self.rank), "peers": peers})
         until, pause = time.monotonic() + self.timeout * PATIENCE, Pause()
         while away := self._roll.away(self.ranks):
             self.check()
@@ -132,13 +157,57 @@ class RingLink(Link):
         self._roll.read(self.ranks)
         self.holds = self._roll.holds
         self.members = tuple(range(self.ranks))
+        if self.block is not None:
+            self._join_block(peers)
 
-    def regroup(self) -> None:
-        """Meet all ranks anew, where one was lost and is started again (`on_lost_peer="wait"`).
+    def _join_block(self, peers: int) -> None:
+        from kgraft.links.torch_store import ReplicaGroup
+
+        block = self.block
+        assert isinstance(block, RingLink)
+        block.check = self.check
+        block.join(peers)
+        block.holds.update(dict.fromkeys(block.holds, self.here))  # all have the same
+        name = f"{block._name}/{block._generation}/group"
+        self._group = ReplicaGroup.over(self.store, name, self.lane, self.lanes, self.timeout)  # type: ignore[arg-type]
+
+    def add(self, flat: Any) -> None:
+        """See `Link`.
 
         Raises:
-            LostPeerError: not all come within ten times the limit.
+            LostPeerError: a replica does not answer.
         """
+        try:
+            self._group.add(flat)
+        except RuntimeError as error:
+            self.check()
+            assert isinstance(self.block, RingLink)
+            raise LostPeerError(self.block.blamed(str(error).splitlines()[0])) from None
+
+    def blamed(self, reason: str) -> str:
+        """Who of a block is lost; a replica that failed itself says so in a moment.
+
+        Args:
+            reason: why this one knows that somebody is.
+        """
+        until, pause = time.monotonic() + self.timeout, Pause()
+        others = [rank for rank in range(self.ranks) if rank != self.rank]
+        while time.monotonic() < until:
+            for rank in others:
+                if why := self._roll.why_lost(rank, 0.0):
+                    return self._roll.lost(rank, why)
+            pause()
+        names = " or ".join(map(self._roll.called, others))
+        return f"{names} does not answer, and is not lost: {reason}"
+
+    def share(self, value: Any) -> Any:
+        """See `Link`: in the first lane, then from it to the others."""
+        if self.block is None:
+            return super().share(value)
+        return self.block.share(super().share(value) if self.lane == 0 else None)
+
+    def regroup(self) -> None:
+        """See `Link`."""
         if self._newest_generation() == self._generation:
             self._announce(self._generation + 1)
         limit = self.timeout * PATIENCE
@@ -207,7 +276,7 @@ class RingLink(Link):
         """See `Link`."""
         name, began = self._next(), time.monotonic()
         if not self._torn:
-            wait = _Wait(self, began)
+            wait = LimitedWait(self.look, self.timeout)
             try:
                 self._carrier.exchange(name, self.members, self.rank, sent, wanted, wait)
                 self.sent += sum(row.nbytes for row in sent.values())
@@ -237,19 +306,22 @@ class RingLink(Link):
     def end(self, words: str = "") -> None:
         """See `Link`."""
         self._roll.end(words or "it is over")
+        if self.block is not None:
+            self.block.end(words)
+            self._group.close()
 
-    def look(self, rank: int, began: float) -> None:
+    def look(self, rank: int, waited: float) -> None:
         """Look after a rank that is waited for.
 
         Args:
             rank: which.
-            began: since when, by `time.monotonic`.
+            waited: for how many seconds.
 
         Raises:
             TornError: it is lost.
         """
         self.check()
-        if why := self._roll.why_lost(rank, time.monotonic() - began):
+        if why := self._roll.why_lost(rank, waited):
             raise TornError(why)
 
     def _decided(self, key: str) -> dict[str, Any]:
@@ -332,64 +404,3 @@ class RingLink(Link):
 
     def _announce(self, generation: int) -> None:
         self.store.set(f"{self._name}/generation", b"%d" % generation)
-
-
-class _Wait:
-    """A carrier's wait, see `Wait`."""
-
-    def __init__(self, link: RingLink, began: float) -> None:
-        self._link, self._began = link, began
-        self.limit = link.timeout
-
-    def __call__(self, done: Callable[[], bool], rank: int) -> None:
-        pause = Pause()
-        while not done():
-            self._link.look(rank, self._began)
-            pause()
-
-
-def _store(directory: str | os.PathLike[str] | None, timeout: float) -> Store:
-    if directory is not None:
-        return DirectoryStore(directory)
-    if (found := _of_jax()) is not None:
-        return found
-    from kgraft.links.torch_store import TorchStore
-
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return TorchStore.of_environment(timeout * PATIENCE, attempt)
-
-
-def _carrier(store: Store) -> Carrier:
-    if "torch" in sys.modules:
-        from kgraft.links.torch_store import GlooCarrier, TorchStore
-
-        if isinstance(store, TorchStore):
-            return GlooCarrier(store)
-    return StoreCarrier(store)
-
-
-def _of_jax() -> Any:
-    """The store of `jax.distributed`, None where it is not initialised."""
-    if "jax" not in sys.modules:
-        return None
-    from kgraft.links.jax_store import JaxStore
-
-    return JaxStore() if JaxStore.is_there() else None
-
-
-def _at_hand() -> tuple[int, int]:
-    """This process' rank and how many there are, as its launcher says."""
-    jax = _of_jax()
-    if jax is not None:
-        return jax.rank(), jax.ranks()
-    with contextlib.suppress(KeyError, ValueError):
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    raise UserError(
-        "RingLink knows no rank: start with torchrun --nproc-per-node N, or give rank= and ranks=."
-    )
-
-
-def _torchrun_rank(rank: int) -> int:
-    """What this process is called by its launcher: a ring may be one of several."""
-    known = os.environ.get("RANK", "")
-    return int(known) if known.isdecimal() else rank

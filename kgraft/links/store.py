@@ -62,14 +62,14 @@ class DirectoryStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self._path = Path(directory)
-        self.where = f"directory {self._path}"
-        if self._path.exists() and not self._path.is_dir():
-            raise UserError(f"link directory {self._path} is a file: expected a directory.")
+        self.path = Path(directory)
+        self.where = f"directory {self.path}"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"link directory {self.path} is a file: expected a directory.")
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{self._path} cannot be made: {error.strerror}.") from None
+            raise StorageError(f"{self.path} cannot be made: {error.strerror}.") from None
 
     def set(self, key: str, value: bytes) -> None:
         """See `Store`."""
@@ -99,11 +99,11 @@ class DirectoryStore:
         self._file(key).unlink(missing_ok=True)
 
     def _file(self, key: str) -> Path:
-        return self._path / key.replace("/", "+")
+        return self.path / key.replace("/", "+")
 
     @contextlib.contextmanager
     def _written(self, value: bytes):  # type: ignore[no-untyped-def]
-        partial = self._path / f".{secrets.token_hex(8)}"
+        partial = self.path / f".{secrets.token_hex(8)}"
         try:
             try:
                 partial.write_bytes(value)

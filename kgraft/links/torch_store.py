@@ -15,6 +15,7 @@ from torch import distributed
 
 from kgraft.errors import UserError
 from kgraft.links.carrier import TornError, Wait
+from kgraft.links.store import DirectoryStore
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -141,3 +142,54 @@ class GlooCarrier:
             self._group = distributed.ProcessGroupGloo(store, place, len(members), limit)
             self._of = who
         return self._group
+
+
+class ReplicaGroup:
+    """Sums tensors over the replicas of a peer: over gloo on the CPU, over NCCL on GPUs.
+
+    Args:
+        store: where the replicas find each other, a `torch.distributed` store.
+        number: of this replica, counted from 0.
+        count: how many there are.
+        timeout: seconds that a sum may take.
+    """
+
+    def __init__(self, store: Any, number: int, count: int, timeout: float) -> None:
+        self._store, self._number, self._count = store, number, count
+        self._limit = timedelta(seconds=timeout)
+        self._groups: dict[str, Any] = {}
+
+    @classmethod
+    def over(
+        cls, store: TorchStore | DirectoryStore, name: str, number: int, count: int, timeout: float
+    ) -> "ReplicaGroup":
+        """One whose replicas meet where a ring does.
+
+        Args:
+            store: the ring's.
+            name: keeps it apart from others.
+            number: see the class.
+            count: see the class.
+            timeout: see the class.
+        """
+        if isinstance(store, TorchStore):
+            return cls(distributed.PrefixStore(name, store.store), number, count, timeout)
+        file = distributed.FileStore(str(store.path / name.replace("/", "+")), count)
+        return cls(file, number, count, timeout)
+
+    def add(self, flat: torch.Tensor) -> None:
+        """Replace a flat tensor by its sum over all replicas, to the same bits in each.
+
+        Raises:
+            RuntimeError: a replica does not answer.
+        """
+        kind = flat.device.type
+        if kind not in self._groups:
+            store = distributed.PrefixStore(kind, self._store)
+            made = distributed.ProcessGroupNCCL if kind == "cuda" else distributed.ProcessGroupGloo
+            self._groups[kind] = made(store, self._number, self._count, self._limit)
+        self._groups[kind].allreduce([flat]).wait(self._limit)
+
+    def close(self) -> None:
+        """Let go of all connections: gloo's threads end with them."""
+        self._groups.clear()

@@ -11,17 +11,19 @@ from kgraft.data import BatchStream, PhotoStream
 from kgraft.files import only_writer
 from kgraft.grafting import Graft, Independent
 from kgraft.grafting.lawa import mean_weights
+from kgraft.links.link import Here
 from kgraft.parts import blamed
 from kgraft.runs import callbacks as of_the_user
 from kgraft.runs import identities, images
-from kgraft.runs.assembly import Assembly, peer_rate, seed_of, teacher_seed
+from kgraft.runs.assembly import Assembly, seed_of, teacher_seed
 from kgraft.runs.beside import Beside
 from kgraft.runs.directory import RunDirectory, make_free
+from kgraft.runs.ending import best_of, scores, summary_of
 from kgraft.runs.environment import environment
+from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import Ema, method_of, mixer_of, taught_epochs
 from kgraft.runs.metrics_csv import MetricsCsv
 from kgraft.runs.recorder import Observer, Recorder, Silent
-from kgraft.runs.scoring import accuracy, answers, ensemble, figures, predict
 from kgraft.runs.stopping import Stopping
 from kgraft.tensorboard import TensorBoard
 from kgraft.training.checkpoint_files import CheckpointFiles
@@ -59,7 +61,7 @@ def execute(
     """
     link, stopping = assembly.link, stopping or Stopping()
     link.check = stopping.check
-    if link.rank != 0:
+    if not link.writes:
         beside = Beside(out)
         return _Execution(assembly, beside, Silent(), stopping).run()
     if not resume:
@@ -74,63 +76,6 @@ def execute(
         theirs = {name: part["file"] for name, part in told["parts"].items()}
         with blamed(run.classes, run.advice), blamed(theirs, run.advice):
             return run.run()
-
-
-def _summary(
-    assembly: Assembly,
-    directory: RunDirectory | Beside,
-    training: GraftingFit,
-    recorder: Recorder,
-    teacher_rows: list[dict[str, Any]],
-    teachers: list[keras.Model],
-) -> dict[str, Any]:
-    """What a run ends with, in the process that writes it; every other one says what it has."""
-    link, seconds = assembly.link, recorder.seconds
-    rows, logits = [], []
-    ended: dict[int, tuple[Any, ...]] = {}
-    for number in range(max(map(len, link.holds.values()))):  # one peer of every process at a time
-        mine = number < len(training.peers)
-        told = _ended(assembly, training.peers[number], recorder, number) if mine else None
-        for rank, own in link.collect(told).items():
-            if own is not None:
-                k = link.holds[rank][number]
-                like = training.peers[min(number, len(training.peers) - 1)]
-                directory.save_model(like, own["weights"], f"peers/peer-{k + 1}")
-                directory.save_model(like, own["best_weights"], f"peers/peer-{k + 1}-best")
-                ended[k] = own["row"], tuple(own["logits"])
-    if link.rank != 0:
-        return {}
-    for _, (row, own) in sorted(ended.items()):
-        rows.append(row)
-        logits.append(own)
-    lost = sorted(k + 1 for k in link.lost)
-    summary = {
-        "method": assembly.config.run.method,
-        "peers": rows,
-        **({"lost": lost} if lost else {}),
-        "teachers": teacher_rows,
-        "ensemble": _together(logits, assembly),
-        **({"committee": _scores(teachers, assembly)} if len(teachers) > 1 else {}),
-        "selected_on": assembly.config.run.select,
-        "seconds": round(seconds, 3),
-        "images_per_second": _trained_images(assembly, recorder) / seconds,
-    }
-    return summary
-
-
-def _ended(assembly: Assembly, peer: keras.Model, recorder: Recorder, at: int) -> dict[str, Any]:
-    """What one peer has come to; `at` is its place in this process."""
-    k, logits = assembly.link.here[at], _logits(peer, assembly)
-    row = {
-        "peer": k + 1,
-        "lr": peer_rate(assembly.config, k),
-        **_together([logits], assembly),  # of what is saved, a mean of epochs too
-        "last_epoch": recorder.last[at].get("epoch"),
-    }
-    weights = peer.get_weights()
-    row |= _best(peer, recorder, at, assembly)
-    best = recorder.best_weights[at]
-    return {"row": row, "logits": [*logits], "weights": weights, "best_weights": best}
 
 
 def grafting_fit(assembly: Assembly, teachers: list[keras.Model]) -> GraftingFit:
@@ -188,7 +133,7 @@ class _Execution:
         teachers, rows = self._taught()
         self._start(teachers)
         training, recorder = self._graft(teachers)
-        summary = _summary(self._assembly, self._directory, training, recorder, rows, teachers)
+        summary = summary_of(self._assembly, self._directory, training, recorder, rows, teachers)
         summary |= self._waiting
         self._directory.finish(summary)
         return summary
@@ -196,17 +141,28 @@ class _Execution:
     def _taught(self) -> tuple[list[keras.Model], list[dict[str, Any]]]:
         """Teachers, which one process trains while the others wait, and their rows."""
         link, assembly = self._assembly.link, self._assembly
-        rows = self._teach()[1] if link.rank == 0 else []
+        rows = self._teach()[1] if link.writes else []
+        if link.restarted:  # the others are past this
+            if not link.writes:
+                self._read_teachers()
+            return [*assembly.loaded, *assembly.untrained], rows
         for teacher in assembly.untrained:
             teacher.set_weights(link.share(teacher.get_weights()))
-        link.barrier()
+        link.share(None)
         return [*assembly.loaded, *assembly.untrained], rows
+
+    def _read_teachers(self) -> None:
+        """Take teachers from the files that another process has written."""
+        first = len(self._assembly.loaded) + 1
+        for number, teacher in enumerate(self._assembly.untrained, start=first):
+            file = self._directory.path / "teachers" / f"teacher-{number}.keras"
+            teacher.set_weights(read_model(file, str(file)).get_weights())
 
     def _teach(self) -> tuple[list[keras.Model], list[dict[str, Any]]]:
         assembly, directory = self._assembly, self._directory
         rows: list[dict[str, Any]] = []
         for file, teacher in zip(assembly.config.teachers.files, assembly.loaded, strict=True):
-            rows.append({"teacher": len(rows) + 1, "file": file, **_scores([teacher], assembly)})
+            rows.append({"teacher": len(rows) + 1, "file": file, **scores([teacher], assembly)})
         together = assembly.config.teachers.grafted and len(assembly.untrained) > 1
         groups = [assembly.untrained] if together else [[own] for own in assembly.untrained]
         for group in groups:
@@ -238,9 +194,9 @@ class _Execution:
             rows.append(
                 {
                     "teacher": number,
-                    **_scores([teacher], assembly),
+                    **scores([teacher], assembly),
                     "last_epoch": recorder.last[k].get("epoch"),
-                    **_best(teacher, recorder, k, assembly),
+                    **best_of(teacher, recorder, k, assembly),
                 }
             )
             directory.end_teacher(number, rows[-1])
@@ -297,9 +253,10 @@ class _Execution:
             files = self._files(phase, training, recorder, k)
             return [*swaps, *own, *recorder.callbacks(k - first), *files]
 
-        saved = Checkpoints(
-            self._directory.checkpoints(phase), config.checkpoint.every, config.checkpoint.keep
-        )
+        every = config.checkpoint.every
+        if link is not None and not isinstance(link, Here) and config.ring.on_lost_peer != "stop":
+            every = every or 1  # what a rank comes back with
+        saved = Checkpoints(self._directory.checkpoints(phase), every, config.checkpoint.keep)
         if (
             self._directory.has_metrics(phase)
             and not CheckpointFiles(Path(saved.directory)).epochs()
@@ -330,61 +287,15 @@ class _Execution:
         """What the run writes for others as it goes on."""
         run, path = self._assembly.config.run, self._directory.path
         found: list[keras.callbacks.Callback] = []
-        if run.tensorboard and k == 0:
+        writes = phase != "peers" or self._assembly.link.writes
+        if run.tensorboard and writes and k == 0:
             name, _, number = phase.partition(" ")
             first = int(number) if number else 1
             folder = path / "tensorboard"
             found.append(TensorBoard(folder, training, name=name.removesuffix("s"), first=first))
-        writes = phase != "peers" or self._assembly.link.rank == 0
         if run.csv and writes and k == len(training.peers) - 1:
             found.append(MetricsCsv(path, recorder))
         return found
-
-
-def _scores(models: list[keras.Model], assembly: Assembly) -> dict[str, float | None]:
-    """What one network answers, or several together, on the test and the validation images."""
-    return _together([_logits(model, assembly) for model in models], assembly)
-
-
-def _logits(model: keras.Model, assembly: Assembly) -> tuple[Any, Any]:
-    """What a network says of the test images, its logits for the validation images or None."""
-    held_out = assembly.validation if assembly.dataset.validation is not None else None
-    return _tested(model, assembly), held_out and predict(model, held_out)
-
-
-def _tested(model: keras.Model, assembly: Assembly) -> Any:
-    return answers(model, assembly.test, assembly.dataset, assembly.config.retrieval)
-
-
-def _together(logits: list[tuple[Any, Any]], assembly: Assembly) -> dict[str, float | None]:
-    dataset, (test, validation) = assembly.dataset, zip(*logits, strict=True)
-    found = figures(test, dataset, assembly.config.retrieval)
-    return {
-        **{f"test_{name}": value for name, value in found.items()},
-        "validation_accuracy": None
-        if dataset.validation is None or validation[0] is None
-        else accuracy(ensemble(list(validation)), dataset.validation.labels),
-    }
-
-
-def _best(model: keras.Model, recorder: Recorder, k: int, assembly: Assembly) -> dict[str, Any]:
-    """The best-on-validation epoch; its test accuracy is read with the weights put back after."""
-    last = model.get_weights()
-    model.set_weights(recorder.best_weights[k])
-    found = figures([_tested(model, assembly)], assembly.dataset, assembly.config.retrieval)
-    model.set_weights(last)
-    best = found if assembly.dataset.open_set is not None else {"accuracy": found["accuracy"]}
-    return {
-        "best_epoch": recorder.best_epoch[k],
-        "best_validation_accuracy": recorder.best_accuracy[k],
-        **{f"best_test_{name}": value for name, value in best.items()},
-    }
-
-
-def _trained_images(assembly: Assembly, recorder: Recorder) -> int:
-    """A callback may have stopped the run before its last epoch."""
-    epochs: int = recorder.last[0]["epoch"]
-    return assembly.link.count * epochs * len(assembly.dataset.train)
 
 
 def _seeds(assembly: Assembly) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from pathlib import Path
 from kgraft.errors import UserError
 from kgraft.links.link import Here, Link
 from kgraft.links.ring_link import RingLink
+from kgraft.links.torch_store import TorchStore
 from kgraft.runs.config import Config
+from kgraft.runs.directory import check_free, check_no_file
 
 
 def launched() -> int:
@@ -41,17 +43,19 @@ def link_of(config: Config) -> Link:
         here = Here()
         here.join(count)
         return here
-    if count < ranks:
+    each = config.ring.ranks_per_peer
+    if ranks % each or ranks > count * each:
         raise UserError(
-            f"{ranks} ranks for {count} peer{'s' if count > 1 else ''}: expected no more ranks "
-            "than peers, times --ranks-per-peer."
+            f"{ranks} ranks for {count} peer{'s' if count > 1 else ''} with ring.ranks_per_peer = "
+            f"{each}: expected a multiple of {each}, {count * each} at most."
         )
     link = RingLink(
         config.ring.directory,
         timeout=config.ring.timeout,
         on_lost_peer=config.ring.on_lost_peer,  # type: ignore[arg-type]
+        ranks_per_peer=each,
     )
-    link.join(len(share_of(count, link.rank, ranks)))
+    link.join(len(share_of(count, link.rank, ranks // each)))
     return link
 
 
@@ -72,11 +76,30 @@ def share_of(count: int, rank: int, ranks: int) -> range:
     return range(start, start + each + (rank < more))
 
 
-def one_directory(link: Link, path: Path) -> Path:
-    """The first rank's directory, for all: a name that nobody gave has the time in it.
+def directory_of(link: Link, path: Path, *, named: bool) -> tuple[Path, bool]:
+    """The directory of a run, the same for all, and whether the run goes on there.
+
+    Ranks that are started again go on, all (torchrun's restarts) or one.
 
     Args:
         link: joined.
-        path: this rank's.
+        path: this rank's; where nobody has named it, the time is in it.
+        named: whether somebody has.
+
+    Raises:
+        UserError: a run lives there that does not go on.
     """
-    return Path(link.share(str(path)))
+    again = link.restarted or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if not named:
+        path = Path(_first(link, path) if isinstance(link, RingLink) else path)
+    goes_on = again and (path / "run.toml").is_file() and not (path / "summary.json").is_file()
+    if link.writes and not goes_on:
+        check_free(path) if named else check_no_file(path)
+    return path, goes_on
+
+
+def _first(link: RingLink, path: Path) -> str:
+    """The directory that the first start has chosen, which torchrun's agent outlives."""
+    if not isinstance(link.store, TorchStore):
+        return str(link.share(str(path)))
+    return TorchStore.of_environment(link.timeout, "run").first("directory", str(path))

@@ -147,7 +147,7 @@ class Keeper:
             due = took >= self._writing or now - self._last >= _AT_LEAST
         if not isinstance(self._link, Here):
             self._wait()  # nobody begins one while the one before is not whole everywhere
-        if any(self._link.gather_small(due or last, opens=True).values()):
+        if self._link.anywhere(due or last):
             self._wait()
             self._raise()
             self._last = now

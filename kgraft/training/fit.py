@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 
 from kgraft.engines.engine import Engine
-from kgraft.errors import UserError
+from kgraft.errors import LostPeerError, UserError
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.links.link import Link
@@ -46,7 +46,8 @@ from kgraft.training.lessons import learning_of
 from kgraft.training.loop import PeerLoop
 from kgraft.training.mutual import Mutual
 from kgraft.training.saved_fit import SavedFit, SavedFits
-from kgraft.training.session import Session
+from kgraft.training.session import Session, replicas_of
+from kgraft.training.shards import shards
 from kgraft.training.triplets import Triplet
 from kgraft.training.watchers import (
     Callbacks,
@@ -152,11 +153,11 @@ class GraftingFit(Inference):
         check_lesson(self.teachers, *lesson)
         check_optimizers(self.peers)
         mutual = checked_mutual(mutual, mixer, self.teachers)
-        self._learning = learning_of(
-            Engine(self.peers, engine), self.teachers, lesson, mutual, triplet
-        )
-        check_link(link, mutual)
+        check_link(link, mutual, triplet)
         self._session = Session(self.peers, mixer, [], link)
+        self._replicas = replicas_of(self._session.link)
+        students = Engine(self.peers, engine, self._replicas)
+        self._learning = learning_of(students, self.teachers, lesson, mutual, triplet)
         self._session.check()
         self._fits = SavedFits()
 
@@ -312,19 +313,30 @@ class GraftingFit(Inference):
             self._session.epochs_done = begin
             self._fits.forget()
         read = feeds if listed else feeds[:1]
-        saved = self._saved(Checkpoints.of(checkpoint), told, read, validation, watchers)
-        if saved is not None and saved.over_at is not None:
-            self._session.epochs_done = saved.over_at
-            for peer in self.peers:
-                peer.history.on_train_begin()
-            return [peer.history for peer in self.peers]
-        loop = PeerLoop(
-            self._learning, self._session, feeds, watchers, validation, validated, saved
-        )
-        _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
-        with saved or contextlib.nullcontext():
-            loop.run(told, same_batches=shared_batches)
-        self._fits.end(self._session.epochs_done)
+        trained = self._learning, self._session, feeds, watchers, validation, validated
+        if self._replicas is not None:
+            trained = *trained[:2], shards(feeds, self._replicas), *trained[3:]
+        settings = Checkpoints.of(checkpoint)
+        while True:
+            saved = self._saved(settings, told, read, validation, watchers)
+            if saved is not None and saved.over_at is not None:
+                self._session.epochs_done = saved.over_at
+                for peer in self.peers:
+                    peer.history.on_train_begin()
+                break
+            loop = PeerLoop(*trained, saved, self._replicas)
+            _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
+            try:
+                with saved or contextlib.nullcontext():
+                    loop.run(told, same_batches=shared_batches)
+            except LostPeerError as error:
+                if saved is None or not link.waits:
+                    raise
+                _log.warning("%s All go on from what they have saved.", error)
+                link.regroup()
+                continue
+            self._fits.end(self._session.epochs_done)
+            break
         return [peer.history for peer in self.peers]
 
     def _saved(

@@ -17,6 +17,7 @@ from kgraft.links.link import Link
 from kgraft.settings import argument
 from kgraft.training.feeds import check_listed, is_arrays, is_listed
 from kgraft.training.mutual import Mutual
+from kgraft.training.triplets import Triplet
 
 
 def checked_peers(peers: Any) -> list[keras.Model]:
@@ -254,12 +255,13 @@ def split(x: Any, y: Any, sample_weight: Any, share: float) -> tuple[Any, Any]:
         raise UserError(f"validation_split={share!r} leaves no example on one side.") from error
 
 
-def check_link(link: Any, mutual: Mutual | None) -> None:
+def check_link(link: Any, mutual: Mutual | None, triplet: Triplet | None) -> None:
     """Refuse what joins no processes, and peers of several that would have to see each other.
 
     Args:
         link: what was given.
         mutual: how peers learn from each other.
+        triplet: how their features learn distances.
 
     Raises:
         UserError: says what is wrong.
@@ -270,4 +272,9 @@ def check_link(link: Any, mutual: Mutual | None) -> None:
         raise UserError(
             f"{type(mutual).__name__} needs all peers in one process, where each sees what the "
             "others say of a batch: leave out link=."
+        )
+    if link is not None and triplet is not None and link.lanes > 1:
+        raise UserError(
+            "triplet= looks for the hardest examples of whole batches, of which every replica has "
+            "a part: leave out ranks_per_peer."
         )

@@ -11,6 +11,7 @@ import numpy as np
 
 from kgraft.engines.backends.lazy import gathered
 from kgraft.engines.engine import Engine
+from kgraft.engines.replicas import Replicas, part_seeds, settle
 from kgraft.engines.stepper import Stepper
 from kgraft.engines.steps import Logs
 from kgraft.links.link import Here, LeftOutError
@@ -38,6 +39,7 @@ class PeerLoop:
         validation: what every peer is evaluated on.
         validated: which epochs of this fit end with that.
         saved: where the fit is saved, None for nowhere.
+        replicas: what averages the peers' gradients over several processes.
     """
 
     learning: Learning
@@ -47,6 +49,7 @@ class PeerLoop:
     validation: Feed | None
     validated: Callable[[int], bool]
     saved: SavedFit | None = None
+    replicas: Replicas | None = None
 
     def prepare(self) -> Engine:
         """Build what is not built, from a batch, and settle what takes the steps."""
@@ -78,6 +81,8 @@ class PeerLoop:
             peer.stop_training, peer._initial_epoch = False, None
         logs: list[Logs] = [{} for _ in peers]
         session.check()
+        if self.replicas is not None and session.part():
+            part_seeds(peers, self.replicas.number)
         try:
             for watcher in watchers:
                 watcher.on_train_begin()
@@ -90,6 +95,8 @@ class PeerLoop:
                 )
                 session.resume(restored, before_grafting=ends_epochs(watchers))
                 epochs = range(restored, epochs.stop)
+            if self.replicas is not None:
+                settle(peers, self.replicas)
             session.begin(same_batches=same_batches)
             done = session.epochs_done
             if epochs == whole:  # else a part of the training, which has begun before
@@ -120,7 +127,7 @@ class PeerLoop:
     def _ended(self) -> bool:
         """Whether anybody, in whatever process, has stopped the training."""
         stopped = any(peer.stop_training for peer in self.learning.peers)
-        return any(self.session.link.gather_small(stopped, opens=True).values())
+        return self.session.link.anywhere(stopped)
 
     def _epoch(self, epoch: int, number: int) -> list[Logs]:
         """Train one epoch, graft and validate; callbacks are told its number in this `fit`."""
@@ -129,6 +136,8 @@ class PeerLoop:
         for watcher in self.watchers:
             watcher.on_epoch_begin(epoch)
         logs = self._train_epoch(number)
+        if self.replicas is not None:
+            settle(self.learning.peers, self.replicas)
         session.end_of_epoch()
         logs = [{**own, "alpha": alpha} for own, alpha in zip(logs, session.alphas, strict=True)]
         if self.validation is not None and self.validated(epoch):
@@ -168,7 +177,8 @@ class PeerLoop:
                     self.session.end_of_step()
                     for watcher, logs in zip(self.watchers, logs_of_all, strict=True):
                         watcher.on_train_batch_end(step, logs)
-                    if any(peer.stop_training for peer in learning.peers):
+                    stopped = any(peer.stop_training for peer in learning.peers)
+                    if stopped and self.replicas is None:  # else the others would wait for a step
                         break
         finally:
             engine.end_epoch()

@@ -68,7 +68,10 @@ def place_of(settings: Checkpoints, link: Link) -> Path:
         link: joins the processes.
     """
     where = Path(settings.directory).absolute()
-    return where if isinstance(link, Here) else where / f"rank-{link.rank}-of-{len(link.holds)}"
+    if isinstance(link, Here):
+        return where
+    replica = "" if link.lanes == 1 else f"-replica-{link.lane}-of-{link.lanes}"
+    return where / f"rank-{link.rank}-of-{len(link.holds)}{replica}"
 
 
 class SavedFits:
@@ -189,6 +192,9 @@ class SavedFit:
         own = files.whole()
         told = link.gather_small(own, opens=True)
         common = set.intersection(*map(set, told.values()))
+        if link.block is not None:
+            lanes = link.block.gather_small(sorted(common), opens=True)
+            common = set.intersection(*map(set, lanes.values()))
         if own and not common:
             _log.warning(
                 "the checkpoints in %s have no epoch in common with those of the other processes: "
@@ -302,7 +308,9 @@ class SavedFit:
         Raises:
             StorageError: an earlier one could not be written.
         """
-        self._told, self._ended, self._logs, self.start = told + 1, ended, logs, None
+        self._told, self._ended, self._logs = told + 1, ended, logs
+        if not self._session.link.waits:  # else all may have to begin anew
+            self.start = None
         last = ended or self._told == self._epochs.stop
         self._keeper.end_of_epoch(self._session.epochs_done, last=last)
 

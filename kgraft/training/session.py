@@ -9,7 +9,8 @@ from typing import Any
 
 import keras
 
-from kgraft.errors import DivergedError, UserError, told
+from kgraft.engines.replicas import Replicas
+from kgraft.errors import DivergedError, LostPeerError, UserError, told
 from kgraft.grafting.averages import averages_of
 from kgraft.grafting.graft import warn_of_sick_peers
 from kgraft.grafting.mixer import Independent, Mixer, State, check_state
@@ -64,7 +65,9 @@ class Session:
         self._steps = 0
         self._counted = 0, 0  # whole epochs, and the steps in them
         self._put_off: Moment | None = None  # to the beginning of the next epoch
-        self._begun = self._in_epoch = self._warned = self._restored = self._let_in = False
+        self._begun = self._in_epoch = self._warned = self._restored = self._let_in = (
+            self._parted
+        ) = False
         self._sick: set[int] = set()
         self._trains: list[int] = []  # the variables that the plan was made for
 
@@ -103,7 +106,10 @@ class Session:
         if self._begun:
             return
         self._peers = self._peers or self._compared()
-        check_alike(self._peers, self.mixer)
+        if not self.link.returning:
+            check_alike(self._peers, self.mixer)
+        elif not self._restored:
+            raise LostPeerError("there is no checkpoint that this rank could come back with.")
         if not self._restored:  # else it is in the middle of what it began
             self._state = self.mixer.init(self._peers, self._state)
             check_state(self.mixer, self._state)
@@ -130,6 +136,11 @@ class Session:
         if self._put_off is not None:
             self._mix(self._put_off)
             self._put_off = None
+
+    def part(self) -> bool:
+        """Whether the models' replicas have still to draw masks of their own; said once."""
+        parted, self._parted = self._parted, True
+        return not parted
 
     def rejoin(self, steps: int | None) -> int:
         """Be in the ring again, which went on without these models, with an epoch that begins.
@@ -279,6 +290,18 @@ class Session:
             warn_of_sick_peers(record, self._sick)
             self.records.append((moment.epoch, record))
             self.alphas = record.mean_coefficients[self.link.here].tolist()
+
+
+def replicas_of(link: Link) -> Replicas | None:
+    """What averages gradients over a link's lanes, None where there is one.
+
+    Args:
+        link: joined.
+
+    Raises:
+        UserError: the backend cannot.
+    """
+    return None if link.lanes == 1 else Replicas(link.lane, link.lanes, link.add)
 
 
 def check_alike(peers: Peers, mixer: Mixer) -> None:

@@ -1,0 +1,65 @@
+"""What launched a process says: which rank it is, and where the others are to be met."""
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+from kgraft.errors import UserError
+from kgraft.links.carrier import Carrier, StoreCarrier
+from kgraft.links.roll import PATIENCE
+from kgraft.links.store import DirectoryStore, Store
+
+
+def store_of(directory: str | os.PathLike[str] | None, timeout: float) -> Store:
+    """What the ranks of a ring agree by.
+
+    Args:
+        directory: a directory that all reach; None for what the launcher has.
+        timeout: seconds after which one is lost.
+    """
+    if directory is not None:
+        return DirectoryStore(directory)
+    if (found := _of_jax()) is not None:
+        return found
+    from kgraft.links.torch_store import TorchStore
+
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return TorchStore.of_environment(timeout * PATIENCE, attempt)
+
+
+def carrier_of(store: Store) -> Carrier:
+    """What weights travel by, where the ranks agree by a store."""
+    if "torch" in sys.modules:
+        from kgraft.links.torch_store import GlooCarrier, TorchStore
+
+        if isinstance(store, TorchStore):
+            return GlooCarrier(store)
+    return StoreCarrier(store)
+
+
+def _of_jax() -> Any:
+    """The store of `jax.distributed`, None where it is not initialised."""
+    if "jax" not in sys.modules:
+        return None
+    from kgraft.links.jax_store import JaxStore
+
+    return JaxStore() if JaxStore.is_there() else None
+
+
+def at_hand() -> tuple[int, int]:
+    """This process' rank and how many there are, as its launcher says."""
+    jax = _of_jax()
+    if jax is not None:
+        return jax.rank(), jax.ranks()
+    with contextlib.suppress(KeyError, ValueError):
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    raise UserError(
+        "RingLink knows no rank: start with torchrun --nproc-per-node N, or give rank= and ranks=."
+    )
+
+
+def torchrun_rank(rank: int) -> int:
+    """What this process is called by its launcher: a ring may be one of several."""
+    known = os.environ.get("RANK", "")
+    return int(known) if known.isdecimal() else rank
