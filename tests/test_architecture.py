@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "keras_private": set(),
     "convolutions": set(),
     "models": {"errors", "settings", "parts", "keras_private", "convolutions"},
-    "links": {"errors", "engines.backends"},
+    "links": {"errors", "settings", "engines.backends"},
     "data": {"errors", "settings", "parts", "files", "engines.backends"},
     "equations": {"errors"},
     "grafting": {
