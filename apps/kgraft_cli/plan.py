@@ -150,7 +150,9 @@ def command(
     console = Console(markup=False, emoji=False)
     console.print(network.told, highlight=False)
     console.print(f"{_park_told(park)}; {_placement_told(placement)}", highlight=False)
-    console.print(f"{steps:,} {_plural('step', steps)} of {batch:,} images an epoch\n", highlight=False)
+    console.print(
+        f"{steps:,} {_plural('step', steps)} of {batch:,} images an epoch\n", highlight=False
+    )
     rows = Figures("What an epoch takes", ("", method))
     _mixing_rows(rows, park, placement, mixing, ring=method == "graft")
     _epoch_rows(rows, epoch, gradients, sharing=wide > 1)
@@ -186,8 +188,8 @@ class _Network:
         model = models.build(name, input_shape=(size, size, 3), classes=classes)
         numbers, groups = Columns(model.weights).size, GraftPlan.of(model).groups
         return cls(
-            f"{name}, {size}x{size}x3, {classes:,} classes: {numbers:,} floating-point weights in "
-            f"{len(groups)} {_plural('group', len(groups))}, {_bytes(BYTES * numbers)}",
+            f"{name}, {size}x{size}x3, {classes:,} classes: {numbers:,} weights, "
+            f"{_bytes(BYTES * numbers)}, in {len(groups)} {_plural('group', len(groups))}",
             BYTES * numbers,
             BYTES * models.parameters(model),
             len(groups),

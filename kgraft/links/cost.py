@@ -6,8 +6,9 @@ and receives at once (full duplex). Nothing overlaps with anything else: what kg
 validates costs less than is said here.
 
 Sources: Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
-MPICH", IJHPCA 19(1), 2005, for the model and for reduce-scatter and all-gather by pairwise
-exchange: (M - 1) latency + (M - 1)/M n / rate each. Patarasuk and Yuan, "Bandwidth optimal
+MPICH", IJHPCA 19(1), 2005, for the model, and for reduce-scatter and all-gather, which take
+(M - 1) latency + (M - 1)/M n / rate each where everyone sends to everyone else in turn.
+Patarasuk and Yuan, "Bandwidth optimal
 all-reduce algorithms for clusters of workstations", JPDC 69(2), 2009, for the ring all-reduce:
 2 (R - 1)/R of the data through every link, in 2 (R - 1) rounds, which no algorithm undercuts.
 """
@@ -278,12 +279,17 @@ def _mixing(
 ) -> Mixing:
     return Mixing(
         traffic,
-        copies=(traffic.sent + traffic.received) / park.copying,
+        copies=_at(park.copying, traffic.sent + traffic.received),
         link=traffic.transfer(park),
         latencies=traffic.latencies(park),
         gathers=sum(gather_seconds(park, placement, value) for value in values),
-        mixing=placement.most * size / park.mixing,
+        mixing=_at(park.mixing, placement.most * size),
     )
+
+
+def _at(rate: float | None, size: float) -> float:
+    """Seconds of some bytes."""
+    return 0.0 if rate is None else size / rate
 
 
 def _traffic(park: Park, flows: Iterable[tuple[int, int, float]], rounds: int) -> Traffic:

@@ -3,7 +3,6 @@
 Rates are bytes a second, latencies seconds.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from typing import Literal
@@ -26,9 +25,10 @@ class Park:
         inside: bytes/s that ranks of one host move among each other, all of them together.
         network_latency: seconds until a message is at another host.
         inside_latency: the same for another rank of the host.
-        copying: bytes/s between a rank's device and host memory; infinite where weights lie in
-            host memory.
-        mixing: bytes/s of weights that a rank counts and blends, both done.
+        copying: bytes/s between a rank's device and host memory; None where weights lie in host
+            memory already.
+        mixing: bytes/s of weights that a rank counts and blends, both done; None for a time that
+            is left out.
         answering: seconds that the key-value store takes for a request.
 
     Raises:
@@ -41,8 +41,8 @@ class Park:
     inside: float = setting(MISSING, above=0)
     network_latency: float = setting(MISSING, low=0)
     inside_latency: float = setting(MISSING, low=0)
-    copying: float = setting(math.inf, above=0)
-    mixing: float = setting(math.inf, above=0)
+    copying: float | None = setting(None, above=0)
+    mixing: float | None = setting(None, above=0)
     answering: float = setting(0.0, low=0)
 
     def __post_init__(self) -> None:
