@@ -7,10 +7,10 @@ validates costs less than is said here.
 
 Sources: Thakur, Rabenseifner and Gropp, "Optimization of Collective Communication Operations in
 MPICH", IJHPCA 19(1), 2005, for the model, and for reduce-scatter and all-gather, which take
-(M - 1) latency + (M - 1)/M n / rate each where everyone sends to everyone else in turn.
-Patarasuk and Yuan, "Bandwidth optimal
-all-reduce algorithms for clusters of workstations", JPDC 69(2), 2009, for the ring all-reduce:
-2 (R - 1)/R of the data through every link, in 2 (R - 1) rounds, which no algorithm undercuts.
+(M - 1) latency + (M - 1)/M n / rate each where everyone sends to everyone else in turn. Patarasuk
+and Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", JPDC 69(2), 2009,
+for the ring all-reduce: 2 (R - 1)/R of the data through every link, the least there is, in
+2 (R - 1) rounds.
 """
 
 from collections import defaultdict

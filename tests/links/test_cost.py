@@ -153,13 +153,13 @@ def test_a_gather_by_hand():
 
 def test_a_grafting_by_hand():
     machines = park(1, 2, copying=50.0, mixing=25.0)
-    took = cost.grafting(machines, Placement(2, 6), 100.0, groups=3)
+    took = cost.grafting(machines, Placement(2, 5), 100.0, groups=3)
     assert took.copies == 4.0  # one row down, one up
     assert took.link == 0.5  # two rows, 400 bytes a second
     assert took.latencies == 0.25
-    gathers = 3 * 2 * 3 * 0.25 + 2 * 6 * (8 + 24 + 8) / 400
+    gathers = 3 * 2 * 3 * 0.25 + 2 * 5 * (8 + 24 + 8) / 400
     assert took.gathers == pytest.approx(gathers)
-    assert took.mixing == 12.0  # three peers
+    assert took.mixing == 12.0  # three peers; the other rank has two
     assert took.seconds == pytest.approx(16.75 + gathers)
 
 
