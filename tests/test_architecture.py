@@ -112,8 +112,9 @@ def test_imports_go_one_way(path):
 
 
 @pytest.mark.parametrize("path", sources("kgraft"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_backends_are_named_only_in_engines_and_where_state_dicts_are_read(path):
-    if part_of(path) != "engines" and path.name != "state_dict.py":
+def test_backends_are_named_only_in_engines_and_where_they_reach_other_processes_or_files(path):
+    elsewhere = ("state_dict.py", "torch_store.py", "jax_store.py")
+    if part_of(path) != "engines" and path.name not in elsewhere:
         assert not BACKENDS & {module.split(".")[0] for module in imports(path)}
 
 

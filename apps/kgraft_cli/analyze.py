@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from kgraft_cli.parameters import DATA_DIR, HERE, NORM, PLACE, TRUST
+from kgraft_cli.parameters import DATA_DIR, HERE, PLACE, POSITIVE, TRUST
 
 _FILTERS = ("network", "layer", "filter", "l1_norm", "folded_norm")
 _EPOCHS = ("run", "phase", "epoch", "peer", "donor", "layer", "information", "coefficient")
@@ -25,7 +25,7 @@ _PEERS = (
 @click.option(
     "--threshold",
     "thresholds",
-    type=NORM,
+    type=POSITIVE,
     metavar="NORM",
     multiple=True,
     help="The l1 norm below which a filter is invalid, by default 0.1; may be given several times.",

@@ -24,6 +24,7 @@ _COMMANDS = {
     "configs": "List the run files that come with kgraft, or copy one.",
     "methods": "List the methods with their settings.",
     "models": "List the architectures with their cost.",
+    "plan": "What K peers on many GPUs send, and how long it takes.",
     "data": "List data sets, or prepare one.",
     "weights": "Take weights from PyTorch, or give them.",
     "bench": "Measure kgraft against other ways to train K peers.",

@@ -20,11 +20,10 @@ class _Place(click.types.StringParamType):
         return super().convert(value, param, ctx)
 
 
-class _Norm(click.FloatRange):
-    """An l1 norm: positive, and finite."""
+class _Finite(click.FloatRange):
+    """A finite number in a range."""
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
+    name = "number"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -44,7 +43,8 @@ def _search_here(ctx: click.Context, param: click.Parameter, value: bool) -> boo
 
 
 PLACE = _Place()
-NORM = _Norm()
+POSITIVE = _Finite(min=0, min_open=True)
+NOT_NEGATIVE = _Finite(min=0)
 HERE = click.option(
     "--here",
     is_flag=True,
@@ -66,7 +66,7 @@ JOBS = click.option(
 )
 THRESHOLD = click.option(
     "--threshold",
-    type=NORM,
+    type=POSITIVE,
     default=0.1,
     show_default=True,
     help="The l1 norm below which a filter is invalid.",

@@ -105,8 +105,8 @@ class StoreCarrier:
         for other, row in wanted.items():
             key = f"{name}/{other}>{rank}"
             wait(lambda key=key: self._store.has([key]), other)
-            content = taken(self._store, key)
-            if content is None or len(content) != row.nbytes:
-                raise TornError(f"rank {other} sent {len(content or b'')} of {row.nbytes} bytes")
+            (content,) = taken(self._store, [key])
+            if len(content) != row.nbytes:
+                raise TornError(f"rank {other} sent {len(content)} of {row.nbytes} bytes")
             row[...] = np.frombuffer(content, row.dtype)
             drop(self._store, key)

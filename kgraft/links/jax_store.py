@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from kgraft.errors import LostPeerError
+
 
 class JaxStore:
     """The store that all processes of `jax.distributed.initialize` share."""
@@ -39,7 +41,7 @@ class JaxStore:
             self._client.key_value_set_bytes(_key(key), value.encode(), allow_overwrite=False)
         except jax.errors.JaxRuntimeError as error:
             if "ALREADY_EXISTS" not in str(error):
-                raise ConnectionError(f"the {self.where} does not answer any more.") from error
+                raise LostPeerError(f"the {self.where} does not answer any more.") from error
         found = self.get(key)
         return "" if found is None else found.decode()
 
@@ -50,7 +52,11 @@ class JaxStore:
         except jax.errors.JaxRuntimeError as error:
             if "NOT_FOUND" in str(error):
                 return None
-            raise ConnectionError(f"the {self.where} does not answer any more.") from error
+            raise LostPeerError(f"the {self.where} does not answer any more.") from error
+
+    def get_all(self, keys: Sequence[str]) -> list[bytes]:
+        """See `Store`."""
+        return [value for key in keys if (value := self.get(key)) is not None]
 
     def has(self, keys: Sequence[str]) -> bool:
         """See `Store`."""

@@ -259,7 +259,7 @@ class RingLink(Link):
         self.waited += time.monotonic() - began
         if "broken" in said:
             raise LostPeerError(said["broken"])
-        members, before = tuple(said["members"]), self.members
+        members, before = tuple(sorted(said["members"])), self.members
         if self.rank not in members:
             raise LeftOutError
         self.members = members
@@ -267,8 +267,8 @@ class RingLink(Link):
             self._tell_change(before)
             if not opens:
                 raise ChangedError
-        found = {rank: taken(self.store, f"{key}/{rank}") for rank in sorted(members)}
-        return {rank: unpacked(content) for rank, content in found.items() if content is not None}
+        contents = taken(self.store, [f"{key}/{rank}" for rank in members])
+        return dict(zip(members, map(unpacked, contents), strict=True))
 
     def exchange(
         self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]

@@ -5,6 +5,7 @@ import logging
 import time
 from typing import Any
 
+from kgraft.errors import LostPeerError
 from kgraft.links.presence import Heartbeat, Listener, own_presence, state_of
 from kgraft.links.store import Store, put, taken
 from kgraft.nests import packed, unpacked
@@ -85,8 +86,7 @@ class Roll:
 
     def renew(self, rank: int) -> None:
         """Read one anew, who has come back as another process it may be."""
-        content = taken(self._store, self._key("presence", rank))
-        assert content is not None
+        (content,) = taken(self._store, [self._key("presence", rank)])
         self._known[rank] = unpacked(content)
         self._listener.begin(self._key("beat", rank))
 
@@ -104,7 +104,7 @@ class Roll:
         if self._heartbeat is not None:
             self._heartbeat.stop()
             self._heartbeat = None
-            with contextlib.suppress(OSError):  # the others may have gone first, with the store
+            with contextlib.suppress(OSError, LostPeerError):  # the store may be gone
                 self._store.set(self._key("ended", self._rank), words.encode()[:500])
 
     def anybody_beats(self, ranks: int) -> bool:

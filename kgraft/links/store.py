@@ -38,6 +38,10 @@ class Store(Protocol):
         """The value of a key, None where it has none; nobody waits."""
         ...
 
+    def get_all(self, keys: Sequence[str]) -> list[bytes]:
+        """The values of keys that all have one."""
+        ...
+
     def has(self, keys: Sequence[str]) -> bool:
         """Whether all of these have a value."""
         ...
@@ -90,6 +94,10 @@ class DirectoryStore:
         except FileNotFoundError:
             return None
 
+    def get_all(self, keys: Sequence[str]) -> list[bytes]:
+        """See `Store`."""
+        return [self._file(key).read_bytes() for key in keys]
+
     def has(self, keys: Sequence[str]) -> bool:
         """See `Store`."""
         return all(self._file(key).exists() for key in keys)
@@ -131,18 +139,21 @@ def put(store: Store, key: str, content: bytes) -> None:
     store.set(key, b"%d" % len(parts))
 
 
-def taken(store: Store, key: str) -> bytes | None:
-    """What `put` gave a key, None where there is nothing yet.
+def taken(store: Store, keys: Sequence[str]) -> list[bytes]:
+    """What `put` gave keys that all have a value.
 
     Args:
         store: where.
-        key: which.
+        keys: which.
     """
-    head = store.get(key)
-    if head is None or head[:1] == b"0":
-        return head and head[1:]
-    parts = [store.get(f"{key}/{number}") for number in range(int(head))]
-    return b"".join(part for part in parts if part is not None)
+    found = []
+    for key, head in zip(keys, store.get_all(keys), strict=True):
+        if head[:1] == b"0":
+            found.append(head[1:])
+        else:
+            names = [f"{key}/{number}" for number in range(int(head))]
+            found.append(b"".join(store.get_all(names)))
+    return found
 
 
 def drop(store: Store, key: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-from kgraft.errors import UserError
+from kgraft.errors import LostPeerError, UserError
 from kgraft.links.carrier import TornError, Wait
 from kgraft.links.store import DirectoryStore
 
@@ -78,6 +78,10 @@ class TorchStore:
         """See `Store`."""
         return self._asked(self.store.get, key) if self.has([key]) else None
 
+    def get_all(self, keys: Sequence[str]) -> list[bytes]:
+        """See `Store`."""
+        return [bytes(value) for value in self._asked(self.store.multi_get, list(keys))]
+
     def has(self, keys: Sequence[str]) -> bool:
         """See `Store`."""
         return bool(self._asked(self.store.check, list(keys)))
@@ -91,8 +95,9 @@ class TorchStore:
             return ask(*what)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ConnectionError(
-                f"the {self.where} does not answer any more ({reason})."
+            raise LostPeerError(
+                f"the {self.where}, does not answer any more ({reason}): is the process that holds "
+                "it alive?"
             ) from None
 
 

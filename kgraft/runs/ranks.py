@@ -6,7 +6,6 @@ from pathlib import Path
 from kgraft.errors import UserError
 from kgraft.links.link import Here, Link
 from kgraft.links.ring_link import RingLink
-from kgraft.links.torch_store import TorchStore
 from kgraft.runs.config import Config
 from kgraft.runs.directory import check_free, check_no_file
 
@@ -100,6 +99,8 @@ def directory_of(link: Link, path: Path, *, named: bool) -> tuple[Path, bool]:
 
 def _first(link: RingLink, path: Path) -> str:
     """The directory that the first start has chosen, which torchrun's agent outlives."""
+    from kgraft.links.torch_store import TorchStore  # torch, whatever the backend is
+
     if not isinstance(link.store, TorchStore):
         return str(link.share(str(path)))
     return TorchStore.of_environment(link.timeout, "run").first("directory", str(path))

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import keras
 
-from kgraft.errors import UserError
+from kgraft.errors import LostPeerError, UserError
 from kgraft.grafting.ring import GraftRecord
 from kgraft.links.link import Here, Link
 from kgraft.structure import fault
@@ -155,6 +155,10 @@ class Recorder:
             self.best_weights[k] = self._models[k].get_weights()
         if k == len(self._models) - 1:
             told = self._link.gather_small(self.last, opens=True)
+            if 0 not in told:
+                raise LostPeerError(
+                    "the first rank is lost, which writes the run: start all again, with --resume."
+                )
             self.rows = [row for own in told.values() for row in own]
             self._files.add_metrics(self.rows)
             for number, record in self._records[self._written :]:
