@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     for name in ("TF_CPP_MIN_LOG_LEVEL", "ABSL_MIN_LOG_LEVEL"):
         os.environ.setdefault(name, "3")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is lost is named by kgraft
     try:
         with checked_output():
             line, code = _outcome(arguments)

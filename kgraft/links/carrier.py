@@ -1,7 +1,8 @@
 """Carriers: how large rows of weights get from one rank to another."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,14 +16,28 @@ class TornError(Exception):
     """An exchange that did not come to its end: says why."""
 
 
+@dataclass(frozen=True)
+class Together:
+    """Ranks that have been together since some moment.
+
+    Attributes:
+        since: the moment, the same on all of them, and another one after every change.
+        members: who they are, ascending.
+        rank: which one this is.
+    """
+
+    since: str
+    members: tuple[int, ...]
+    rank: int
+
+
 class Carrier(Protocol):
     """Moves arrays between ranks that have agreed on who sends what to whom."""
 
     def exchange(
         self,
         name: str,
-        members: Sequence[int],
-        rank: int,
+        together: Together,
         sent: Mapping[int, NDArray[Any]],
         wanted: Mapping[int, NDArray[Any]],
         wait: "Wait",
@@ -31,8 +46,7 @@ class Carrier(Protocol):
 
         Args:
             name: of this exchange, the same on all ranks, of no other one.
-            members: the ranks that take part, ascending.
-            rank: which one this is.
+            together: who takes part.
             sent: by the rank that gets it, one-dimensional and contiguous.
             wanted: by the rank that it comes from, of the size and dtype that it sends.
             wait: how to wait.
@@ -93,17 +107,16 @@ class StoreCarrier:
     def exchange(
         self,
         name: str,
-        members: Sequence[int],
-        rank: int,
+        together: Together,
         sent: Mapping[int, NDArray[Any]],
         wanted: Mapping[int, NDArray[Any]],
         wait: Wait,
     ) -> None:
         """See `Carrier`; the receiver clears away what it has got."""
         for other, row in sent.items():
-            put(self._store, f"{name}/{rank}>{other}", row.tobytes())
+            put(self._store, f"{name}/{together.rank}>{other}", row.tobytes())
         for other, row in wanted.items():
-            key = f"{name}/{other}>{rank}"
+            key = f"{name}/{other}>{together.rank}"
             wait(lambda key=key: self._store.has([key]), other)
             (content,) = taken(self._store, [key])
             if len(content) != row.nbytes:

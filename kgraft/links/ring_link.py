@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from kgraft.errors import LostPeerError, UserError
-from kgraft.links.carrier import Carrier, LimitedWait, TornError
+from kgraft.links.carrier import Carrier, LimitedWait, Together, TornError
 from kgraft.links.launch import at_hand, carrier_of, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
 from kgraft.links.roll import PATIENCE, Pause, Roll
@@ -100,7 +100,7 @@ class RingLink(Link):
         self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
         if self.lanes > 1:
             self._part()
-        self._at, self._number = "start", 0
+        self._at, self._number, self._view = "start", 0, ""
         self._said: list[str] = []
         self._roll = self._new_roll()
         self._torn, self._tries = "", 0
@@ -133,20 +133,38 @@ class RingLink(Link):
     def join(self, peers: int) -> None:
         """See `Link`; goes on when all ranks are there, or at once where the others went on."""
         self._roll.end("it joins anew")
+        regroups = bool(self.holds)
         self._generation = self._newest_generation()
         self._roll = self._new_roll()
-        self.returning, regrouping = False, bool(self.holds)
+        self.returning = False
         if self._roll.is_written:  # this rank has been here before
             self.returning = self.on_lost_peer == "skip" and self._roll.anybody_beats(self.ranks)
-            self.restarted = not regrouping
             if not self.returning:
-                self._generation += 1
-                self._announce(self._generation)
-                self._roll = self._new_roll()
-        self._at, self._number, self._torn, self._said = "start", 0, "", []
-        self._roll.write({"rank": torchrun_rank(self.rank), "peers": peers})
+                self._announce(self._generation + 1)
+        self._meet({"rank": torchrun_rank(self.rank), "peers": peers, "regroups": regroups})
+        self._roll.read(self.ranks)
+        self.holds = self._roll.holds
+        self.members = tuple(range(self.ranks))
+        self.restarted = self.returning or (self._roll.anybody_regroups and not regroups)
+        if self.block is not None:
+            self._join_block(peers)
+
+    def _meet(self, told: dict[str, Any]) -> None:
+        """Wait for all ranks of the newest start."""
         until, pause = time.monotonic() + self.timeout * PATIENCE, Pause()
-        while away := self._roll.away(self.ranks):
+        written = -1
+        while True:
+            newest = self._newest_generation()
+            if written < newest:
+                self._roll.end("it joins anew")
+                self._generation = written = newest
+                self._at, self._number, self._torn, self._said = "start", 0, "", []
+                self._view = f"{self._name}/{newest}"
+                self._roll = self._new_roll()
+                self._roll.write(told)
+            away = self._roll.away(self.ranks)
+            if not away:
+                return
             self.check()
             if time.monotonic() > until:
                 raise LostPeerError(
@@ -154,11 +172,6 @@ class RingLink(Link):
                     f"{self.timeout * PATIENCE:g} s (link: {self.store.where}): was it started?"
                 )
             pause()
-        self._roll.read(self.ranks)
-        self.holds = self._roll.holds
-        self.members = tuple(range(self.ranks))
-        if self.block is not None:
-            self._join_block(peers)
 
     def _join_block(self, peers: int) -> None:
         from kgraft.links.torch_store import ReplicaGroup
@@ -182,23 +195,9 @@ class RingLink(Link):
         except RuntimeError as error:
             self.check()
             assert isinstance(self.block, RingLink)
-            raise LostPeerError(self.block.blamed(str(error).splitlines()[0])) from None
-
-    def blamed(self, reason: str) -> str:
-        """Who of a block is lost; a replica that failed itself says so in a moment.
-
-        Args:
-            reason: why this one knows that somebody is.
-        """
-        until, pause = time.monotonic() + self.timeout, Pause()
-        others = [rank for rank in range(self.ranks) if rank != self.rank]
-        while time.monotonic() < until:
-            for rank in others:
-                if why := self._roll.why_lost(rank, 0.0):
-                    return self._roll.lost(rank, why)
-            pause()
-        names = " or ".join(map(self._roll.called, others))
-        return f"{names} does not answer, and is not lost: {reason}"
+            others = [lane for lane in range(self.lanes) if lane != self.lane]
+            reason = str(error).splitlines()[0]
+            raise LostPeerError(self.block._roll.blamed(others, reason)) from None
 
     def share(self, value: Any) -> Any:
         """See `Link`: in the first lane, then from it to the others."""
@@ -245,7 +244,7 @@ class RingLink(Link):
                 pause()
             members = tuple(json.loads(found).get("members", ()))
             if self.rank in members:
-                self.members = members
+                self.members, self._view = members, key
                 self._begun(epoch)
                 _log.warning("%s is in the ring again from epoch %d on", self.called, epoch + 1)
                 return epoch
@@ -264,6 +263,7 @@ class RingLink(Link):
             raise LeftOutError
         self.members = members
         if members != before:
+            self._view = key
             self._tell_change(before)
             if not opens:
                 raise ChangedError
@@ -275,10 +275,12 @@ class RingLink(Link):
     ) -> None:
         """See `Link`."""
         name, began = self._next(), time.monotonic()
-        if not self._torn:
+        if not self._torn and (sent or wanted):
             wait = LimitedWait(self.look, self.timeout)
             try:
-                self._carrier.exchange(name, self.members, self.rank, sent, wanted, wait)
+                self._carrier.exchange(
+                    name, Together(self._view, self.members, self.rank), sent, wanted, wait
+                )
                 self.sent += sum(row.nbytes for row in sent.values())
                 self.received += sum(row.nbytes for row in wanted.values())
             except TornError as error:
@@ -295,6 +297,7 @@ class RingLink(Link):
         self._tries = self._tries + 1 if told else 0
         if not told:
             return
+        self._view = f"{self._name}/{self._generation}/{self._at}/{self._number}"
         if self._tries == _TRIES:
             rank, why = next(iter(told.items()))
             raise LostPeerError(

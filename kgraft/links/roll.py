@@ -50,6 +50,11 @@ class Roll:
         """The ring's places that each rank holds."""
         return self._holds
 
+    @property
+    def anybody_regroups(self) -> bool:
+        """Whether a rank was there before this start: it waits for others to come back."""
+        return any(known["regroups"] for known in self._known.values())
+
     def away(self, ranks: int) -> list[int]:
         """Who has not come yet.
 
@@ -65,7 +70,8 @@ class Roll:
         """Write this rank down, and beat from now on.
 
         Args:
-            told: what is known of it beside its process: its `"rank"` and how many `"peers"`.
+            told: what is known of it beside its process: its launcher's `"rank"`, how many
+                `"peers"` it has, and whether it `"regroups"`, that is, has been in the ring.
         """
         self._store.delete(self._key("ended", self._rank))
         put(self._store, self._key("presence", self._rank), packed({**own_presence(), **told}))
@@ -138,6 +144,22 @@ class Roll:
         if waited > self._patience(waited):
             return f"it is alive, and has kept the others waiting for {waited:.0f} s"
         return ""
+
+    def blamed(self, ranks: list[int], reason: str) -> str:
+        """Who of some ranks is lost; one that failed itself says so in a moment.
+
+        Args:
+            ranks: the others.
+            reason: why this one knows that somebody is.
+        """
+        until, pause = time.monotonic() + self._timeout, Pause()
+        while time.monotonic() < until:
+            for rank in ranks:
+                if why := self.why_lost(rank, 0.0):
+                    return self.lost(rank, why)
+            pause()
+        names = " or ".join(map(self.called, ranks))
+        return f"{names} does not answer, and is not lost: {reason}"
 
     def _patience(self, waited: float) -> float:
         if self.epoch is None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from kgraft.errors import LostPeerError, UserError
-from kgraft.links.carrier import TornError, Wait
+from kgraft.links.carrier import Together, TornError, Wait
 from kgraft.links.store import DirectoryStore
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -109,24 +109,23 @@ class GlooCarrier:
     """
 
     def __init__(self, store: TorchStore) -> None:
-        self._store = store.store
+        self._store = store.store.clone()  # who waits in one keeps others, heartbeats, waiting
         self._group: Any = None
-        self._of: tuple[str, ...] = ()
+        self._of: Together | None = None
 
     def exchange(
         self,
         name: str,
-        members: Sequence[int],
-        rank: int,
+        together: Together,
         sent: Mapping[int, NDArray[Any]],
         wanted: Mapping[int, NDArray[Any]],
         wait: Wait,
     ) -> None:
-        """See `Carrier`; a group is made where there is none of these members."""
+        """See `Carrier`; a group is made whenever the members have changed."""
         limit = timedelta(seconds=wait.limit)
         try:
-            group = self._group_of(name, members, rank, limit)
-            at = {member: place for place, member in enumerate(members)}
+            group = self._group_of(together, limit)
+            at = {member: place for place, member in enumerate(together.members)}
             works = [
                 group.recv([torch.from_numpy(row)], at[other], 0) for other, row in wanted.items()
             ]
@@ -136,16 +135,15 @@ class GlooCarrier:
             for work in works:
                 work.wait(limit)
         except RuntimeError as error:
-            self._group, self._of = None, ()
+            self._group = self._of = None
             raise TornError(str(error).splitlines()[0]) from None
 
-    def _group_of(self, name: str, members: Sequence[int], rank: int, limit: timedelta) -> Any:
-        who = tuple(map(str, members))
-        if self._group is None or self._of != who:
-            store = distributed.PrefixStore(f"group/{name}", self._store)
-            place = [*members].index(rank)
-            self._group = distributed.ProcessGroupGloo(store, place, len(members), limit)
-            self._of = who
+    def _group_of(self, together: Together, limit: timedelta) -> Any:
+        if self._of != together:
+            store = distributed.PrefixStore(f"group/{together.since}", self._store)
+            place = together.members.index(together.rank)
+            self._group = distributed.ProcessGroupGloo(store, place, len(together.members), limit)
+            self._of = together
         return self._group
 
 
@@ -178,7 +176,7 @@ class ReplicaGroup:
             timeout: see the class.
         """
         if isinstance(store, TorchStore):
-            return cls(distributed.PrefixStore(name, store.store), number, count, timeout)
+            return cls(distributed.PrefixStore(name, store.store.clone()), number, count, timeout)
         file = distributed.FileStore(str(store.path / name.replace("/", "+")), count)
         return cls(file, number, count, timeout)
 
