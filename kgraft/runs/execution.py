@@ -29,6 +29,7 @@ from kgraft.tensorboard import TensorBoard
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.fit import GraftingFit
+from kgraft.training.saved_fit import place_of
 
 _log = logging.getLogger("kgraft")
 
@@ -259,7 +260,7 @@ class _Execution:
         saved = Checkpoints(self._directory.checkpoints(phase), every, config.checkpoint.keep)
         if (
             self._directory.has_metrics(phase)
-            and not CheckpointFiles(Path(saved.directory)).epochs()
+            and not CheckpointFiles(place_of(saved, link or Here())).epochs()
         ):
             _log.warning(
                 "%s: there is no checkpoint in %s; trained from the beginning.",

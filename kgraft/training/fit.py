@@ -325,7 +325,10 @@ class GraftingFit(Inference):
                     peer.history.on_train_begin()
                 break
             loop = PeerLoop(*trained, saved, self._replicas)
-            _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
+            count = len(self.peers)
+            _log.info(
+                "engine: %s for %d peer%s", loop.prepare().describe(), count, "s" * (count > 1)
+            )
             try:
                 with saved or contextlib.nullcontext():
                     loop.run(told, same_batches=shared_batches)

@@ -134,6 +134,14 @@ class Backend(Protocol):
         `keras.distribution.list_devices` has no answer on torch.
         """
 
+    def use_device(self, number: int) -> None:
+        """Compute on one of the accelerators, in the order of `devices`; before anything else is.
+
+        Args:
+            number: which, counted from 0; beyond the last one it begins again with the first.
+        """
+        return None
+
     def fits(self, count: int) -> bool:
         """Whether so many bytes leave the device room to train: at most half of what is free.
 

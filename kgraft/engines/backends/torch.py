@@ -114,6 +114,10 @@ class Torch(Backend):
         found = range(torch.cuda.device_count())
         return [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in found] or ["cpu"]
 
+    def use_device(self, number: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(number % torch.cuda.device_count())
+
     def fits(self, count: int) -> bool:
         return not torch.cuda.is_available() or count <= torch.cuda.mem_get_info()[0] / 2
 
