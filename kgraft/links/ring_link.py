@@ -21,6 +21,7 @@ from kgraft.settings import argument
 _log = logging.getLogger("kgraft")
 
 OnLost = Literal["stop", "skip", "wait"]
+_LOOK = 0.2  # seconds between two looks after those who are away
 _TRIES = 3  # of an exchange between ranks that are all there
 
 
@@ -334,7 +335,7 @@ class RingLink(Link):
         itself left out, by all.
         """
         began, pause = time.monotonic(), Pause()
-        self._roll.listen(self.members)
+        looked = began
         while True:
             found = self.store.get(f"{key}/decided")
             if found is not None:
@@ -351,17 +352,26 @@ class RingLink(Link):
                 if "broken" in said:
                     raise
                 return said
-            waited = time.monotonic() - began
-            lost = {rank: why for rank in away if (why := self._roll.why_lost(rank, waited))}
-            if lost and self.on_lost_peer != "skip":
-                return self._decide(key, {"broken": self._roll.lost(*next(iter(lost.items())))})
-            if len(lost) == len(away):
-                return self._decide(key, {"members": arrived})
-            if self._newest_generation() > self._generation:
-                return {"broken": "another rank was lost: all meet anew."}
-            if arrived[0] == self.rank:
-                self._roll.name_slow(away, waited)
+            if time.monotonic() - looked > _LOOK:
+                looked = time.monotonic()
+                if (said := self._given_up(arrived, away, looked - began)) is not None:
+                    return said if "here" in said else self._decide(key, said)
             pause()
+
+    def _given_up(
+        self, arrived: list[int], away: list[int], waited: float
+    ) -> dict[str, Any] | None:
+        """What to make of ranks that are lost, None where all may yet come."""
+        lost = {rank: why for rank in away if (why := self._roll.why_lost(rank, waited))}
+        if lost and self.on_lost_peer != "skip":
+            return {"broken": self._roll.lost(*next(iter(lost.items())))}
+        if len(lost) == len(away):
+            return {"members": arrived}
+        if self._newest_generation() > self._generation:
+            return {"broken": "another rank was lost: all meet anew.", "here": True}
+        if arrived[0] == self.rank:
+            self._roll.name_slow(away, waited)
+        return None
 
     def _arrived(self, key: str) -> list[int]:
         keys = {rank: f"{key}/{rank}" for rank in range(self.ranks)}

@@ -100,11 +100,6 @@ class Roll:
         """An epoch begins."""
         self.epoch, self._began = epoch, time.monotonic()
 
-    def listen(self, ranks: tuple[int, ...]) -> None:
-        """A wait begins: who has beaten since the last one is well."""
-        for rank in ranks:
-            self._listener.silent(self._key("beat", rank))
-
     def end(self, words: str) -> None:
         """Beat no more, and say why."""
         if self._heartbeat is not None:
