@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from kgraft.errors import LostPeerError, UserError
+from kgraft.links.agreement import Agreement
 from kgraft.links.carrier import Carrier, LimitedWait, Together, TornError
 from kgraft.links.launch import at_hand, carrier_of, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
@@ -21,7 +22,6 @@ from kgraft.settings import argument
 _log = logging.getLogger("kgraft")
 
 OnLost = Literal["stop", "skip", "wait"]
-_LOOK = 0.2  # seconds between two looks after those who are away
 _TRIES = 3  # of an exchange between ranks that are all there
 
 
@@ -65,7 +65,11 @@ class RingLink(Link):
 
     Example:
         ```python
-        model.fit(x, y, callbacks=[kgraft.GraftCallback(kgraft.RingLink())])  # under torchrun
+        link = kgraft.RingLink()  # under torchrun, whose ranks all run this
+        peers = [build_my_cnn(k) for k in link.places(8)]  # compiled; this rank's share of 8
+        kgraft.GraftingFit(peers, link=link).fit(x, y, epochs=200)
+
+        model.fit(x, y, callbacks=[kgraft.GraftCallback(kgraft.RingLink())])  # or one a rank
         ```
     """
 
@@ -130,6 +134,28 @@ class RingLink(Link):
     def called(self) -> str:
         """This rank with its host and peers, in words."""
         return self._roll.called(self.rank)
+
+    def places(self, count: int) -> range:
+        """This rank's share of K peers: neighbours in the ring, as many as others have or one more.
+
+        Args:
+            count: K.
+
+        Returns:
+            Their numbers, counted from 0.
+
+        Raises:
+            UserError: there are fewer peers than ranks.
+
+        Example:
+            >>> RingLink("/tmp/kgraft-ring", rank=1, ranks=2).places(5)
+            range(3, 5)
+        """
+        if argument("count", count, int, low=1) < self.ranks:
+            raise UserError(f"{count} peers for {self.ranks} ranks: every rank needs one.")
+        each, more = divmod(count, self.ranks)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
 
     def join(self, peers: int) -> None:
         """See `Link`; goes on when all ranks are there, or at once where the others went on."""
@@ -255,7 +281,7 @@ class RingLink(Link):
         """See `Link`."""
         key, began = self._next(), time.monotonic()
         self._say(key, value)
-        said = self._decided(key)
+        said = self._agreement().on(key, self.members, self.check)
         self.waited += time.monotonic() - began
         if "broken" in said:
             raise LostPeerError(said["broken"])
@@ -328,60 +354,15 @@ class RingLink(Link):
         if why := self._roll.why_lost(rank, waited):
             raise TornError(why)
 
-    def _decided(self, key: str) -> dict[str, Any]:
-        """What all ranks hold of a gathering: who is in it, or why there is none.
-
-        The first word written down is everybody's: a rank that comes a moment too late finds
-        itself left out, by all.
-        """
-        began, pause = time.monotonic(), Pause()
-        looked = began
-        while True:
-            found = self.store.get(f"{key}/decided")
-            if found is not None:
-                said: dict[str, Any] = json.loads(found)
-                return said
-            arrived = self._arrived(key)
-            away = [rank for rank in self.members if rank not in arrived]
-            if not away:
-                return self._decide(key, {"members": arrived})
-            try:
-                self.check()
-            except BaseException:
-                said = self._decide(key, {"broken": f"{self.called} was stopped."})
-                if "broken" in said:
-                    raise
-                return said
-            if time.monotonic() - looked > _LOOK:
-                looked = time.monotonic()
-                if (said := self._given_up(arrived, away, looked - began)) is not None:
-                    return said if "here" in said else self._decide(key, said)
-            pause()
-
-    def _given_up(
-        self, arrived: list[int], away: list[int], waited: float
-    ) -> dict[str, Any] | None:
-        """What to make of ranks that are lost, None where all may yet come."""
-        lost = {rank: why for rank in away if (why := self._roll.why_lost(rank, waited))}
-        if lost and self.on_lost_peer != "skip":
-            return {"broken": self._roll.lost(*next(iter(lost.items())))}
-        if len(lost) == len(away):
-            return {"members": arrived}
-        if self._newest_generation() > self._generation:
-            return {"broken": "another rank was lost: all meet anew.", "here": True}
-        if arrived[0] == self.rank:
-            self._roll.name_slow(away, waited)
-        return None
-
-    def _arrived(self, key: str) -> list[int]:
-        keys = {rank: f"{key}/{rank}" for rank in range(self.ranks)}
-        if len(self.members) == self.ranks and self.store.has([*keys.values()]):
-            return [*keys]
-        return [rank for rank, own in keys.items() if self.store.has([own])]
-
-    def _decide(self, key: str, what: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.store.first(f"{key}/decided", json.dumps(what)))
-        return found
+    def _agreement(self) -> Agreement:
+        return Agreement(
+            self.store,
+            self._roll,
+            self.rank,
+            self.ranks,
+            self.on_lost_peer == "skip",
+            lambda: self._newest_generation() > self._generation,
+        )
 
     def _tell_change(self, before: tuple[int, ...]) -> None:
         for rank in sorted({*before} - {*self.members}):

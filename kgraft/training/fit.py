@@ -93,8 +93,9 @@ class GraftingFit(Inference):
             Keras' own where a model cannot be compiled; `"eager"` for Keras' own. All give the same
             numbers to rounding; the log says which one it was, and why.
         graft: what `mixer` was called before.
-        link: joins the rings of several processes, which all run the same program, each with peers
-            of its own (`peers[k]` where k is in `link.here`, of K = `len(run)`); see `RingLink`.
+        link: makes one ring of several processes, which all run this program, each with its own
+            share of the peers, see `RingLink`. Numbers of peers (in callbacks and data sets) are
+            those of the ring; the peers, histories and results here are this process' alone.
 
     Attributes:
         peers: the K models, ordinary Keras models before, during and after training.
@@ -165,6 +166,11 @@ class GraftingFit(Inference):
     def mixer(self) -> Mixer:
         """What is done to the peers' weights, and when."""
         return self._session.mixer
+
+    @property
+    def count(self) -> int:
+        """K, the peers of other processes included."""
+        return self._session.link.count
 
     @property
     def records(self) -> list[tuple[int, GraftRecord]]:
