@@ -17,6 +17,7 @@ from kgraft.errors import LostPeerError, UserError
 from kgraft.links.carrier import Together, TornError, Wait
 from kgraft.links.store import DirectoryStore
 
+_STORES: dict[tuple[str, int], Any] = {}  # by host and port
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -51,15 +52,17 @@ class TorchStore:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         first = os.environ["RANK"] == "0" and not hosted
-        try:
-            store = distributed.TCPStore(
-                host, port, None, first, timedelta(seconds=timeout), wait_for_workers=False
-            )
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"no store answers at {host}:{port} ({reason}): is rank 0 up?"
-            ) from None
+        if (host, port) not in _STORES:  # several rings of one process meet in one store
+            try:
+                _STORES[host, port] = distributed.TCPStore(
+                    host, port, None, first, timedelta(seconds=timeout), wait_for_workers=False
+                )
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"no store answers at {host}:{port} ({reason}): is rank 0 up?"
+                ) from None
+        store = _STORES[host, port]
         who = "torchrun" if hosted else "rank 0"
         return cls(
             distributed.PrefixStore(f"kgraft/{attempt}", store), f"store of {who}, {host}:{port}"

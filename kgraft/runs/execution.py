@@ -216,7 +216,8 @@ class _Execution:
     def _graft(self, teachers: list[keras.Model]) -> tuple[GraftingFit, Recorder]:
         assembly = self._assembly
         training = grafting_fit(assembly, teachers)
-        keras.utils.set_random_seed(seed_of(assembly.config, 0))
+        # what draws from the process' numbers draws others on each rank
+        keras.utils.set_random_seed(seed_of(assembly.config, assembly.link.here.start))
         averaged = issubclass(method_of(assembly.config), Ema)
         train, began = assembly.train, time.perf_counter()
         before = train.waited if isinstance(train, PhotoStream) else 0.0  # in the teachers' time

@@ -14,6 +14,7 @@ from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.links.link import Link
 from kgraft.settings import argument
+from kgraft.training.batches import as_short_as_any
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
@@ -298,6 +299,8 @@ class GraftingFit(Inference):
         )
         if self._learning.shared:
             feeds = self._learning.views(feeds[0])
+        if listed:
+            feeds = as_short_as_any(feeds, link)
         validation = None
         if validation_data is not None:
             check_targets(self.peers, *parts_of(validation_data), name="validation_data")

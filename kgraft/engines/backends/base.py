@@ -134,6 +134,14 @@ class Backend(Protocol):
         `keras.distribution.list_devices` has no answer on torch.
         """
 
+    def draws_elsewhere(self, layer: Any) -> bool:
+        """Whether a layer draws from the process' generator, and not from a seed of its own.
+
+        Args:
+            layer: a Keras layer.
+        """
+        return False
+
     def use_device(self, number: int) -> None:
         """Compute on one of the accelerators, in the order of `devices`; before anything else is.
 

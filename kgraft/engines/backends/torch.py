@@ -114,6 +114,9 @@ class Torch(Backend):
         found = range(torch.cuda.device_count())
         return [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in found] or ["cpu"]
 
+    def draws_elsewhere(self, layer: Any) -> bool:
+        return any(own._initial_seed is None for own in layer._seed_generators)
+
     def use_device(self, number: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(number % torch.cuda.device_count())
