@@ -58,7 +58,8 @@ class RingLink(Link):
 
     Attributes:
         sent: bytes of weights that this rank has sent, and `received`.
-        waited: seconds that it has spent waiting for others and their weights.
+        waited: seconds that it has spent waiting for others and their weights, of which `exchanged`
+            for weights.
 
     Raises:
         UserError: an argument is out of range, or there is nothing to find the others by.
@@ -111,7 +112,7 @@ class RingLink(Link):
         self._torn, self._tries = "", 0
         self.waits = on_lost_peer == "wait"
         self.sent = self.received = 0
-        self.waited = 0.0
+        self.waited = self.exchanged = 0.0
 
     def _part(self) -> None:
         """Become one of a lane, with a link to the others of the block."""
@@ -315,7 +316,8 @@ class RingLink(Link):
         if self._torn:
             for row in wanted.values():
                 row[...] = 0  # nobody is given it: `confirm` ends the mixing
-        self.waited += time.monotonic() - began
+        took = time.monotonic() - began
+        self.waited, self.exchanged = self.waited + took, self.exchanged + took
 
     def confirm(self) -> None:
         """See `Link`."""
