@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kgraft.links.roll import Pause, Roll
+from kgraft.links.presence import Pause
+from kgraft.links.roll import Roll
 from kgraft.links.store import Store
 
 _LOOK = 0.2  # seconds between two looks after those who are away

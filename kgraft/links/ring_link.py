@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from kgraft.errors import LostPeerError, UserError
 from kgraft.links.agreement import Agreement
-from kgraft.links.carrier import Carrier, LimitedWait, Together, TornError
+from kgraft.links.carrier import Carrier, LimitedWait, Together
 from kgraft.links.launch import at_hand, carrier_of, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
-from kgraft.links.roll import PATIENCE, Pause, Roll
+from kgraft.links.presence import Pause
+from kgraft.links.roll import PATIENCE, Roll
+from kgraft.links.rows import Rows
 from kgraft.links.store import Store, drop, put, taken
 from kgraft.nests import packed, unpacked
 from kgraft.settings import argument
@@ -57,7 +59,6 @@ class RingLink(Link):
         name: keeps several rings on one store apart.
 
     Attributes:
-        sent: bytes of weights that this rank has sent, and `received`.
         waited: seconds that it has spent waiting for others and their weights, of which `exchanged`
             for weights.
 
@@ -100,7 +101,7 @@ class RingLink(Link):
         if self.rank >= self.ranks:
             raise UserError(f"rank is {self.rank} of {self.ranks} ranks: they are counted from 0.")
         self.store = store or store_of(directory, self.timeout)
-        self._carrier = carrier or carrier_of(self.store)
+        self._rows = Rows(carrier or carrier_of(self.store))
         self._name, self._generation = name, 0
         self._group: Any = None
         self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
@@ -109,9 +110,8 @@ class RingLink(Link):
         self._at, self._number, self._view = "start", 0, ""
         self._said: list[str] = []
         self._roll = self._new_roll()
-        self._torn, self._tries = "", 0
+        self._tries = 0
         self.waits = on_lost_peer == "wait"
-        self.sent = self.received = 0
         self.waited = self.exchanged = 0.0
 
     def _part(self) -> None:
@@ -186,7 +186,8 @@ class RingLink(Link):
             if written < newest:
                 self._roll.end("it joins anew")
                 self._generation = written = newest
-                self._at, self._number, self._torn, self._said = "start", 0, "", []
+                self._at, self._number, self._said = "start", 0, []
+                self._rows.forget()
                 self._view = f"{self._name}/{newest}"
                 self._roll = self._new_roll()
                 self._roll.write(told)
@@ -302,26 +303,33 @@ class RingLink(Link):
         self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
     ) -> None:
         """See `Link`."""
-        name, began = self._next(), time.monotonic()
-        if not self._torn and (sent or wanted):
-            wait = LimitedWait(self.look, self.timeout)
-            try:
-                self._carrier.exchange(
-                    name, Together(self._view, self.members, self.rank), sent, wanted, wait
-                )
-                self.sent += sum(row.nbytes for row in sent.values())
-                self.received += sum(row.nbytes for row in wanted.values())
-            except TornError as error:
-                self._torn = str(error)
-        if self._torn:
-            for row in wanted.values():
-                row[...] = 0  # nobody is given it: `confirm` ends the mixing
+        began, wait = time.monotonic(), LimitedWait(self._look, self.timeout)
+        self._view = self._rows.exchange(
+            self._next(), self._together, sent, wanted, wait, self._all_say
+        )
         took = time.monotonic() - began
         self.waited, self.exchanged = self.waited + took, self.exchanged + took
 
+    def send_ahead(
+        self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
+    ) -> None:
+        """See `Link`."""
+        wait = LimitedWait(self._roll.look, self.timeout)
+        self._rows.send_ahead(self._next(), self._together, sent, wanted, wait)
+
+    @property
+    def sent(self) -> int:
+        """Bytes of weights that this rank has sent."""
+        return self._rows.sent
+
+    @property
+    def received(self) -> int:
+        """Bytes of weights that it has received."""
+        return self._rows.received
+
     def confirm(self) -> None:
         """See `Link`."""
-        torn, self._torn = self._torn, ""
+        torn, self._rows.torn = self._rows.torn, ""
         told = {rank: why for rank, why in self.gather_small(torn).items() if why}
         self._tries = self._tries + 1 if told else 0
         if not told:
@@ -342,19 +350,16 @@ class RingLink(Link):
             self.block.end(words)
             self._group.close()
 
-    def look(self, rank: int, waited: float) -> None:
-        """Look after a rank that is waited for.
+    @property
+    def _together(self) -> Together:
+        return Together(self._view, self.members, self.rank)
 
-        Args:
-            rank: which.
-            waited: for how many seconds.
+    def _all_say(self, value: bool) -> bool:
+        return all(self.gather_small(value).values())
 
-        Raises:
-            TornError: it is lost.
-        """
+    def _look(self, rank: int, waited: float) -> None:
         self.check()
-        if why := self._roll.why_lost(rank, waited):
-            raise TornError(why)
+        self._roll.look(rank, waited)
 
     def _agreement(self) -> Agreement:
         return Agreement(

@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from kgraft.errors import LostPeerError
-from kgraft.links.presence import Heartbeat, Listener, own_presence, state_of
+from kgraft.links.carrier import TornError
+from kgraft.links.presence import Heartbeat, Listener, Pause, own_presence, state_of
 from kgraft.links.store import Store, put, taken
 from kgraft.nests import packed, unpacked
 
@@ -140,6 +141,19 @@ class Roll:
             return f"it is alive, and has kept the others waiting for {waited:.0f} s"
         return ""
 
+    def look(self, rank: int, waited: float) -> None:
+        """Look after a rank that is waited for.
+
+        Args:
+            rank: which.
+            waited: for how many seconds.
+
+        Raises:
+            TornError: it is lost.
+        """
+        if why := self.why_lost(rank, waited):
+            raise TornError(why)
+
     def blamed(self, ranks: list[int], reason: str) -> str:
         """Who of some ranks is lost; one that failed itself says so in a moment.
 
@@ -200,15 +214,3 @@ class Roll:
 
     def _key(self, what: str, rank: int) -> str:
         return f"{self._prefix}/{what}/{rank}"
-
-
-class Pause:
-    """Longer and longer pauses between two looks at a store, 20 ms at most."""
-
-    def __init__(self) -> None:
-        self._next = 0.0002
-
-    def __call__(self) -> None:
-        """Sleep."""
-        time.sleep(self._next)
-        self._next = min(2 * self._next, 0.02)

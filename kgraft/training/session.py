@@ -196,6 +196,8 @@ class Session:
                 self._mix(moment)
             else:
                 self._put_off = moment
+                if self._peers is not None:
+                    self.mixer.ahead(self._peers)
         if self._begun:
             check_state(self.mixer, self._state)
         self.epochs_done, self._in_epoch = self.epochs_done + 1, False
