@@ -1,6 +1,5 @@
 """One grafting, first step to last, whoever trains: GraftingFit's loop or Keras' `fit`."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -290,10 +289,12 @@ class Session:
         self.begin()
         assert self._peers is not None and self._state is not None
         peers = self._with_averages(self._peers) if moment.ends_epoch else self._peers
-        done = None
-        while done is None:
-            with contextlib.suppress(ChangedError):  # a peer was lost, nothing was assigned
+        while True:
+            try:
                 done = self.mixer.apply(peers, self._state, moment)
+                break
+            except ChangedError:  # a peer was lost, nothing was assigned
+                continue
         gave = f"{type(self.mixer).__name__}.apply gave"
         if not (isinstance(done, tuple) and len(done) == 2):
             raise UserError(
