@@ -32,7 +32,8 @@ class RingLink(Link):
 
     Under torchrun nothing has to be given: the ranks find each other by its environment variables,
     small values go through its store and weights over gloo. Elsewhere `directory=` names a
-    directory that all reach. Where `jax.distributed` is initialised its coordinator carries both.
+    directory that all reach. Where `jax.distributed` is initialised (before anything is computed)
+    its coordinator carries both; `"skip"` needs jax's `jax_enable_recoverability` there.
 
     Every rank beats. One that is not heard of for `timeout` seconds, whose process is gone, or that
     has said that it ends is lost; so is one that is alive and keeps the others waiting for ten

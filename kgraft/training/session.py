@@ -167,6 +167,7 @@ class Session:
         assert isinstance(self.link, RingLink)
         epoch = self.link.rejoin()
         missed, self._let_in, self._put_off = epoch - self.epochs_done, True, None
+        missed -= self._in_epoch  # whose steps it has taken, left out at its end
         for optimizer in (own for model in self.models for own in optimizers_of(model)):
             optimizer.iterations.assign_add(max(missed, 0) * (steps or 0))
         self._counted = epoch, epoch * (steps or 0)

@@ -230,6 +230,14 @@ class Backend(Protocol):
         del model
         return contextlib.nullcontext()
 
+    def averages_in_fit(self) -> str:
+        """Why Keras' own `fit` trains the models of several processes as one, and the way out.
+
+        Returns:
+            Empty where it does not.
+        """
+        return ""
+
     def random_state(self) -> dict[str, NDArray[Any]]:
         """What the backend's own generators of random numbers know, by name.
 

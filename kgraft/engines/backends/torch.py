@@ -167,6 +167,15 @@ class Torch(Backend):
     def alone(self, model: Any) -> AbstractContextManager[object]:
         return alone(model)
 
+    def averages_in_fit(self) -> str:
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return ""
+        return (
+            "torch.distributed is initialised, and Keras, from 3.16 on, averages gradients and "
+            "metrics over it; leave out init_process_group"
+        )
+
     def random_state(self) -> dict[str, NDArray[Any]]:
         states = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
