@@ -60,6 +60,9 @@ class JaxStore:
         """See `Store`."""
         return all(self.get(key) is not None for key in keys)
 
+    def leave(self, all_ended: Callable[[], bool]) -> None:
+        """See `Store`: the coordinator is jax' own."""
+
     def delete(self, key: str) -> None:
         """See `Store`."""
         self._asked(self._client.key_value_delete, key)

@@ -120,6 +120,12 @@ class Roll:
             pause()
         return False
 
+    def has_ended(self, rank: int) -> bool:
+        """Whether a rank has said so, or its process is gone."""
+        known = self._known.get(rank)
+        gone = known is not None and state_of(known) == "gone"
+        return gone or self._store.has([self._key("ended", rank)])
+
     def why_lost(self, rank: int, waited: float) -> str:
         """Why a rank is given up, empty for one that may yet come.
 

@@ -1,7 +1,5 @@
 """The fits of a ring's processes: each trains its own models, and all go on and end together."""
 
-import atexit
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ class RingOfFits:
     def __init__(self, link: RingLink) -> None:
         self.link = link
         self._last: int | None = None  # epoch that has begun in the ring as it is; None: unknown
-        atexit.register(_leave, link)  # its thread beats on for as long as the process runs
 
     def join(self, peers: int, *, interrupted: bool) -> None:
         """Be in the ring when a `fit` begins, anew where the one before did not come to its end.
@@ -128,11 +125,3 @@ class StopTogether(keras.callbacks.Callback):
         is_last = epoch + 1 == (self.params or {}).get("epochs")
         if self.anywhere(self._model.stop_training or is_last) and not is_last:
             self._model.stop_training = True
-
-
-def _leave(link: RingLink) -> None:
-    """When the process ends, tell the others at once, and why."""
-    if link.holds:
-        error = vars(sys).get("last_value")
-        words = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
-        link.end(words.removesuffix(": "))  # KeyboardInterrupt says nothing

@@ -344,7 +344,7 @@ class GraftingFit(Inference):
             except LostPeerError as error:
                 if saved is None or not link.waits:
                     raise
-                _log.warning("%s All go on from what they have saved.", error)
+                _log.warning("%s All meet anew, and go on from what they have saved.", error)
                 link.regroup()
                 continue
             self._fits.end(self._session.epochs_done)
