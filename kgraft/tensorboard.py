@@ -104,6 +104,8 @@ class TensorBoard(StatefulCallback):
             raise UserError(_BEHIND)
         own = any(peer is model for peer in peers)
         self._ring = list(peers) if own else [model, *peers]
+        joined = isinstance(self._training, GraftingFit)
+        self._count = self._training.count if joined else len(self._ring)
         self._place = next(k for k, peer in enumerate(self._ring) if peer is model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -143,9 +145,10 @@ class TensorBoard(StatefulCallback):
                 self._files[k] = EventFiles(self._folder(k), self._step)
             own = {} if record is None else {"alpha_of_layers": record.coefficients[k]}
             alpha = 1.0 if record is None else float(record.mean_coefficients[k])
-            filters = filter_image(layer_filters(student_of(self._ring[k])))
-            scalars = {"alpha": alpha, **scalars}
-            self._files[k].add(self._step, scalars, own, {"filters": filters})
+            images = {}
+            if k < len(self._ring):  # else another process has it
+                images["filters"] = filter_image(layer_filters(student_of(self._ring[k])))
+            self._files[k].add(self._step, {"alpha": alpha, **scalars}, own, images)
 
     def _folder(self, k: int) -> Path:
         return self._log_dir / f"{self._name} {self._first + k}"
@@ -162,7 +165,7 @@ class TensorBoard(StatefulCallback):
         for name, value in logs.items():
             other = _OF_PEER.fullmatch(name)
             k, own = (int(other[1]) - 1, other[2]) if other else (self._place, name)
-            if k < len(self._ring):
+            if k < self._count:
                 found.setdefault(k, {})[own] = float(value)
         for k, scalars in found.items():
             if k in self._rates:

@@ -11,7 +11,9 @@ from kgraft_cli.parameters import DATA_DIR, PLACE
 @click.command("bench")
 @click.argument(
     "what",
-    type=click.Choice(["speed", "graft", "methods", "checkpoint", "profile", "photographs"]),
+    type=click.Choice(
+        ["speed", "graft", "methods", "checkpoint", "ring", "profile", "photographs"]
+    ),
     default="speed",
 )
 @click.option("--model", "models", default="resnet20", metavar="NAME,...", show_default=True)
@@ -44,6 +46,8 @@ def command(
     """Measure speed (against other ways to train K peers), the grafting alone, or all methods.
 
     checkpoint shows what the saving of an epoch costs beside it.
+
+    ring holds two processes with a thread each against one with two, over epochs of --steps.
 
     photographs reads a folder of them (--dataset DIR, --size N) for K peers, and trains nothing.
 
@@ -130,6 +134,10 @@ def command(
                 measure_checkpoint(task, repeats, images)
                 for task in {t.peers: t for t in tasks}.values()
             ]
+        elif what == "ring":
+            from kgraft_cli.benchmarks.ring import measure_ring
+
+            rows += [measure_ring(task, repeats) for task in {t.peers: t for t in tasks}.values()]
         elif what == "graft":
             from kgraft_cli.benchmarks.grafting import measure
 

@@ -1,6 +1,8 @@
 """`kgraft fit`: train teachers and grafted peers, and show what happened."""
 
 import contextlib
+import logging
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +130,9 @@ def command(
     from kgraft_cli.summary import print_summary
 
     console = Console(markup=False, emoji=False)
-    with Stopping() as stopping, messages_on(console), going_on(stopping):
+    shown = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    with Stopping() as stopping, messages_on(console, shown), going_on(stopping):
+        BACKEND.use_device(int(os.environ.get("LOCAL_RANK", "0")))
         if resume is None:
             if trust:
                 raise UserError("--trust is for --resume: what you name yourself is called.")
@@ -142,6 +146,7 @@ def command(
         stopping.go_on = lambda: _go_on(path, more)
         BACKEND.keep_compiled()
         link = link_of(config)
+        _say_of_devices(len(BACKEND.devices()), config.peers.count)
         with link:
             link.check = stopping.check
             assembly = assemble(config, link)
@@ -158,9 +163,26 @@ def command(
 
 def _go_on(path: Path, more: str) -> str:
     """The command that goes on with what a directory holds, empty where there is none."""
+    from kgraft.runs.ranks import launched
+
     if (path / "run.toml").is_file() and not (path / "summary.json").is_file():
-        return f"kgraft fit --resume {shlex.quote(str(path))}{more}"
+        each = os.environ.get("LOCAL_WORLD_SIZE", "N")
+        program = f"torchrun --nproc-per-node {each} -m kgraft_cli" if launched() > 1 else "kgraft"
+        return f"{program} fit --resume {shlex.quote(str(path))}{more}"
     return ""
+
+
+def _say_of_devices(devices: int, peers: int) -> None:
+    """Say how several accelerators are used, of which one process uses one."""
+    from kgraft.runs.ranks import launched
+
+    if devices > 1 and launched() == 1 and peers > 1:
+        logging.getLogger("kgraft").info(
+            "1 of %d accelerators is used; torchrun --nproc-per-node %d -m kgraft_cli fit ... "
+            "shares the peers out over them.",
+            devices,
+            min(devices, peers),
+        )
 
 
 def _wanted(

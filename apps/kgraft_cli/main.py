@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from kgraft_cli.messages import prefix
 from kgraft_cli.output import OutputError, checked_output, drop_unwritten
 
 _COMMANDS = {
@@ -166,4 +167,4 @@ def _tell(message: str) -> None:
     line = " ".join(message.split())  # a file's own words may hold what would move the cursor
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     with contextlib.suppress(OSError):  # nobody is there to be told
-        click.echo(f"kgraft: {shown}", err=True)
+        click.echo(f"{prefix()}: {shown}", err=True)

@@ -26,11 +26,17 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         warns = record.levelno >= logging.WARNING
-        text = f"kgraft: {record.getMessage()}" if warns else record.getMessage()
+        text = f"{prefix()}: {record.getMessage()}" if warns else record.getMessage()
         if warns and not self._one_terminal:
             click.echo(text, err=True)
         else:
             say(self._console, text)
+
+
+def prefix() -> str:
+    """What errors and warnings begin with: of several processes, which one says so."""
+    rank, ranks = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return f"kgraft, rank {rank}" if rank and ranks not in ("", "1") else "kgraft"
 
 
 @contextlib.contextmanager

@@ -37,6 +37,10 @@ class FixedGraft(EpochMixer):
     least = 2
     alpha: float = setting(0.5, low=0.0, high=1.0)
 
+    def ahead(self, peers: Peers) -> None:
+        """See `Mixer`."""
+        peers.send_ahead()
+
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
         """See `Mixer`."""
         return state, _ring(peers, self.alpha)
@@ -58,6 +62,10 @@ class Rotation(EpochMixer):
     name = "rotation"
     peers = 4
     least = 2
+
+    def ahead(self, peers: Peers) -> None:
+        """See `Mixer`."""
+        peers.send_ahead()
 
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
         """See `Mixer`."""

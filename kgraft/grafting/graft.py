@@ -110,6 +110,10 @@ class Graft(EpochMixer):
                 )
         return alphas if self.decimals is None else np.round(alphas, self.decimals)
 
+    def ahead(self, peers: Peers) -> None:
+        """See `Mixer`."""
+        peers.send_ahead()
+
     def apply(self, peers: Peers, state: State, moment: Moment) -> tuple[State, GraftRecord]:
         """Graft K peers in place, all at once; the same in every epoch; see `Mixer`.
 

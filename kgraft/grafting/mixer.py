@@ -211,6 +211,13 @@ class Mixer:
         """
         return state, None
 
+    def ahead(self, peers: Peers) -> None:
+        """What can be done before a mixing that is put off, while the peers are validated.
+
+        Args:
+            peers: the peers; in several processes a ring may send what it will need.
+        """
+
     def finish(self, peers: Peers, state: State) -> State:
         """Leave all peers as networks to be used; called when a training has ended.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
 from kgraft.errors import UserError, told
 from kgraft.grafting.averages import Averages, Kept, WithAverages, forget
@@ -84,6 +85,21 @@ class Peers:
 
     def _averages(self, averages: Sequence[Averages]) -> Local:
         return population(list(map(Kept.of, self.models, averages)))
+
+    def send_ahead(self) -> None:
+        """Send the last peer here to the next one's process while other things are done.
+
+        A ring of healthy peers needs just that; whatever else it needs is sent when it does.
+        """
+        link = self.link
+        if len(link.members) == 1:
+            return
+        after, before = link.here.stop % link.count, (link.here.start - 1) % link.count
+        if {after, before} & link.lost:
+            return
+        own, members = population(self.models), self.plan.blended
+        row = own.flat(len(self.models) - 1, members)
+        link.send_ahead({link.owner(after): row}, {link.owner(before): np.empty_like(row)})
 
     def restart(self, k: int) -> None:
         """Let the optimizer of peer k, counted from 0, forget how the weights have moved."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kgraft.links.roll import Pause
+from kgraft.links.presence import Pause
 from kgraft.links.store import Store, drop, put, taken
 
 

@@ -128,12 +128,16 @@ def gradient_traffic(park: Park, placement: Placement, size: float) -> Traffic:
     return _traffic(park, flows, rounds=2 * (wide - 1) * placement.most)
 
 
+_REQUESTS = 5  # of a member, where nobody waits
+
+
 def gather_seconds(park: Park, placement: Placement, value: float) -> float:
     """Of one `gather_small`: every member posts a value and reads all M, through one store.
 
-    (M + 1) 2 latency + W (M + 1) answering + W K value / rate: a member's requests, a round trip
-    each; all ranks' requests, which the store on host 0 answers one after another; the bytes that
-    it sends. The longest way there is counts for all.
+    5 x 2 latency + 5 W answering + W K value / rate: a member's requests, a round trip each (it
+    posts, asks whether all is decided, whether all have come, decides, reads all values); all
+    ranks' requests, which the store on host 0 answers one after another; the bytes that it sends.
+    The longest way there is counts for all.
 
     Args:
         park: the machines.
@@ -143,7 +147,7 @@ def gather_seconds(park: Park, placement: Placement, value: float) -> float:
     members, ranks = placement.blocks, placement.ranks
     if members == 1:
         return 0.0
-    requests = members + 1
+    requests = _REQUESTS
     rate = park.network if park.hosts > 1 else park.inside
     return (
         2 * requests * park.latency
@@ -195,14 +199,14 @@ def grafting(park: Park, placement: Placement, size: float, groups: int) -> Mixi
 def averaging(park: Park, placement: Placement, size: float) -> Mixing:
     """What it takes to move all peers towards their mean, or onto it (PAPA, PAPA-all).
 
-    Two gathers: each peer's health, its confirmation.
+    Three gathers: each peer's health, how many rows a rank has, its confirmation.
 
     Args:
         park: the machines.
         placement: who is where.
         size: see `mean_traffic`.
     """
-    return _mixing(park, placement, size, mean_traffic(park, placement, size), (8, 8))
+    return _mixing(park, placement, size, mean_traffic(park, placement, size), (8, 8, 8))
 
 
 def training_seconds(placement: Placement, images: int, rate: float) -> float:

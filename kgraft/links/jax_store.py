@@ -1,6 +1,11 @@
-"""jax.distributed below a link: the key-value store of its coordinator."""
+"""jax.distributed below a link: the key-value store of its coordinator.
 
-from collections.abc import Sequence
+What jax offers in public, `jax.experimental.multihost_utils`, are collectives of all processes and
+all devices: nobody can ask without waiting for everybody, or go on without one that is gone. So
+this is the one file that names the client itself.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,26 +38,19 @@ class JaxStore:
 
     def set(self, key: str, value: bytes) -> None:
         """See `Store`."""
-        self._client.key_value_set_bytes(_key(key), value, allow_overwrite=True)
+        self._asked(self._client.key_value_set_bytes, key, value, allow_overwrite=True)
 
     def first(self, key: str, value: str) -> str:
         """See `Store`."""
-        try:
-            self._client.key_value_set_bytes(_key(key), value.encode(), allow_overwrite=False)
-        except jax.errors.JaxRuntimeError as error:
-            if "ALREADY_EXISTS" not in str(error):
-                raise LostPeerError(f"the {self.where} does not answer any more.") from error
+        setting, content = self._client.key_value_set_bytes, value.encode()
+        self._asked(setting, key, content, unless="ALREADY_EXISTS", allow_overwrite=False)
         found = self.get(key)
         return "" if found is None else found.decode()
 
     def get(self, key: str) -> bytes | None:
         """See `Store`."""
-        try:
-            return bytes(self._client.key_value_try_get_bytes(_key(key)))
-        except jax.errors.JaxRuntimeError as error:
-            if "NOT_FOUND" in str(error):
-                return None
-            raise LostPeerError(f"the {self.where} does not answer any more.") from error
+        found = self._asked(self._client.key_value_try_get_bytes, key, unless="NOT_FOUND")
+        return None if found is None else bytes(found)
 
     def get_all(self, keys: Sequence[str]) -> list[bytes]:
         """See `Store`."""
@@ -62,11 +60,26 @@ class JaxStore:
         """See `Store`."""
         return all(self.get(key) is not None for key in keys)
 
+    def leave(self, all_ended: Callable[[], bool]) -> None:
+        """See `Store`: the coordinator is jax' own."""
+
     def delete(self, key: str) -> None:
         """See `Store`."""
-        self._client.key_value_delete(_key(key))
+        self._asked(self._client.key_value_delete, key)
 
+    def _asked(
+        self, ask: Callable[..., Any], key: str, *what: Any, unless: str = "", **options: Any
+    ) -> Any:
+        """The coordinator's answer, None where it is the error `unless`.
 
-def _key(key: str) -> str:
-    """A key under kgraft's own name; to delete one is to delete all below it, so none is below."""
-    return "kgraft/" + key.replace("/", "+")
+        A key is below kgraft's own name, and none below another: to delete one is to delete those.
+        """
+        try:
+            return ask("kgraft/" + key.replace("/", "+"), *what, **options)
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).splitlines()[0]
+            if unless and unless in reason:
+                return None
+            raise LostPeerError(
+                f"the {self.where} does not answer any more ({reason}): is process 0 alive?"
+            ) from None

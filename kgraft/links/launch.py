@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import weakref
 from typing import Any
 
 from kgraft.errors import UserError
@@ -63,3 +64,16 @@ def torchrun_rank(rank: int) -> int:
     """What this process is called by its launcher: a ring may be one of several."""
     known = os.environ.get("RANK", "")
     return int(known) if known.isdecimal() else rank
+
+
+def leave(link: "weakref.ref[Any]") -> None:
+    """When the process ends, tell the others at once, and why.
+
+    Args:
+        link: a link that has joined, if it is still there.
+    """
+    found = link()
+    if found is not None:
+        error = vars(sys).get("last_value")
+        words = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
+        found.end(words.removesuffix(": "))  # KeyboardInterrupt says nothing

@@ -126,6 +126,18 @@ class Link(ABC):
             wanted: by the member that it comes from, to be filled; of the size and dtype sent.
         """
 
+    def send_ahead(  # noqa: B027  (a link may leave it at that)
+        self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
+    ) -> None:
+        """Begin an exchange that will most likely be asked for, and go on meanwhile.
+
+        The next `exchange` takes what it has brought, if all ranks ask for just that.
+
+        Args:
+            sent: see `exchange`.
+            wanted: see `exchange`.
+        """
+
     @abstractmethod
     def confirm(self) -> None:
         """Go on only if every exchange since the last one went well on all ranks.

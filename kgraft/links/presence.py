@@ -120,3 +120,15 @@ def _told(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
         return None
+
+
+class Pause:
+    """Longer and longer pauses between two looks at a store, 20 ms at most."""
+
+    def __init__(self) -> None:
+        self._next = 0.0002
+
+    def __call__(self) -> None:
+        """Sleep."""
+        time.sleep(self._next)
+        self._next = min(2 * self._next, 0.02)

@@ -1,19 +1,25 @@
 """RingLink: a ring whose peers are in several processes, on one machine or many."""
 
+import atexit
 import json
 import logging
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
 from kgraft.errors import LostPeerError, UserError
-from kgraft.links.carrier import Carrier, LimitedWait, Together, TornError
-from kgraft.links.launch import at_hand, carrier_of, store_of, torchrun_rank
+from kgraft.links.agreement import Agreement
+from kgraft.links.carrier import Carrier, LimitedWait, Together
+from kgraft.links.lanes import Lane
+from kgraft.links.launch import at_hand, carrier_of, leave, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
-from kgraft.links.roll import PATIENCE, Pause, Roll
+from kgraft.links.presence import Pause
+from kgraft.links.roll import PATIENCE, Roll
+from kgraft.links.rows import Rows
 from kgraft.links.store import Store, drop, put, taken
 from kgraft.nests import packed, unpacked
 from kgraft.settings import argument
@@ -21,6 +27,7 @@ from kgraft.settings import argument
 _log = logging.getLogger("kgraft")
 
 OnLost = Literal["stop", "skip", "wait"]
+_ANEW = "it joins anew"
 _TRIES = 3  # of an exchange between ranks that are all there
 
 
@@ -29,7 +36,8 @@ class RingLink(Link):
 
     Under torchrun nothing has to be given: the ranks find each other by its environment variables,
     small values go through its store and weights over gloo. Elsewhere `directory=` names a
-    directory that all reach. Where `jax.distributed` is initialised its coordinator carries both.
+    directory that all reach. Where `jax.distributed` is initialised (before anything is computed)
+    its coordinator carries both; `"skip"` needs jax's `jax_enable_recoverability` there.
 
     Every rank beats. One that is not heard of for `timeout` seconds, whose process is gone, or that
     has said that it ends is lost; so is one that is alive and keeps the others waiting for ten
@@ -56,15 +64,19 @@ class RingLink(Link):
         name: keeps several rings on one store apart.
 
     Attributes:
-        sent: bytes of weights that this rank has sent, and `received`.
-        waited: seconds that it has spent waiting for others and their weights.
+        waited: seconds that it has spent waiting for others and their weights, of which `exchanged`
+            for weights.
 
     Raises:
         UserError: an argument is out of range, or there is nothing to find the others by.
 
     Example:
         ```python
-        model.fit(x, y, callbacks=[kgraft.GraftCallback(kgraft.RingLink())])  # under torchrun
+        link = kgraft.RingLink()  # under torchrun, whose ranks all run this
+        peers = [build_my_cnn(k) for k in link.places(8)]  # compiled; this rank's share of 8
+        kgraft.GraftingFit(peers, link=link).fit(x, y, epochs=200)
+
+        model.fit(x, y, callbacks=[kgraft.GraftCallback(kgraft.RingLink())])  # or one a rank
         ```
     """
 
@@ -94,19 +106,19 @@ class RingLink(Link):
         if self.rank >= self.ranks:
             raise UserError(f"rank is {self.rank} of {self.ranks} ranks: they are counted from 0.")
         self.store = store or store_of(directory, self.timeout)
-        self._carrier = carrier or carrier_of(self.store)
+        self._rows = Rows(carrier or carrier_of(self.store))
         self._name, self._generation = name, 0
-        self._group: Any = None
+        self._lane: Lane | None = None
         self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
         if self.lanes > 1:
             self._part()
         self._at, self._number, self._view = "start", 0, ""
+        self._epoch = 0, -1  # which series, for a training may begin anew, and which epoch of it
         self._said: list[str] = []
-        self._roll = self._new_roll()
-        self._torn, self._tries = "", 0
+        self._roll = Roll(self.store, self.start, self.rank, self.timeout)
+        self._tries = 0
         self.waits = on_lost_peer == "wait"
-        self.sent = self.received = 0
-        self.waited = 0.0
+        self.waited = self.exchanged = 0.0
 
     def _part(self) -> None:
         """Become one of a lane, with a link to the others of the block."""
@@ -123,6 +135,7 @@ class RingLink(Link):
             store=self.store,
             name=f"{self._name}-block-{self.rank}",
         )
+        self._lane = Lane(self.block, self.lane, self.lanes)
         self._name = f"{self._name}-lane-{self.lane}"
 
     @property
@@ -130,12 +143,34 @@ class RingLink(Link):
         """This rank with its host and peers, in words."""
         return self._roll.called(self.rank)
 
+    def places(self, count: int) -> range:
+        """This rank's share of K peers: neighbours in the ring, as many as others have or one more.
+
+        Args:
+            count: K.
+
+        Returns:
+            Their numbers, counted from 0.
+
+        Raises:
+            UserError: there are fewer peers than ranks.
+
+        Example:
+            >>> RingLink("/tmp/kgraft-ring", rank=1, ranks=2).places(5)
+            range(3, 5)
+        """
+        if argument("count", count, int, low=1) < self.ranks:
+            raise UserError(f"{count} peers for {self.ranks} ranks: every rank needs one.")
+        each, more = divmod(count, self.ranks)
+        start = self.rank * each + min(self.rank, more)
+        return range(start, start + each + (self.rank < more))
+
     def join(self, peers: int) -> None:
         """See `Link`; goes on when all ranks are there, or at once where the others went on."""
-        self._roll.end("it joins anew")
+        self._roll.end(_ANEW)
         regroups = bool(self.holds)
         self._generation = self._newest_generation()
-        self._roll = self._new_roll()
+        self._roll = Roll(self.store, self.start, self.rank, self.timeout)
         self.returning = False
         if self._roll.is_written:  # this rank has been here before
             self.returning = self.on_lost_peer == "skip" and self._roll.anybody_beats(self.ranks)
@@ -143,11 +178,13 @@ class RingLink(Link):
                 self._announce(self._generation + 1)
         self._meet({"rank": torchrun_rank(self.rank), "peers": peers, "regroups": regroups})
         self._roll.read(self.ranks)
+        if not self.holds:  # its thread beats on for as long as the process runs
+            atexit.register(leave, weakref.ref(self))
         self.holds = self._roll.holds
         self.members = tuple(range(self.ranks))
         self.restarted = self.returning or (self._roll.anybody_regroups and not regroups)
-        if self.block is not None:
-            self._join_block(peers)
+        if self._lane is not None:
+            self._lane.join(peers, self.here, self.check)
 
     def _meet(self, told: dict[str, Any]) -> None:
         """Wait for all ranks of the newest start."""
@@ -156,11 +193,12 @@ class RingLink(Link):
         while True:
             newest = self._newest_generation()
             if written < newest:
-                self._roll.end("it joins anew")
+                self._roll.end(_ANEW)
                 self._generation = written = newest
-                self._at, self._number, self._torn, self._said = "start", 0, "", []
+                self._at, self._number, self._said, self._epoch = "start", 0, [], (0, -1)
+                self._rows.forget()
                 self._view = f"{self._name}/{newest}"
-                self._roll = self._new_roll()
+                self._roll = Roll(self.store, self.start, self.rank, self.timeout)
                 self._roll.write(told)
             away = self._roll.away(self.ranks)
             if not away:
@@ -173,31 +211,23 @@ class RingLink(Link):
                 )
             pause()
 
-    def _join_block(self, peers: int) -> None:
-        from kgraft.links.torch_store import ReplicaGroup
-
-        block = self.block
-        assert isinstance(block, RingLink)
-        block.check = self.check
-        block.join(peers)
-        block.holds.update(dict.fromkeys(block.holds, self.here))  # all have the same
-        name = f"{block._name}/{block._generation}/group"
-        self._group = ReplicaGroup.over(self.store, name, self.lane, self.lanes, self.timeout)  # type: ignore[arg-type]
-
     def add(self, flat: Any) -> None:
         """See `Link`.
 
         Raises:
             LostPeerError: a replica does not answer.
         """
-        try:
-            self._group.add(flat)
-        except RuntimeError as error:
-            self.check()
-            assert isinstance(self.block, RingLink)
-            others = [lane for lane in range(self.lanes) if lane != self.lane]
-            reason = str(error).splitlines()[0]
-            raise LostPeerError(self.block._roll.blamed(others, reason)) from None
+        assert self._lane is not None
+        self._lane.add(flat)
+
+    @property
+    def start(self) -> str:
+        """Names this start of the ring, among others on one store."""
+        return f"{self._name}/{self._generation}"
+
+    def blamed(self, ranks: list[int], reason: str) -> str:
+        """Who of some ranks is lost, see `Roll.blamed`."""
+        return self._roll.blamed(ranks, reason)
 
     def share(self, value: Any) -> Any:
         """See `Link`: in the first lane, then from it to the others."""
@@ -209,16 +239,15 @@ class RingLink(Link):
         """See `Link`."""
         if self._newest_generation() == self._generation:
             self._announce(self._generation + 1)
-        limit = self.timeout * PATIENCE
-        _log.warning("waiting for all %d ranks to come back, %g s at most", self.ranks, limit)
         self.join(len(self.here))
 
     def begin_epoch(self, epoch: int) -> None:
         """See `Link`."""
         said, self._said = self._said, []
-        self._at, self._number, self._roll.epoch = f"e{epoch}", 0, None
+        series, last = self._epoch
+        self._turn_to(series + (epoch <= last), epoch)
         self.gather_small(None, opens=True)
-        self._begun(epoch)
+        self._begun()
         for key in said:  # of the epoch before, in which nobody is any more
             drop(self.store, key)
 
@@ -233,28 +262,30 @@ class RingLink(Link):
         """
         self.returning, others = False, [r for r in range(self.ranks) if r != self.rank]
         while True:
-            epoch = int(self.store.get(self._now) or -1) + 1
-            self._at, self._number, self._roll.epoch = f"e{epoch}", 0, None
+            now = self.store.get(self._now)
+            series, epoch = map(int, (now or b"0 -1").split())
+            self._turn_to(series, epoch + 1)
             key, pause = self._next(), Pause()
             self._say(key, None)
-            while (found := self.store.get(f"{key}/decided")) is None:
+            decided = f"{key}/decided"
+            while not self.store.has([decided]) and self.store.get(self._now) == now:
                 self.check()
                 if all(self._roll.why_lost(rank, 0.0) for rank in others):
                     raise LostPeerError("the others have ended the training without this rank.")
                 pause()
-            members = tuple(json.loads(found).get("members", ()))
+            members = tuple(json.loads(self.store.get(decided) or b"{}").get("members", ()))
             if self.rank in members:
                 self.members, self._view = members, key
-                self._begun(epoch)
-                _log.warning("%s is in the ring again from epoch %d on", self.called, epoch + 1)
-                return epoch
+                self._begun()
+                _log.warning("%s is in the ring again from epoch %d on", self.called, epoch + 2)
+                return epoch + 1
             time.sleep(0.05)
 
     def gather_small(self, value: Any, *, opens: bool = False) -> dict[int, Any]:
         """See `Link`."""
         key, began = self._next(), time.monotonic()
         self._say(key, value)
-        said = self._decided(key)
+        said = self._agreement().on(key, self.members, self.check)
         self.waited += time.monotonic() - began
         if "broken" in said:
             raise LostPeerError(said["broken"])
@@ -274,30 +305,39 @@ class RingLink(Link):
         self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
     ) -> None:
         """See `Link`."""
-        name, began = self._next(), time.monotonic()
-        if not self._torn and (sent or wanted):
-            wait = LimitedWait(self.look, self.timeout)
-            try:
-                self._carrier.exchange(
-                    name, Together(self._view, self.members, self.rank), sent, wanted, wait
-                )
-                self.sent += sum(row.nbytes for row in sent.values())
-                self.received += sum(row.nbytes for row in wanted.values())
-            except TornError as error:
-                self._torn = str(error)
-        if self._torn:
-            for row in wanted.values():
-                row[...] = 0  # nobody is given it: `confirm` ends the mixing
-        self.waited += time.monotonic() - began
+        began, wait = time.monotonic(), LimitedWait(self._look, self.timeout)
+        self._view = self._rows.exchange(
+            *(self._next(), self._together, sent, wanted, wait),
+            lambda own: all(self.gather_small(own).values()),
+        )
+        took = time.monotonic() - began
+        self.waited, self.exchanged = self.waited + took, self.exchanged + took
+
+    def send_ahead(
+        self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
+    ) -> None:
+        """See `Link`."""
+        wait = LimitedWait(self._roll.look, self.timeout)
+        self._rows.send_ahead(self._next(), self._together, sent, wanted, wait)
+
+    @property
+    def sent(self) -> int:
+        """Bytes of weights that this rank has sent."""
+        return self._rows.sent
+
+    @property
+    def received(self) -> int:
+        """Bytes of weights that it has received."""
+        return self._rows.received
 
     def confirm(self) -> None:
         """See `Link`."""
-        torn, self._torn = self._torn, ""
+        torn, self._rows.torn = self._rows.torn, ""
         told = {rank: why for rank, why in self.gather_small(torn).items() if why}
         self._tries = self._tries + 1 if told else 0
         if not told:
             return
-        self._view = f"{self._name}/{self._generation}/{self._at}/{self._number}"
+        self._view = f"{self.start}/{self._at}/{self._number}"
         if self._tries == _TRIES:
             rank, why = next(iter(told.items()))
             raise LostPeerError(
@@ -309,69 +349,28 @@ class RingLink(Link):
     def end(self, words: str = "") -> None:
         """See `Link`."""
         self._roll.end(words or "it is over")
-        if self.block is not None:
-            self.block.end(words)
-            self._group.close()
+        if self._lane is not None:
+            self._lane.end(words)
+        if words != _ANEW:
+            self.store.leave(lambda: all(map(self._roll.has_ended, self.members)))
 
-    def look(self, rank: int, waited: float) -> None:
-        """Look after a rank that is waited for.
+    @property
+    def _together(self) -> Together:
+        return Together(self._view, self.members, self.rank)
 
-        Args:
-            rank: which.
-            waited: for how many seconds.
-
-        Raises:
-            TornError: it is lost.
-        """
+    def _look(self, rank: int, waited: float) -> None:
         self.check()
-        if why := self._roll.why_lost(rank, waited):
-            raise TornError(why)
+        self._roll.look(rank, waited)
 
-    def _decided(self, key: str) -> dict[str, Any]:
-        """What all ranks hold of a gathering: who is in it, or why there is none.
-
-        The first word written down is everybody's: a rank that comes a moment too late finds
-        itself left out, by all.
-        """
-        began, pause = time.monotonic(), Pause()
-        self._roll.listen(self.members)
-        while True:
-            found = self.store.get(f"{key}/decided")
-            if found is not None:
-                said: dict[str, Any] = json.loads(found)
-                return said
-            arrived = self._arrived(key)
-            away = [rank for rank in self.members if rank not in arrived]
-            if not away:
-                return self._decide(key, {"members": arrived})
-            try:
-                self.check()
-            except BaseException:
-                said = self._decide(key, {"broken": f"{self.called} was stopped."})
-                if "broken" in said:
-                    raise
-                return said
-            waited = time.monotonic() - began
-            lost = {rank: why for rank in away if (why := self._roll.why_lost(rank, waited))}
-            if lost and self.on_lost_peer != "skip":
-                return self._decide(key, {"broken": self._roll.lost(*next(iter(lost.items())))})
-            if len(lost) == len(away):
-                return self._decide(key, {"members": arrived})
-            if self._newest_generation() > self._generation:
-                return {"broken": "another rank was lost: all meet anew."}
-            if arrived[0] == self.rank:
-                self._roll.name_slow(away, waited)
-            pause()
-
-    def _arrived(self, key: str) -> list[int]:
-        keys = {rank: f"{key}/{rank}" for rank in range(self.ranks)}
-        if len(self.members) == self.ranks and self.store.has([*keys.values()]):
-            return [*keys]
-        return [rank for rank, own in keys.items() if self.store.has([own])]
-
-    def _decide(self, key: str, what: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.store.first(f"{key}/decided", json.dumps(what)))
-        return found
+    def _agreement(self) -> Agreement:
+        return Agreement(
+            self.store,
+            self._roll,
+            self.rank,
+            self.ranks,
+            self.on_lost_peer == "skip",
+            lambda: self._newest_generation() > self._generation,
+        )
 
     def _tell_change(self, before: tuple[int, ...]) -> None:
         for rank in sorted({*before} - {*self.members}):
@@ -386,21 +385,22 @@ class RingLink(Link):
         put(self.store, own, packed(value))
         self._said.append(own)
 
-    def _begun(self, epoch: int) -> None:
-        self._roll.begin(epoch)
-        self.store.set(self._now, b"%d" % epoch)
+    def _turn_to(self, series: int, epoch: int) -> None:
+        self._epoch = series, epoch
+        self._at, self._number, self._roll.epoch = f"e{series}.{epoch}", 0, None
+
+    def _begun(self) -> None:
+        self._roll.begin(self._epoch[1])
+        self.store.set(self._now, b"%d %d" % self._epoch)
 
     @property
     def _now(self) -> str:
-        return f"{self._name}/{self._generation}/now"
+        return f"{self.start}/now"
 
     def _next(self) -> str:
-        key = f"{self._name}/{self._generation}/{self._at}/{self._number}"
+        key = f"{self.start}/{self._at}/{self._number}"
         self._number += 1
         return key
-
-    def _new_roll(self) -> Roll:
-        return Roll(self.store, f"{self._name}/{self._generation}", self.rank, self.timeout)
 
     def _newest_generation(self) -> int:
         return int(self.store.get(f"{self._name}/generation") or 0)

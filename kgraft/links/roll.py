@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from kgraft.errors import LostPeerError
-from kgraft.links.presence import Heartbeat, Listener, own_presence, state_of
+from kgraft.links.carrier import TornError
+from kgraft.links.presence import Heartbeat, Listener, Pause, own_presence, state_of
 from kgraft.links.store import Store, put, taken
 from kgraft.nests import packed, unpacked
 
@@ -100,11 +101,6 @@ class Roll:
         """An epoch begins."""
         self.epoch, self._began = epoch, time.monotonic()
 
-    def listen(self, ranks: tuple[int, ...]) -> None:
-        """A wait begins: who has beaten since the last one is well."""
-        for rank in ranks:
-            self._listener.silent(self._key("beat", rank))
-
     def end(self, words: str) -> None:
         """Beat no more, and say why."""
         if self._heartbeat is not None:
@@ -123,6 +119,12 @@ class Roll:
                 return True
             pause()
         return False
+
+    def has_ended(self, rank: int) -> bool:
+        """Whether a rank has said so, or its process is gone."""
+        known = self._known.get(rank)
+        gone = known is not None and state_of(known) == "gone"
+        return gone or self._store.has([self._key("ended", rank)])
 
     def why_lost(self, rank: int, waited: float) -> str:
         """Why a rank is given up, empty for one that may yet come.
@@ -144,6 +146,19 @@ class Roll:
         if waited > self._patience(waited):
             return f"it is alive, and has kept the others waiting for {waited:.0f} s"
         return ""
+
+    def look(self, rank: int, waited: float) -> None:
+        """Look after a rank that is waited for.
+
+        Args:
+            rank: which.
+            waited: for how many seconds.
+
+        Raises:
+            TornError: it is lost.
+        """
+        if why := self.why_lost(rank, waited):
+            raise TornError(why)
 
     def blamed(self, ranks: list[int], reason: str) -> str:
         """Who of some ranks is lost; one that failed itself says so in a moment.
@@ -205,15 +220,3 @@ class Roll:
 
     def _key(self, what: str, rank: int) -> str:
         return f"{self._prefix}/{what}/{rank}"
-
-
-class Pause:
-    """Longer and longer pauses between two looks at a store, 20 ms at most."""
-
-    def __init__(self) -> None:
-        self._next = 0.0002
-
-    def __call__(self) -> None:
-        """Sleep."""
-        time.sleep(self._next)
-        self._next = min(2 * self._next, 0.02)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +48,14 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Forget a key, also one that is not there."""
+        ...
+
+    def leave(self, all_ended: Callable[[], bool]) -> None:
+        """This process is about to end; where it holds the store, others may still read in it.
+
+        Args:
+            all_ended: whether nobody does any more.
+        """
         ...
 
 
@@ -101,6 +109,9 @@ class DirectoryStore:
     def has(self, keys: Sequence[str]) -> bool:
         """See `Store`."""
         return all(self._file(key).exists() for key in keys)
+
+    def leave(self, all_ended: Callable[[], bool]) -> None:
+        """See `Store`: the files stay."""
 
     def delete(self, key: str) -> None:
         """See `Store`."""

@@ -5,6 +5,7 @@ stays false: from Keras 3.16 on the trainer would otherwise average gradients an
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,8 @@ from kgraft.errors import LostPeerError, UserError
 from kgraft.links.carrier import Together, TornError, Wait
 from kgraft.links.store import DirectoryStore
 
+_STORES: dict[tuple[str, int], Any] = {}  # by host and port
+_LINGER = 5.0  # seconds
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -26,10 +29,11 @@ class TorchStore:
     Args:
         store: a store of torch's.
         where: what it is called.
+        is_held: whether it ends with this process.
     """
 
-    def __init__(self, store: Any, where: str) -> None:
-        self.store, self.where = store, where
+    def __init__(self, store: Any, where: str, *, is_held: bool = False) -> None:
+        self.store, self.where, self._is_held = store, where, is_held
 
     @classmethod
     def of_environment(cls, timeout: float, attempt: str) -> "TorchStore":
@@ -51,19 +55,20 @@ class TorchStore:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         first = os.environ["RANK"] == "0" and not hosted
-        try:
-            store = distributed.TCPStore(
-                host, port, None, first, timedelta(seconds=timeout), wait_for_workers=False
-            )
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"no store answers at {host}:{port} ({reason}): is rank 0 up?"
-            ) from None
+        if (host, port) not in _STORES:  # several rings of one process meet in one store
+            try:
+                _STORES[host, port] = distributed.TCPStore(
+                    host, port, None, first, timedelta(seconds=timeout), wait_for_workers=False
+                )
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"no store answers at {host}:{port} ({reason}): is rank 0 up?"
+                ) from None
+        store = _STORES[host, port]
         who = "torchrun" if hosted else "rank 0"
-        return cls(
-            distributed.PrefixStore(f"kgraft/{attempt}", store), f"store of {who}, {host}:{port}"
-        )
+        prefixed = distributed.PrefixStore(f"kgraft/{attempt}", store)
+        return cls(prefixed, f"store of {who}, {host}:{port}", is_held=first)
 
     def set(self, key: str, value: bytes) -> None:
         """See `Store`."""
@@ -89,6 +94,12 @@ class TorchStore:
     def delete(self, key: str) -> None:
         """See `Store`."""
         self._asked(self.store.delete_key, key)
+
+    def leave(self, all_ended: Callable[[], bool]) -> None:
+        """See `Store`: who holds it is the last to go, some seconds later at most."""
+        until = time.monotonic() + _LINGER
+        while self._is_held and time.monotonic() < until and not all_ended():
+            time.sleep(0.01)
 
     def _asked(self, ask: Callable[..., Any], *what: Any) -> Any:
         try:

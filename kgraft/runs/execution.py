@@ -29,6 +29,7 @@ from kgraft.tensorboard import TensorBoard
 from kgraft.training.checkpoint_files import CheckpointFiles
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.fit import GraftingFit
+from kgraft.training.saved_fit import place_of
 
 _log = logging.getLogger("kgraft")
 
@@ -215,7 +216,8 @@ class _Execution:
     def _graft(self, teachers: list[keras.Model]) -> tuple[GraftingFit, Recorder]:
         assembly = self._assembly
         training = grafting_fit(assembly, teachers)
-        keras.utils.set_random_seed(seed_of(assembly.config, 0))
+        # what draws from the process' numbers draws others on each rank
+        keras.utils.set_random_seed(seed_of(assembly.config, assembly.link.here.start))
         averaged = issubclass(method_of(assembly.config), Ema)
         train, began = assembly.train, time.perf_counter()
         before = train.waited if isinstance(train, PhotoStream) else 0.0  # in the teachers' time
@@ -259,7 +261,7 @@ class _Execution:
         saved = Checkpoints(self._directory.checkpoints(phase), every, config.checkpoint.keep)
         if (
             self._directory.has_metrics(phase)
-            and not CheckpointFiles(Path(saved.directory)).epochs()
+            and not CheckpointFiles(place_of(saved, link or Here())).epochs()
         ):
             _log.warning(
                 "%s: there is no checkpoint in %s; trained from the beginning.",

@@ -54,25 +54,8 @@ def link_of(config: Config) -> Link:
         on_lost_peer=config.ring.on_lost_peer,  # type: ignore[arg-type]
         ranks_per_peer=each,
     )
-    link.join(len(share_of(count, link.rank, ranks // each)))
+    link.join(len(link.places(count)))
     return link
-
-
-def share_of(count: int, rank: int, ranks: int) -> range:
-    """The peers of a rank, counted from 0: neighbours, as many as others have, or one more.
-
-    Args:
-        count: K.
-        rank: which.
-        ranks: how many.
-
-    Example:
-        >>> [share_of(5, rank, 2) for rank in range(2)]
-        [range(0, 3), range(3, 5)]
-    """
-    each, more = divmod(count, ranks)
-    start = rank * each + min(rank, more)
-    return range(start, start + each + (rank < more))
 
 
 def directory_of(link: Link, path: Path, *, named: bool) -> tuple[Path, bool]:

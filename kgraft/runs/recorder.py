@@ -195,6 +195,12 @@ class Recorder:
             UserError: it is of other models.
         """
         count = len(self._models)
+        if saved.get("last") == [{}] * count:  # from before the first epoch
+            self.best_weights, self.best_epoch = [[] for _ in range(count)], [0] * count
+            self.best_accuracy, self.last = [None] * count, [{} for _ in range(count)]
+            self._written, self._seconds, self._began = 0, 0.0, time.perf_counter()
+            self._files.keep_lines(saved.get("lines"))
+            return
         lists = ("best_weights", "best_epoch", "best_accuracy", "last")
         shapes = [[tuple(weight.shape) for weight in model.weights] for model in self._models]
         if (

@@ -12,6 +12,7 @@ import keras
 from kgraft.engines.backends.lazy import LazyBatch
 from kgraft.errors import UserError, told
 from kgraft.keras_private import class_weight_to_sample_weights
+from kgraft.links.link import Link
 from kgraft.settings import argument
 
 Batch = tuple[Any, ...]
@@ -185,6 +186,22 @@ def first_batch(feed: Feed) -> Batch:
     if batch is None:
         raise UserError("the data hold no batch: there is nothing to train on.")
     return batch
+
+
+def as_short_as_any(feeds: Sequence[Feed], link: Link) -> list[Feed]:
+    """Feeds of this process that end an epoch where the shortest of all processes' ends.
+
+    Args:
+        feeds: one a peer here.
+        link: joins the processes.
+    """
+    if link.restarted:  # the others are past this
+        return list(feeds)
+    own = min((feed.steps for feed in feeds if feed.steps is not None), default=None)
+    told = [steps for steps in link.gather_small(own, opens=True).values() if steps is not None]
+    if not told or own in (None, min(told)):
+        return list(feeds)
+    return [Limited(feed, min(told)) for feed in feeds]
 
 
 def side_by_side(

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,10 @@ from kgraft.engines.engine import check
 from kgraft.errors import UserError, told
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
+from kgraft.links.ring_link import RingLink
 from kgraft.settings import argument
-from kgraft.training.callback_arguments import check_data, checked_peers
+from kgraft.training.callback_arguments import check_data, checked_ring
+from kgraft.training.callback_ring import RingOfFits, StopTogether
 from kgraft.training.callback_run import CallbackRun
 from kgraft.training.fit_arguments import checked_mixer
 from kgraft.training.mutual import Mutual
@@ -55,6 +57,14 @@ class GraftCallback(keras.callbacks.Callback):
     read their data on, and a grafting that was put off is done. An interrupted `fit` leaves every
     model usable, and peers move in no other `fit` than one with this callback.
 
+    With `GraftCallback(kgraft.RingLink())` the ring is made of the models of several processes,
+    each of which runs its own `fit`, under torchrun or `jax.distributed`: of every rank's
+    `[model, *peers]`, in the order of the ranks. Give each a seed and data, or an order of them, of
+    its own: `link.rank` says which one this is. All train the same number of epochs, of as many
+    steps as each has; where `stop_training` is set on one, e.g. by EarlyStopping, all end with that
+    epoch. Whatever writes files needs a name of its own on every rank. A lost rank ends all with an
+    error that names it, or is left out (`on_lost_peer="skip"`) until an epoch in which it is back.
+
     Cost: a training step and the memory of a model for each peer; on jax the peers' steps hold
     their weights twice, because they are not donated. A grafting costs far less than a step.
 
@@ -65,7 +75,10 @@ class GraftCallback(keras.callbacks.Callback):
             exactly is refused. One that is compiled keeps its own optimizer, whatever becomes of
             the model's: so does a `keras.models.clone_model` of a compiled model, which Keras 3.15
             compiles too; clone before `compile` for peers that follow the model. One that is not
-            built is built from the first batch.
+            built is built from the first batch. In their place may be a `RingLink`.
+        link: joins the rings of several processes, see above; with one, `peers` may be empty, and
+            K and the `peerK_` logs are those of the whole ring. With `"wait"` or `ranks_per_peer`
+            use `GraftingFit`.
         mixer: what a grafting does, and when; the entropy ring `Graft()` by default, or another
             `Mixer` that acts at the end of an epoch.
         data: batches for the peers, one a step, begun anew when they are exhausted. Either a list
@@ -88,7 +101,8 @@ class GraftCallback(keras.callbacks.Callback):
         backup_dir: directory for the peers' weights and optimizers, all random numbers, the model's
             too, and `records`; saved at every epoch's end and restored when `fit` resumes there, as
             `BackupAndRestore` does for the model's weights and optimizer; deleted when `fit` has
-            ended. May be the directory that `BackupAndRestore` has.
+            ended. May be the directory that `BackupAndRestore` has. With a link every rank has one
+            of its own in there, and all resume at the same epoch.
         engine: how the peers take their steps, as in `GraftingFit`; the model's own are `fit`'s.
         graft: what `mixer` was called before.
 
@@ -99,7 +113,9 @@ class GraftCallback(keras.callbacks.Callback):
         UserError: no peers, a peer given twice, an option out of range; when `fit` begins, also
             peers that do not match the model (names the first difference), that share an optimizer
             or cannot be compiled as the model is (names the part), `data` that cannot be read or is
-            a list of another length, and a second GraftCallback in the same `fit`.
+            a list of another length, and a second GraftCallback in the same `fit`; with a link,
+            ranks that differ, and a process group, over which Keras would average gradients.
+        LostPeerError: a rank of the ring is lost; names it and its host.
 
     Example:
         ```python
@@ -107,6 +123,10 @@ class GraftCallback(keras.callbacks.Callback):
         model.compile("sgd", loss, metrics=["accuracy"])
         grafting = kgraft.GraftCallback(peers, data=(x, y))
         model.fit(x, y, epochs=200, validation_data=(xv, yv), callbacks=[grafting])
+
+        link = kgraft.RingLink()  # one model a process: torchrun --nproc-per-node 4 script.py
+        keras.utils.set_random_seed(link.rank)  # before the model is made
+        model.fit(x, y, epochs=200, callbacks=[kgraft.GraftCallback(link)])
         ```
 
     Source: Meng et al., CVPR 2020, Alg. 1.
@@ -114,8 +134,9 @@ class GraftCallback(keras.callbacks.Callback):
 
     def __init__(
         self,
-        peers: Iterable[keras.Model] = (),
+        peers: Iterable[keras.Model] | RingLink = (),
         *,
+        link: RingLink | None = None,
         mixer: Mixer | None = None,
         data: Any = None,
         class_weight: dict[int, float] | None = None,
@@ -128,7 +149,8 @@ class GraftCallback(keras.callbacks.Callback):
         graft: Mixer | None = None,
     ) -> None:
         super().__init__()
-        self.peers = checked_peers(peers)
+        self.peers, self.link = checked_ring(peers, link)
+        self._ring = None if self.link is None else RingOfFits(self.link)
         self.mixer: Mixer = checked_mixer(mixer, graft)
         if isinstance(self.mixer, Mutual):
             raise UserError("mutual learning is how peers learn, not a mixing: use GraftingFit.")
@@ -165,8 +187,10 @@ class GraftCallback(keras.callbacks.Callback):
 
     def get_config(self) -> dict[str, Any]:
         """What was set, JSON-able; models and data by their names only."""
+        link = self.link
         return {
             "peers": [peer.name for peer in self.peers],
+            "link": None if link is None else {"rank": link.rank, "ranks": link.ranks},
             "mixer": self.mixer.get_config(),
             "data": _named(self.data),
             "class_weight": self.class_weight
@@ -189,14 +213,18 @@ class GraftCallback(keras.callbacks.Callback):
                 "fit has two GraftCallbacks, which would graft one model in two rings and log both "
                 "under the same names: give one of them all the peers."
             )
+        interrupted = self._run is not None
         if self._run is not None:
             self._read = self._run.close()
         self._check_backups()
         model, peers = self._model, self.peers
         ring = peers if any(peer is model for peer in peers) else [model, *peers]
+        if self._ring is not None:
+            self._ring.join(len(ring), interrupted=interrupted)
+            self._ring.check_backups(own.backup_dir for own in _backups(_list_with(self)))
         session = self._session
         if session is None or not session.is_of(ring, self.mixer):
-            session, self._read = Session(ring, self.mixer, self.records), {}
+            session, self._read = Session(ring, self.mixer, self.records, self.link), {}
             self._session = session
         self._run = CallbackRun(
             model,
@@ -204,10 +232,14 @@ class GraftCallback(keras.callbacks.Callback):
             data=self.data,
             class_weight=self.class_weight,
             train_peers=self.train_peers,
-            backup_dir=self.backup_dir,
+            backup_dir=self._own_backup_dir(),
             engine=self.engine,
             read=self._read,
+            ring=self._ring,
+            epochs=(self.params or {}).get("epochs") or 0,
         )
+        if self._ring is not None:
+            self._end_together(self._run.anywhere)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Resume the peers in the first epoch; graft what `evaluate="before"` has put off."""
@@ -217,7 +249,7 @@ class GraftCallback(keras.callbacks.Callback):
             run.begin()
             last = (self.params or {}).get("epochs") or 0
             say_if_idle(self.mixer, range(run.done_before + epoch, run.done_before + last))
-        run.session.begin_epoch(run.done_before + epoch)
+        run.begin_epoch(epoch, (self.params or {}).get("steps"))
         for learner in run.learners:
             learner.stepper.begin_epoch()
 
@@ -239,7 +271,7 @@ class GraftCallback(keras.callbacks.Callback):
         """Graft before the epoch's validation; an `evaluate` of somebody else is none."""
         if self._run is not None and not self._elsewhere:
             self._run.learn()
-            self._run.session.end_of_epoch()
+            self._run.end_of_epoch()
 
     def on_test_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Make the validation safe to interrupt."""
@@ -259,7 +291,7 @@ class GraftCallback(keras.callbacks.Callback):
         run = self._running
         run.learn()
         run.check_fed()
-        run.session.end_of_epoch()
+        run.end_of_epoch()
         if logs is not None:
             logs["alpha"] = run.session.alphas[run.place]
         for learner in run.learners:
@@ -272,7 +304,7 @@ class GraftCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Finish the peers as `fit` has finished its model, and forget the backup."""
         run = self._running
-        run.end((self.params or {}).get("epochs") or 0)
+        run.end()
         self._read = run.close()
         self._run = None
 
@@ -289,6 +321,24 @@ class GraftCallback(keras.callbacks.Callback):
             )
         return self._run
 
+    def _end_together(self, anywhere: Callable[[bool], bool]) -> None:
+        """Have the last callback of this `fit` ask all ranks whether it goes on."""
+        callbacks = _list_with(self)
+        for own in callbacks:
+            if isinstance(own, StopTogether):  # of an earlier fit with this very list
+                own.anywhere = anywhere
+                return
+        last = StopTogether(anywhere)
+        last.set_model(self._model)
+        last.set_params(self.params)
+        callbacks.append(last)
+
+    def _own_backup_dir(self) -> Path | None:
+        """Where this process keeps its peers."""
+        if self.backup_dir is None or self.link is None:
+            return self.backup_dir
+        return self.backup_dir / f"rank-{self.link.rank}-of-{self.link.ranks}"
+
     def _check_backups(self) -> None:
         """Look at Keras' `BackupAndRestore`, whose epochs must be those of the peers' backup.
 
@@ -296,7 +346,7 @@ class GraftCallback(keras.callbacks.Callback):
             UserError: it saves in the middle of epochs, the peers at their end.
         """
         callbacks = _list_with(self)
-        backups = [own for own in callbacks if isinstance(own, keras.callbacks.BackupAndRestore)]
+        backups = _backups(callbacks)
         if self.backup_dir is not None and any(own.save_freq != "epoch" for own in backups):
             raise UserError(
                 f"BackupAndRestore(save_freq={backups[0].save_freq}) saves within an epoch, "
@@ -318,15 +368,20 @@ def _list_with(callback: keras.callbacks.Callback) -> list[Any]:
         callback: one of them, which is being called.
 
     Returns:
-        Nothing where no `CallbackList` calls.
+        The list itself; an empty one where no `CallbackList` calls.
     """
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
-            return list(caller.callbacks)
+            found: list[Any] = caller.callbacks
+            return found
         frame = frame.f_back
     return []
+
+
+def _backups(callbacks: Iterable[Any]) -> list[keras.callbacks.BackupAndRestore]:
+    return [own for own in callbacks if isinstance(own, keras.callbacks.BackupAndRestore)]
 
 
 def _named(thing: Any) -> Any:

@@ -4,26 +4,50 @@ from typing import Any
 
 import keras
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.grafting.peers import check_distinct, checked_models
+from kgraft.links.link import Link
+from kgraft.links.ring_link import RingLink
 from kgraft.training.batches import check_class_weight
 from kgraft.training.feeds import is_arrays
 
 
-def checked_peers(peers: Any) -> list[keras.Model]:
-    """The peers of a GraftCallback, in a list.
+def checked_ring(peers: Any, link: Any) -> tuple[list[keras.Model], RingLink | None]:
+    """The peers of a GraftCallback, in a list, and what joins others to them.
 
     Args:
-        peers: models, in anything that can be iterated.
+        peers: models, in anything that can be iterated, or a link.
+        link: a link, or None.
 
     Raises:
-        UserError: none, something that is no model, or a model twice.
+        UserError: neither, something that is no model, a model twice, or a link that is none or
+            that promises what Keras' `fit` cannot keep.
     """
+    if isinstance(peers, Link):
+        if link is not None:
+            raise UserError("there is a link in the place of peers and link=: give one of them.")
+        peers, link = (), peers
     found = checked_models(peers, "peers", "peer")
-    if not found:
+    if not found and link is None:
         raise UserError("no peers: GraftCallback needs at least one model besides fit's.")
     check_distinct(found)
-    return found
+    return found, None if link is None else _checked_link(link)
+
+
+def _checked_link(link: Any) -> RingLink:
+    if not isinstance(link, RingLink):
+        raise UserError(f"link is {told(link)}: expected kgraft.RingLink(...) or None.")
+    if link.waits:
+        raise UserError(
+            'on_lost_peer="wait" goes on from checkpoints, which fit has none of: use '
+            'GraftingFit(link=) with fit(checkpoint=), or "stop" or "skip".'
+        )
+    if link.lanes > 1:
+        raise UserError(
+            f"ranks_per_peer={link.lanes} averages gradients, and Keras' fit takes its steps "
+            "alone: use GraftingFit."
+        )
+    return link
 
 
 def check_data(data: Any, class_weight: Any) -> None:

@@ -14,6 +14,7 @@ from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.links.link import Link
 from kgraft.settings import argument
+from kgraft.training.batches import as_short_as_any
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
@@ -93,8 +94,9 @@ class GraftingFit(Inference):
             Keras' own where a model cannot be compiled; `"eager"` for Keras' own. All give the same
             numbers to rounding; the log says which one it was, and why.
         graft: what `mixer` was called before.
-        link: joins the rings of several processes, which all run the same program, each with peers
-            of its own (`peers[k]` where k is in `link.here`, of K = `len(run)`); see `RingLink`.
+        link: makes one ring of several processes, which all run this program, each with its own
+            share of the peers, see `RingLink`. Numbers of peers (in callbacks and data sets) are
+            those of the ring; the peers, histories and results here are this process' alone.
 
     Attributes:
         peers: the K models, ordinary Keras models before, during and after training.
@@ -165,6 +167,11 @@ class GraftingFit(Inference):
     def mixer(self) -> Mixer:
         """What is done to the peers' weights, and when."""
         return self._session.mixer
+
+    @property
+    def count(self) -> int:
+        """K, the peers of other processes included."""
+        return self._session.link.count
 
     @property
     def records(self) -> list[tuple[int, GraftRecord]]:
@@ -292,6 +299,8 @@ class GraftingFit(Inference):
         )
         if self._learning.shared:
             feeds = self._learning.views(feeds[0])
+        if listed:
+            feeds = as_short_as_any(feeds, link)
         validation = None
         if validation_data is not None:
             check_targets(self.peers, *parts_of(validation_data), name="validation_data")
@@ -325,14 +334,17 @@ class GraftingFit(Inference):
                     peer.history.on_train_begin()
                 break
             loop = PeerLoop(*trained, saved, self._replicas)
-            _log.info("engine: %s for %d peers", loop.prepare().describe(), len(self.peers))
+            count = len(self.peers)
+            _log.info(
+                "engine: %s for %d peer%s", loop.prepare().describe(), count, "s" * (count > 1)
+            )
             try:
                 with saved or contextlib.nullcontext():
                     loop.run(told, same_batches=shared_batches)
             except LostPeerError as error:
                 if saved is None or not link.waits:
                     raise
-                _log.warning("%s All go on from what they have saved.", error)
+                _log.warning("%s All meet anew, and go on from what they have saved.", error)
                 link.regroup()
                 continue
             self._fits.end(self._session.epochs_done)

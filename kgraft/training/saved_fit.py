@@ -74,6 +74,33 @@ def place_of(settings: Checkpoints, link: Link) -> Path:
     return where / f"rank-{link.rank}-of-{len(link.holds)}{replica}"
 
 
+def check_ranks(directory: Path, own: Path) -> None:
+    """Refuse to go on with what other processes have saved, or as many others.
+
+    Args:
+        directory: where all keep their checkpoints.
+        own: where this one does.
+
+    Raises:
+        UserError: says how many there were.
+    """
+    kept = [path.name for path in directory.glob("rank-*-of-*")]
+    if not kept and own != directory and CheckpointFiles(directory).epochs():
+        kept = ["of-1"]
+    others = {name.partition("of-")[2] for name in kept} - {own.name.partition("of-")[2]}
+    if not others:
+        return
+    ranks, _, replicas = others.pop().partition("-replica-")
+    each = int(replicas.partition("-of-")[2] or 1)
+    count = int(ranks) * each
+    how = f"torchrun --nproc-per-node {count}" if count > 1 else "it alone, without torchrun"
+    raise UserError(
+        f"the checkpoint in {directory} is of {count} process{'es' if count > 1 else ''}"
+        f"{f', {each} for every peer' if each > 1 else ''}: start as many ({how}), give another "
+        "directory, or remove it to begin anew."
+    )
+
+
 class SavedFits:
     """The fits of one GraftingFit that are saved, one after the other."""
 
@@ -150,6 +177,7 @@ class SavedFit:
         self._session, self._epochs, self._identity = session, epochs, identity
         self.begins, self._ends = list(begins), list(ends)
         self.where, self._lost = place_of(settings, session.link), lost
+        self._root = Path(settings.directory).absolute()
         self.start: Taken | None = None if broken is None else broken.start
         self._again = broken is not None
         alone = isinstance(session.link, Here)
@@ -165,6 +193,7 @@ class SavedFit:
 
     def _newest(self, keep: int) -> _Found | None:
         """The newest checkpoint of this fit or a later one."""
+        check_ranks(self._root, self.where)
         files = CheckpointFiles(self.where, keep)
         found = files.newest(after=self.begins[-1], among=self._common(files))
         if found is None:

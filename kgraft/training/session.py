@@ -1,6 +1,5 @@
 """One grafting, first step to last, whoever trains: GraftingFit's loop or Keras' `fit`."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import keras
 
+from kgraft.engines.backends import BACKEND
 from kgraft.engines.replicas import Replicas
 from kgraft.errors import DivergedError, LostPeerError, UserError, told
 from kgraft.grafting.averages import averages_of
@@ -94,20 +94,21 @@ class Session:
         self._peers = self._compared() if built else None
         return built
 
-    def begin(self, *, same_batches: bool = False) -> None:
+    def begin(self, *, same_batches: bool = False, steps: int | None = None) -> None:
         """Once a fit, when all models are built and have what an earlier fit has left.
 
         Args:
             same_batches: whether all learn from the very same batches.
+            steps: how many an epoch has, None where nobody knows.
 
         Raises:
-            UserError: the models do not match.
+            UserError: the models do not match, or processes that have to step together do not.
         """
         if self._begun:
             return
         self._peers = self._peers or self._compared()
         if not self.link.returning:
-            check_alike(self._peers, self.mixer)
+            check_alike(self._peers, self.mixer, steps if self.mixer.between_steps else None)
         elif not self._restored:
             raise LostPeerError("there is no checkpoint that this rank could come back with.")
         if not self._restored:  # else it is in the middle of what it began
@@ -115,8 +116,20 @@ class Session:
             check_state(self.mixer, self._state)
         self._begun, self._restored = True, False
         preflight(self.models, self.link.here.start + 1)
+        self._name_chance()
         if same_batches and not (self._warned or isinstance(self.mixer, Independent)):
             self._warned = _warn_of_twins(self.models)
+
+    def _name_chance(self) -> None:
+        """Say what of several processes is not what it would be in one."""
+        layers = flat_layers(self.models[0])
+        drawing = [layer.name for layer in layers if BACKEND.draws_elsewhere(layer)]
+        if drawing and not isinstance(self.link, Here):
+            _log.warning(
+                "%s: without a seed of its own a layer draws from its process' random numbers, "
+                "which are others than in one process; give it one (seed=) for the same results.",
+                ", ".join(drawing[:3]),
+            )
 
     def begin_epoch(self, epoch: int, steps: int | None = None) -> None:
         """Do what was put off.
@@ -154,6 +167,7 @@ class Session:
         assert isinstance(self.link, RingLink)
         epoch = self.link.rejoin()
         missed, self._let_in, self._put_off = epoch - self.epochs_done, True, None
+        missed -= self._in_epoch  # whose steps it has taken, left out at its end
         for optimizer in (own for model in self.models for own in optimizers_of(model)):
             optimizer.iterations.assign_add(max(missed, 0) * (steps or 0))
         self._counted = epoch, epoch * (steps or 0)
@@ -182,6 +196,8 @@ class Session:
                 self._mix(moment)
             else:
                 self._put_off = moment
+                if self._peers is not None:
+                    self.mixer.ahead(self._peers)
         if self._begun:
             check_state(self.mixer, self._state)
         self.epochs_done, self._in_epoch = self.epochs_done + 1, False
@@ -274,10 +290,12 @@ class Session:
         self.begin()
         assert self._peers is not None and self._state is not None
         peers = self._with_averages(self._peers) if moment.ends_epoch else self._peers
-        done = None
-        while done is None:
-            with contextlib.suppress(ChangedError):  # a peer was lost, nothing was assigned
+        while True:
+            try:
                 done = self.mixer.apply(peers, self._state, moment)
+                break
+            except ChangedError:  # a peer was lost, nothing was assigned
+                continue
         gave = f"{type(self.mixer).__name__}.apply gave"
         if not (isinstance(done, tuple) and len(done) == 2):
             raise UserError(
@@ -304,19 +322,21 @@ def replicas_of(link: Link) -> Replicas | None:
     return None if link.lanes == 1 else Replicas(link.lane, link.lanes, link.add)
 
 
-def check_alike(peers: Peers, mixer: Mixer) -> None:
+def check_alike(peers: Peers, mixer: Mixer, steps: int | None = None) -> None:
     """Refuse a ring whose processes do not train the same.
 
     Args:
         peers: those of this process.
         mixer: what is done to all of them.
+        steps: how many an epoch has, where that has to be the same.
 
     Raises:
         UserError: names the first peer of another process that differs, and in what.
     """
     groups = peers.plan.groups
     told = {
-        "mixer": mixer.get_config(),
+        "mixers": mixer.get_config(),
+        "steps an epoch": steps,
         "groups": [group.name.rpartition("/")[2] for group in groups],
         "shapes": [[*group.kernel_shape] for group in groups],
         "weights": sum(len(model.weights) for model in peers.models[:1]),

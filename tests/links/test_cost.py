@@ -141,7 +141,7 @@ def test_gradients_by_hand():
 
 
 def test_a_gather_by_hand():
-    """Four members in two lanes, so 5 requests each of 8 ranks, 8 x 4 values that are read."""
+    """Four members in two lanes, 5 requests each of 8 ranks, 8 x 4 values that are read."""
     machines = park(1, 8, answering=0.001)
     expected = 5 * 2 * 0.25 + 8 * 5 * 0.001 + 8 * 4 * 16 / 400
     assert cost.gather_seconds(machines, Placement(8, 4, 2), 16) == pytest.approx(expected)
@@ -157,7 +157,7 @@ def test_a_grafting_by_hand():
     assert took.copies == 4.0  # one row down, one up
     assert took.link == 0.5  # two rows, 400 bytes a second
     assert took.latencies == 0.25
-    gathers = 3 * 2 * 3 * 0.25 + 2 * 5 * (8 + 24 + 8) / 400
+    gathers = 3 * 2 * 5 * 0.25 + 2 * 5 * (8 + 24 + 8) / 400
     assert took.gathers == pytest.approx(gathers)
     assert took.mixing == 12.0  # three peers; the other rank has two
     assert took.seconds == pytest.approx(16.75 + gathers)
@@ -167,7 +167,7 @@ def test_an_averaging_by_hand():
     machines = park(1, 2, copying=50.0, mixing=25.0)
     took = cost.averaging(machines, Placement(2, 2), 100.0)
     assert (took.copies, took.link, took.latencies, took.mixing) == (4.0, 0.5, 0.5, 4.0)
-    assert took.gathers == pytest.approx(2 * 2 * 3 * 0.25 + 2 * 2 * (8 + 8) / 400)
+    assert took.gathers == pytest.approx(3 * 2 * 5 * 0.25 + 2 * 2 * (8 + 8 + 8) / 400)
 
 
 def test_an_epoch_by_hand():

@@ -245,6 +245,7 @@ def test_settings_are_json():
     grafting = GraftCallback(peers, mixer=Graft.authors(), data=[arrays(), arrays()], every=2)
     assert json.loads(json.dumps(grafting.get_config())) == {
         "peers": ["net2", "net3"],
+        "link": None,
         "mixer": {
             "mixer": "Graft",
             "criterion": {"name": "Entropy", "bins": 10, "binning": "authors"},
@@ -337,7 +338,7 @@ def iterated_once():
 @pytest.mark.parametrize(
     ("peers", "options", "message"),
     [
-        (lambda model: [model], {}, "only the model"),
+        (lambda model: [model], {}, "only fit's model"),
         (lambda model: [compiled(2, filters=4)], {}, r"peer 1 and peer 2 differ: .*\(3, 3, 1, 3\)"),
         (lambda model: [compiled(2)], {"data": [arrays(), arrays()]}, "2 data sets for 1 peers"),
         (lambda model: [sharing(model)], {}, "peer 1 and peer 2 share one optimizer"),

@@ -13,6 +13,10 @@ _COLUMNS = {
         *("backend", "model", "batch", "K", "size", "epoch", "copy", "write"),
         *("both, of an epoch", "steps with / without"),
     ),
+    "ring": (
+        *("model", "batch", "K", "steps", "one process", "2 ranks", "ranks are faster by"),
+        *("a rank sends", "a peer's weights", "exchange", "predicted"),
+    ),
     "photographs": ("contender", "size", "batch", "K", "images x peers / s", "kgraft / this"),
     "graft": ("backend", "model", "batch", "K", "step", "grafting", "of a step", "loop / it"),
 }
@@ -22,9 +26,10 @@ def table(what: str, rows: list[dict[str, Any]], title: str) -> Figures:
     """A table of medians, with the range in parentheses.
 
     Args:
-        what: `"speed"`, `"graft"`, `"methods"`, `"checkpoint"`, `"profile"` or `"photographs"`.
+        what: `"speed"`, `"graft"`, `"methods"`, `"checkpoint"`, `"ring"`, `"profile"` or
+            `"photographs"`.
         rows: what `runner.rows`, `GraftTimes.row`, `measure_methods`, `measure_checkpoint`,
-            `profile` or `measure_photographs` gave.
+            `measure_ring`, `profile` or `measure_photographs` gave.
         title: what all rows have in common.
     """
     words = ("backend", "model", "contender", "method", "operation")
@@ -99,6 +104,23 @@ def _checkpoint(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _ring(row: dict[str, Any]) -> list[str]:
+    least, most = row["ring_over_alone_range"]
+    return [
+        row["model"],
+        str(row["batch_size"]),
+        str(row["peers"]),
+        str(row["steps"]),
+        f"{row['alone_seconds']:.2f} s",
+        f"{row['ring_seconds']:.2f} s",
+        f"{row['ring_over_alone']:.2f} ({least:.2f} to {most:.2f})",
+        f"{row['bytes_sent'] / 2**20:.2f} MiB",
+        f"{row['bytes_of_a_peer'] / 2**20:.2f} MiB",
+        f"{row['exchange_seconds'] * 1e3:.2f} ms",
+        f"{row['predicted_seconds'] * 1e3:.2f} ms",
+    ]
+
+
 def _photographs(row: dict[str, Any]) -> list[str]:
     low, high = row["images_per_second_range"]
     least, most = row["kgraft_over_this_range"]
@@ -130,5 +152,6 @@ _CELLS = {
     "methods": _methods,
     "checkpoint": _checkpoint,
     "profile": _profile,
+    "ring": _ring,
     "photographs": _photographs,
 }

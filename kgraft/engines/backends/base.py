@@ -134,6 +134,22 @@ class Backend(Protocol):
         `keras.distribution.list_devices` has no answer on torch.
         """
 
+    def draws_elsewhere(self, layer: Any) -> bool:
+        """Whether a layer draws from the process' generator, and not from a seed of its own.
+
+        Args:
+            layer: a Keras layer.
+        """
+        return False
+
+    def use_device(self, number: int) -> None:
+        """Compute on one of the accelerators, in the order of `devices`; before anything else is.
+
+        Args:
+            number: which, counted from 0; beyond the last one it begins again with the first.
+        """
+        return None
+
     def fits(self, count: int) -> bool:
         """Whether so many bytes leave the device room to train: at most half of what is free.
 
@@ -213,6 +229,14 @@ class Backend(Protocol):
         """
         del model
         return contextlib.nullcontext()
+
+    def averages_in_fit(self) -> str:
+        """Why Keras' own `fit` trains the models of several processes as one, and the way out.
+
+        Returns:
+            Empty where it does not.
+        """
+        return ""
 
     def random_state(self) -> dict[str, NDArray[Any]]:
         """What the backend's own generators of random numbers know, by name.

@@ -114,6 +114,13 @@ class Torch(Backend):
         found = range(torch.cuda.device_count())
         return [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in found] or ["cpu"]
 
+    def draws_elsewhere(self, layer: Any) -> bool:
+        return any(own._initial_seed is None for own in layer._seed_generators)
+
+    def use_device(self, number: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(number % torch.cuda.device_count())
+
     def fits(self, count: int) -> bool:
         return not torch.cuda.is_available() or count <= torch.cuda.mem_get_info()[0] / 2
 
@@ -159,6 +166,15 @@ class Torch(Backend):
 
     def alone(self, model: Any) -> AbstractContextManager[object]:
         return alone(model)
+
+    def averages_in_fit(self) -> str:
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return ""
+        return (
+            "torch.distributed is initialised, and Keras, from 3.16 on, averages gradients and "
+            "metrics over it; leave out init_process_group"
+        )
 
     def random_state(self) -> dict[str, NDArray[Any]]:
         states = {"cpu": torch.get_rng_state()}
