@@ -10,14 +10,14 @@ from kgraft.links.store import PART, DirectoryStore, drop, put, taken
 from tests.links.memory_store import MemoryStore
 
 
-def torch_store(name="test"):
+def torch_store(name="test", **options):
     distributed = pytest.importorskip("torch.distributed")
     from kgraft.links.torch_store import TorchStore
 
     own = distributed.TCPStore(
         "127.0.0.1", 0, None, True, timedelta(seconds=5), wait_for_workers=False
     )
-    return TorchStore(distributed.PrefixStore(name, own), "store of the test")
+    return TorchStore(distributed.PrefixStore(name, own), "store of the test", **options)
 
 
 @pytest.fixture(params=["memory", "directory", "torch"])
@@ -88,6 +88,18 @@ def test_values_of_any_size_come_back(store, size):
     assert not any(store.has([f"large/{n}"]) for n in range(11))
     assert not store.has(["large"])
     assert taken(store, ["small"]) == [b"7"]
+
+
+def test_who_leaves_waits_for_nobody(store):
+    store.leave(lambda: pytest.fail("asked whether all have ended"))
+
+
+def test_who_holds_the_store_leaves_when_all_have_ended(monkeypatch):
+    asked = iter([False, False, True])
+    torch_store(is_held=True).leave(lambda: next(asked))
+    assert next(asked, None) is None
+    monkeypatch.setattr("kgraft.links.torch_store._LINGER", 0.1)
+    torch_store(is_held=True).leave(lambda: False)  # and does not wait for ever
 
 
 def test_no_part_is_too_large_for_a_store():
