@@ -115,9 +115,26 @@ class StoreCarrier:
         """See `Carrier`; the receiver clears away what it has got."""
         for other, row in sent.items():
             put(self._store, f"{name}/{together.rank}>{other}", row.tobytes())
+        torn = f"{together.since}/torn"
+        try:
+            self._receive(name, together, wanted, wait, torn)
+        except TornError as error:
+            self._store.set(torn, str(error).encode())  # this rank sends nothing more
+            raise
+
+    def _receive(
+        self,
+        name: str,
+        together: Together,
+        wanted: Mapping[int, NDArray[Any]],
+        wait: Wait,
+        torn: str,
+    ) -> None:
         for other, row in wanted.items():
             key = f"{name}/{other}>{together.rank}"
-            wait(lambda key=key: self._store.has([key]), other)
+            wait(lambda key=key: self._store.has([key]) or self._store.has([torn]), other)
+            if not self._store.has([key]):
+                raise TornError((self._store.get(torn) or b"").decode())
             (content,) = taken(self._store, [key])
             if len(content) != row.nbytes:
                 raise TornError(f"rank {other} sent {len(content)} of {row.nbytes} bytes")

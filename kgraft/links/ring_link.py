@@ -173,7 +173,7 @@ class RingLink(Link):
         self._roll = Roll(self.store, self.start, self.rank, self.timeout)
         self.returning = False
         if self._roll.is_written:  # this rank has been here before
-            self.returning = self.on_lost_peer == "skip" and self._roll.anybody_beats(self.ranks)
+            self.returning = self.on_lost_peer == "skip" and self._roll.goes_on(self.ranks)
             if not self.returning:
                 self._announce(self._generation + 1)
         self._meet({"rank": torchrun_rank(self.rank), "peers": peers, "regroups": regroups})
@@ -276,6 +276,7 @@ class RingLink(Link):
             members = tuple(json.loads(self.store.get(decided) or b"{}").get("members", ()))
             if self.rank in members:
                 self.members, self._view = members, key
+                self._rows.forget()
                 self._begun()
                 _log.warning("%s is in the ring again from epoch %d on", self.called, epoch + 2)
                 return epoch + 1
@@ -295,11 +296,14 @@ class RingLink(Link):
         self.members = members
         if members != before:
             self._view = key
-            self._tell_change(before)
+            self._rows.forget()
+            self._roll.tell_change(before, members)
             if not opens:
                 raise ChangedError
-        contents = taken(self.store, [f"{key}/{rank}" for rank in members])
-        return dict(zip(members, map(unpacked, contents), strict=True))
+        keys = [f"{key}/{rank}" for rank in members]
+        if not self.store.has(keys):  # the others have gone on since, and cleared away
+            raise LeftOutError
+        return dict(zip(members, map(unpacked, taken(self.store, keys)), strict=True))
 
     def exchange(
         self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
@@ -317,6 +321,8 @@ class RingLink(Link):
         self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
     ) -> None:
         """See `Link`."""
+        if self.lost:  # who lacks a neighbour has nothing to send: all do the same
+            return
         wait = LimitedWait(self._roll.look, self.timeout)
         self._rows.send_ahead(self._next(), self._together, sent, wanted, wait)
 
@@ -371,14 +377,6 @@ class RingLink(Link):
             self.on_lost_peer == "skip",
             lambda: self._newest_generation() > self._generation,
         )
-
-    def _tell_change(self, before: tuple[int, ...]) -> None:
-        for rank in sorted({*before} - {*self.members}):
-            why = self._roll.why_lost(rank, 0.0) or "it did not come in time"
-            _log.warning("%s The ring closes over the gap.", self._roll.lost(rank, why))
-        for rank in sorted({*self.members} - {*before}):
-            self._roll.renew(rank)
-            _log.warning("%s is in the ring again.", self._roll.called(rank))
 
     def _say(self, key: str, value: Any) -> None:
         own = f"{key}/{self.rank}"

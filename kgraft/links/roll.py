@@ -93,8 +93,7 @@ class Roll:
 
     def renew(self, rank: int) -> None:
         """Read one anew, who has come back as another process it may be."""
-        (content,) = taken(self._store, [self._key("presence", rank)])
-        self._known[rank] = unpacked(content)
+        self._known[rank] = self._written(rank)
         self._listener.begin(self._key("beat", rank))
 
     def begin(self, epoch: int) -> None:
@@ -109,8 +108,10 @@ class Roll:
             with contextlib.suppress(OSError, LostPeerError):  # the store may be gone
                 self._store.set(self._key("ended", self._rank), words.encode()[:500])
 
-    def anybody_beats(self, ranks: int) -> bool:
-        """Whether another rank is alive; takes as long as the limit where none is."""
+    def goes_on(self, ranks: int) -> bool:
+        """Whether all have met and another rank is alive; takes the limit where none is."""
+        if self.away(ranks):
+            return False
         others = [self._key("beat", rank) for rank in range(ranks) if rank != self._rank]
         before = [self._store.get(key) for key in others]
         until, pause = time.monotonic() + self._timeout, Pause()
@@ -139,6 +140,8 @@ class Roll:
         state = state_of(self._known[rank])
         if state == "gone":
             return "its process is gone"
+        if self._written(rank) != self._known[rank]:
+            return "it was started again"
         silent = self._listener.silent(self._key("beat", rank))
         if silent > self._timeout:
             stopped = "its process is stopped (SIGSTOP)" if state == "stopped" else "it is silent"
@@ -217,6 +220,25 @@ class Roll:
                     self.epoch + 1,
                     "its process is stopped (SIGSTOP)" if stopped else "it is not lost yet",
                 )
+
+    def tell_change(self, before: tuple[int, ...], members: tuple[int, ...]) -> None:
+        """Log who is not in the ring any more, and who is again.
+
+        Args:
+            before: the ranks that were in it.
+            members: those that are.
+        """
+        for rank in sorted({*before} - {*members}):
+            why = self.why_lost(rank, 0.0) or "it did not come in time"
+            _log.warning("%s The ring closes over the gap.", self.lost(rank, why))
+        for rank in sorted({*members} - {*before}):
+            self.renew(rank)
+            _log.warning("%s is in the ring again.", self.called(rank))
+
+    def _written(self, rank: int) -> dict[str, Any]:
+        (content,) = taken(self._store, [self._key("presence", rank)])
+        found: dict[str, Any] = unpacked(content)
+        return found
 
     def _key(self, what: str, rank: int) -> str:
         return f"{self._prefix}/{what}/{rank}"

@@ -83,6 +83,8 @@ class Rows:
 
     def forget(self) -> None:
         """What was on its way among ranks that are together no more."""
+        if self._ahead is not None:
+            self._ahead.end()  # before another exchange uses the carrier
         self.torn, self._ahead = "", None
 
     def _count(self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]) -> None:

@@ -34,4 +34,4 @@ class MemoryStore:
             self.values.pop(key, None)
 
     def leave(self, all_ended):
-        """It ends with the process, whose threads the ranks are."""
+        """Nobody holds it."""

@@ -75,3 +75,8 @@ def ended(own: list[RingLink]) -> None:
     """Leave the ring, on all ranks."""
     for link in own:
         link.end()
+
+
+def fall_silent(link: RingLink) -> None:
+    """Beat no more, and say nothing: what a rank that hangs on another machine looks like."""
+    link._roll._heartbeat.stop()
