@@ -6,7 +6,7 @@ import sys
 import weakref
 from typing import Any
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.links.carrier import Carrier, StoreCarrier
 from kgraft.links.roll import PATIENCE
 from kgraft.links.store import DirectoryStore, Store
@@ -20,6 +20,8 @@ def store_of(directory: str | os.PathLike[str] | None, timeout: float) -> Store:
         timeout: seconds after which one is lost.
     """
     if directory is not None:
+        if not isinstance(directory, str | os.PathLike) or not str(directory):
+            raise UserError(f"directory is {told(directory)}: expected a directory's name.")
         return DirectoryStore(directory)
     if (found := _of_jax()) is not None:
         return found
@@ -56,7 +58,8 @@ def at_hand() -> tuple[int, int]:
     with contextlib.suppress(KeyError, ValueError):
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     raise UserError(
-        "RingLink knows no rank: start with torchrun --nproc-per-node N, or give rank= and ranks=."
+        "RingLink does not know which rank of how many this is: start with torchrun "
+        "--nproc-per-node N, or give both rank= and ranks=."
     )
 
 

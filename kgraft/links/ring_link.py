@@ -52,7 +52,8 @@ class RingLink(Link):
             of `jax.distributed`.
         rank: which one this is, counted from 0; torchrun's (`RANK`) by default.
         ranks: how many there are; torchrun's (`WORLD_SIZE`) by default.
-        timeout: seconds after which a rank that is not heard of is lost.
+        timeout: seconds after which a rank that is not heard of is lost; ten times as long is
+            waited for one that has not come yet.
         on_lost_peer: `"stop"` ends all ranks with an error that names the lost one; `"skip"` closes
             the ring over the gap, and lets a rank in again that comes back; `"wait"` waits for it
             to be started again, and goes on with all from the last epoch that all have saved.
@@ -116,7 +117,7 @@ class RingLink(Link):
         self._epoch = 0, -1  # which series, for a training may begin anew, and which epoch of it
         self._said: list[str] = []
         self._roll = Roll(self.store, self.start, self.rank, self.timeout)
-        self._tries = 0
+        self._tries, self._has_left = 0, False
         self.waits = on_lost_peer == "wait"
         self.waited = self.exchanged = 0.0
 
@@ -138,9 +139,13 @@ class RingLink(Link):
         self._lane = Lane(self.block, self.lane, self.lanes)
         self._name = f"{self._name}-lane-{self.lane}"
 
+    def __repr__(self) -> str:
+        return f"RingLink(rank {self.rank} of {self.ranks}, {self.store.where})"
+
     @property
     def called(self) -> str:
         """This rank with its host and peers, in words."""
+        self.check_joined()
         return self._roll.called(self.rank)
 
     def places(self, count: int) -> range:
@@ -160,7 +165,8 @@ class RingLink(Link):
             range(3, 5)
         """
         if argument("count", count, int, low=1) < self.ranks:
-            raise UserError(f"{count} peers for {self.ranks} ranks: every rank needs one.")
+            peers = f"{count} peer{'s' * (count > 1)}"
+            raise UserError(f"{peers} for {self.ranks} ranks: every rank needs one.")
         each, more = divmod(count, self.ranks)
         start = self.rank * each + min(self.rank, more)
         return range(start, start + each + (self.rank < more))
@@ -181,7 +187,7 @@ class RingLink(Link):
         if not self.holds:  # its thread beats on for as long as the process runs
             atexit.register(leave, weakref.ref(self))
         self.holds = self._roll.holds
-        self.members = tuple(range(self.ranks))
+        self.members, self._has_left = tuple(range(self.ranks)), False
         self.restarted = self.returning or (self._roll.anybody_regroups and not regroups)
         if self._lane is not None:
             self._lane.join(peers, self.here, self.check)
@@ -241,6 +247,11 @@ class RingLink(Link):
             self._announce(self._generation + 1)
         self.join(len(self.here))
 
+    def again(self) -> None:
+        """See `Link`."""
+        if self._has_left:
+            self.regroup()
+
     def begin_epoch(self, epoch: int) -> None:
         """See `Link`."""
         said, self._said = self._said, []
@@ -284,6 +295,7 @@ class RingLink(Link):
 
     def gather_small(self, value: Any, *, opens: bool = False) -> dict[int, Any]:
         """See `Link`."""
+        self.check_joined()
         key, began = self._next(), time.monotonic()
         self._say(key, value)
         said = self._agreement().on(key, self.members, self.check)
@@ -354,6 +366,7 @@ class RingLink(Link):
 
     def end(self, words: str = "") -> None:
         """See `Link`."""
+        self._has_left = words != _ANEW
         self._roll.end(words or "it is over")
         if self._lane is not None:
             self._lane.end(words)
@@ -385,7 +398,7 @@ class RingLink(Link):
 
     def _turn_to(self, series: int, epoch: int) -> None:
         self._epoch = series, epoch
-        self._at, self._number, self._roll.epoch = f"e{series}.{epoch}", 0, None
+        self._at, self._number = f"e{series}.{epoch}", 0
 
     def _begun(self) -> None:
         self._roll.begin(self._epoch[1])
