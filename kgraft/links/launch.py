@@ -10,6 +10,7 @@ from kgraft.errors import UserError, told
 from kgraft.links.carrier import Carrier, StoreCarrier
 from kgraft.links.roll import PATIENCE
 from kgraft.links.store import DirectoryStore, Store
+from kgraft.settings import argument
 
 
 def store_of(directory: str | os.PathLike[str] | None, timeout: float) -> Store:
@@ -48,6 +49,24 @@ def _of_jax() -> Any:
     from kgraft.links.jax_store import JaxStore
 
     return JaxStore() if JaxStore.is_there() else None
+
+
+def place_of(rank: int | None, ranks: int | None) -> tuple[int, int]:
+    """Which rank of how many a process is.
+
+    Args:
+        rank: as given; the launcher's where it is None, as `ranks`.
+        ranks: how many.
+
+    Raises:
+        UserError: nobody knows, or they cannot be.
+    """
+    found = at_hand() if rank is None or ranks is None else (rank, ranks)
+    rank = found[0] if rank is None else argument("rank", rank, int, low=0)
+    ranks = found[1] if ranks is None else argument("ranks", ranks, int, low=1)
+    if rank >= ranks:
+        raise UserError(f"rank is {rank} of {ranks} ranks: they are counted from 0.")
+    return rank, ranks
 
 
 def at_hand() -> tuple[int, int]:

@@ -15,7 +15,7 @@ from kgraft.errors import LostPeerError, UserError
 from kgraft.links.agreement import Agreement
 from kgraft.links.carrier import Carrier, LimitedWait, Together
 from kgraft.links.lanes import Lane
-from kgraft.links.launch import at_hand, carrier_of, leave, store_of, torchrun_rank
+from kgraft.links.launch import carrier_of, leave, place_of, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
 from kgraft.links.presence import Pause
 from kgraft.links.roll import PATIENCE, Roll
@@ -101,11 +101,7 @@ class RingLink(Link):
                 f"on_lost_peer is {on_lost_peer!r}: expected one of {', '.join(get_args(OnLost))}."
             )
         self.on_lost_peer = on_lost_peer
-        found = at_hand() if rank is None or ranks is None else (rank, ranks)
-        self.rank = found[0] if rank is None else argument("rank", rank, int, low=0)
-        self.ranks = found[1] if ranks is None else argument("ranks", ranks, int, low=1)
-        if self.rank >= self.ranks:
-            raise UserError(f"rank is {self.rank} of {self.ranks} ranks: they are counted from 0.")
+        self.rank, self.ranks = place_of(rank, ranks)
         self.store = store or store_of(directory, self.timeout)
         self._rows = Rows(carrier or carrier_of(self.store))
         self._name, self._generation = name, 0
@@ -181,7 +177,7 @@ class RingLink(Link):
         if self._roll.is_written:  # this rank has been here before
             self.returning = self.on_lost_peer == "skip" and self._roll.goes_on(self.ranks)
             if not self.returning:
-                self._announce(self._generation + 1)
+                self.store.set(f"{self._name}/generation", b"%d" % (self._generation + 1))
         self._meet({"rank": torchrun_rank(self.rank), "peers": peers, "regroups": regroups})
         self._roll.read(self.ranks)
         if not self.holds:  # its thread beats on for as long as the process runs
@@ -244,7 +240,7 @@ class RingLink(Link):
     def regroup(self) -> None:
         """See `Link`."""
         if self._newest_generation() == self._generation:
-            self._announce(self._generation + 1)
+            self.store.set(f"{self._name}/generation", b"%d" % (self._generation + 1))
         self.join(len(self.here))
 
     def again(self) -> None:
@@ -273,13 +269,13 @@ class RingLink(Link):
         """
         self.returning, others = False, [r for r in range(self.ranks) if r != self.rank]
         while True:
-            now = self.store.get(self._now)
+            now = self.store.get(f"{self.start}/now")
             series, epoch = map(int, (now or b"0 -1").split())
             self._turn_to(series, epoch + 1)
             key, pause = self._next(), Pause()
             self._say(key, None)
             decided = f"{key}/decided"
-            while not self.store.has([decided]) and self.store.get(self._now) == now:
+            while not self.store.has([decided]) and self.store.get(f"{self.start}/now") == now:
                 self.check()
                 if all(self._roll.why_lost(rank, 0.0) for rank in others):
                     raise LostPeerError("the others have ended the training without this rank.")
@@ -402,11 +398,7 @@ class RingLink(Link):
 
     def _begun(self) -> None:
         self._roll.begin(self._epoch[1])
-        self.store.set(self._now, b"%d %d" % self._epoch)
-
-    @property
-    def _now(self) -> str:
-        return f"{self.start}/now"
+        self.store.set(f"{self.start}/now", b"%d %d" % self._epoch)
 
     def _next(self) -> str:
         key = f"{self.start}/{self._at}/{self._number}"
@@ -415,6 +407,3 @@ class RingLink(Link):
 
     def _newest_generation(self) -> int:
         return int(self.store.get(f"{self._name}/generation") or 0)
-
-    def _announce(self, generation: int) -> None:
-        self.store.set(f"{self._name}/generation", b"%d" % generation)

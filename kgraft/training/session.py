@@ -180,7 +180,7 @@ class Session:
         ended = Moment(epoch - 1)
         put_off = self.mixer.evaluate == "before" and self.mixer.due(ended)
         self._put_off = ended if put_off else None  # the others do it now
-        missed, self._let_in = epoch - self.epochs_done, True, None
+        missed, self._let_in = epoch - self.epochs_done, True
         missed -= self._in_epoch  # whose steps it has taken, left out at its end
         for optimizer in (own for model in self.models for own in optimizers_of(model)):
             optimizer.iterations.assign_add(max(missed, 0) * (steps or 0))
