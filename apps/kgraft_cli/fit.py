@@ -116,7 +116,7 @@ def command(
     from rich.console import Console
 
     from kgraft.engines.backends import BACKEND
-    from kgraft.errors import UserError
+    from kgraft.errors import LostPeerError, UserError
     from kgraft.runs.assembly import assemble
     from kgraft.runs.directory import make_new
     from kgraft.runs.execution import execute
@@ -156,7 +156,11 @@ def command(
                 if out is None and link.writes and not goes_on:
                     path = make_new(path)
             with progress_on(console) if link.writes else contextlib.nullcontext() as progress:
-                summary = execute(assembly, path, progress, stopping, resume=goes_on)
+                try:
+                    summary = execute(assembly, path, progress, stopping, resume=goes_on)
+                except LostPeerError as error:
+                    go_on = stopping.go_on()
+                    raise LostPeerError(f"{error} Go on with {go_on}" if go_on else error) from None
     if link.writes:
         print_summary(console, summary, path, config.run.epochs)
 

@@ -32,6 +32,8 @@ def print_summary(console: Console, summary: dict[str, Any], path: Path, epochs:
     last = max((own for own in told if isinstance(own, int)), default=epochs)
     if last < epochs:
         say(console, f"stopped after epoch {last} of {epochs} by a callback")
+    if lost := summary.get("lost"):
+        say(console, f"peer {', '.join(map(str, lost))} was lost on the way, and did not come back")
     share = summary.get("waiting")
     waiting = "" if share is None else f", {share:.1%} of it waiting for photographs"
     console.print(

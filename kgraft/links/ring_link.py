@@ -179,7 +179,6 @@ class RingLink(Link):
             if not self.returning:
                 self.store.set(f"{self._name}/generation", b"%d" % (self._generation + 1))
         self._meet({"rank": torchrun_rank(self.rank), "peers": peers, "regroups": regroups})
-        self._roll.read(self.ranks)
         if not self.holds:  # its thread beats on for as long as the process runs
             atexit.register(leave, weakref.ref(self))
         self.holds = self._roll.holds
@@ -204,7 +203,12 @@ class RingLink(Link):
                 self._roll.write(told)
             away = self._roll.away(self.ranks)
             if not away:
-                return
+                self._roll.read(self.ranks)
+                others = (rank for rank in range(self.ranks) if rank != self.rank)
+                if self.returning or not any(map(self._roll.has_ended, others)):
+                    return
+                # of an earlier start, on the same store
+                self.store.set(f"{self._name}/generation", b"%d" % (newest + 1))
             self.check()
             if time.monotonic() > until:
                 raise LostPeerError(

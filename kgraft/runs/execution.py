@@ -262,6 +262,7 @@ class _Execution:
         if (
             self._directory.has_metrics(phase)
             and not CheckpointFiles(place_of(saved, link or Here())).epochs()
+            and not any(Path(saved.directory).glob("rank-*"))  # else it is refused
         ):
             _log.warning(
                 "%s: there is no checkpoint in %s; trained from the beginning.",

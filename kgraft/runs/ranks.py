@@ -1,5 +1,6 @@
 """A run in several processes: which peers each has, where they meet, and in which directory."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from kgraft.links.link import Here, Link
 from kgraft.links.ring_link import RingLink
 from kgraft.runs.config import Config
 from kgraft.runs.directory import check_free, check_no_file
+
+_log = logging.getLogger("kgraft")
 
 
 def launched() -> int:
@@ -39,14 +42,21 @@ def link_of(config: Config) -> Link:
                 f"ring.ranks_per_peer is {config.ring.ranks_per_peer}, and there is one process: "
                 "start with torchrun --nproc-per-node N -m kgraft_cli fit ..."
             )
+        if told := sorted(key for key in config.given if key.startswith("ring.")):
+            _log.warning(
+                "%s: no part in a run of one process: RANK and WORLD_SIZE say that there are "
+                "several, as torchrun sets them.",
+                ", ".join(told),
+            )
         here = Here()
         here.join(count)
         return here
     each = config.ring.ranks_per_peer
     if ranks % each or ranks > count * each:
         raise UserError(
-            f"{ranks} ranks for {count} peer{'s' if count > 1 else ''} with ring.ranks_per_peer = "
-            f"{each}: expected a multiple of {each}, {count * each} at most."
+            f"{ranks} ranks for {count} peer{'s' if count > 1 else ''} with {each} rank"
+            f"{'s' if each > 1 else ''} a peer: expected {count * each} at most, and a multiple of "
+            f"{each}. Give more --peers, other --ranks-per-peer, or torchrun fewer ranks."
         )
     link = RingLink(
         config.ring.directory,

@@ -84,8 +84,8 @@ def test_two_ranks_a_peer_train_as_one_does_but_for_batch_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("ranks", "more", "said"),
     [
-        (3, ["--peers", "2"], "3 ranks for 2 peers with ring.ranks_per_peer = 1"),
-        (2, ["--ranks-per-peer", "3"], "expected a multiple of 3"),
+        (3, ["--peers", "2"], "3 ranks for 2 peers with 1 rank a peer: expected 2 at most"),
+        (2, ["--ranks-per-peer", "3"], "and a multiple of 3"),
         (2, ["--on-lost-peer", "pray"], "Known: skip, stop, wait."),
         (2, ["--method", "mutual"], "needs all peers in one process"),
     ],
