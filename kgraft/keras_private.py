@@ -62,6 +62,7 @@ attributes of public classes where they are needed. `BOOKS` lists those that nob
 | `Optimizer._get_current_learning_rate` | what a step takes its rate from | none |
 | `Optimizer._get_variable_index` | where a variable's state lies | none |
 | `Optimizer._use_weight_decay` | whether a variable is decayed | none |
+| `SeedGenerator._initial_seed` | the seed that was given, None where none was | `get_config` |
 | `Variable._direct_assign` | sets a value without checks | `assign` |
 | `Variable._value` | the backend's own tensor or variable | `value`, `assign` |
 """

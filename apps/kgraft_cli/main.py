@@ -9,8 +9,7 @@ import sys
 
 import click
 
-from kgraft_cli.messages import prefix
-from kgraft_cli.output import OutputError, checked_output, drop_unwritten
+from kgraft_cli.output import OutputError, checked_output, drop_unwritten, prefix
 
 _COMMANDS = {
     "fit": "Train K peers, graft them after every epoch, keep what they learnt.",

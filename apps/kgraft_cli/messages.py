@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import click
 from rich.console import Console
 
+from kgraft_cli.output import prefix
+
 _STDERR = 2
 _OFTEN = 0.1  # seconds
 
@@ -31,12 +33,6 @@ class _Handler(logging.Handler):
             click.echo(text, err=True)
         else:
             say(self._console, text)
-
-
-def prefix() -> str:
-    """What errors and warnings begin with: of several processes, which one says so."""
-    rank, ranks = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
-    return f"kgraft, rank {rank}" if rank and ranks not in ("", "1") else "kgraft"
 
 
 @contextlib.contextmanager

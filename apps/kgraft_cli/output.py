@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from kgraft.runs.stopping import Stopping
 
 
+def prefix() -> str:
+    """What errors and warnings begin with: of several processes, which one says so."""
+    rank, ranks = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return f"kgraft, rank {rank}" if rank and ranks not in ("", "1") else "kgraft"
+
+
 class OutputError(OSError):
     """Something that could not be printed.
 

@@ -1,6 +1,7 @@
 """The weights of K peers of which some are in other processes."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from kgraft import equations
 from kgraft.equations import Float64
 from kgraft.errors import UserError
-from kgraft.grafting.population import Local, Mix
+from kgraft.grafting.population import Local, Mix, towards_mean
 from kgraft.links.device_matrix import Edges
 from kgraft.links.link import Link
 
@@ -101,7 +102,10 @@ class Linked:
         self._own.admit(members, [])
 
     def pull(self, members: Sequence[int], kept: Sequence[float], healthy: Sequence[bool]) -> None:
-        """See `Population`."""
+        """See `Population`; a mean of several dtypes is each rank's own, of all rows."""
+        if not self._own.is_uniform:
+            self.mix(members, partial(towards_mean, kept=kept, healthy=healthy))
+            return
         well = [healthy[k] for k in self._here]
         rows = [self._own.flat(self._at(k), members) for k in self._here]
         counted = [row for row, counts in zip(rows, well, strict=True) if counts]

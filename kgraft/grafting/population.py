@@ -122,7 +122,13 @@ class Population(Protocol):
 
 
 class Local(Population, Protocol):
-    """All peers are here; some more may be guests, that are read and not written."""
+    """All peers are here; some more may be guests, that are read and not written.
+
+    Attributes:
+        is_uniform: whether all weights are float32, or all float64, which `flat` keeps.
+    """
+
+    is_uniform: bool
 
     def flat(self, k: int, members: Sequence[int]) -> NDArray[Any]:
         """Some weights of peer k one after the other, on the host; half precision as float32."""
@@ -154,6 +160,7 @@ def population(models: Sequence[Weighted]) -> Local:
 class _Here:
     """What follows from `mix` and `on_host` where all peers are here."""
 
+    is_uniform = True
     mix: Callable[[Sequence[int], Mix], None]
     on_host: Callable[[int, Sequence[int]], list[NDArray[Any]]]
 
@@ -163,7 +170,7 @@ class _Here:
         return {k: self.on_host(own, indices) for k, own in enumerate(ring) if own is not None}
 
     def pull(self, members: Sequence[int], kept: Sequence[float], healthy: Sequence[bool]) -> None:
-        self.mix(members, partial(_towards_mean, kept=kept, healthy=healthy))
+        self.mix(members, partial(towards_mean, kept=kept, healthy=healthy))
 
     def flat(self, k: int, members: Sequence[int]) -> NDArray[Any]:
         parts = [own.reshape(-1) for own in self.on_host(k, members)]
@@ -298,6 +305,8 @@ class _OnDevice(_Here):
 class _ByWeight(_ByGroup):
     """Half-precision weights, or weights of several dtypes or on several devices."""
 
+    is_uniform = False
+
     def __init__(self, models: Sequence[Weighted]) -> None:
         self._weights = [model.weights for model in models]
         self._new: dict[tuple[int, int], Any] = {}  # by peer and index, until they are assigned
@@ -385,9 +394,8 @@ def _laid(row: NDArray[Any], runs: Sequence[slice], like: NDArray[Any]) -> NDArr
     return laid
 
 
-def _towards_mean(
-    values: list[Any], *, kept: Sequence[float], healthy: Sequence[bool]
-) -> list[Any]:
+def towards_mean(values: list[Any], *, kept: Sequence[float], healthy: Sequence[bool]) -> list[Any]:
+    """One weight of all peers after a pull, see `Population.pull`."""
     counted = [value for value, well in zip(values, healthy, strict=True) if well]
     if not counted:
         return values

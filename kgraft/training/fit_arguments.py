@@ -13,7 +13,7 @@ from kgraft.grafting.graft import Graft
 from kgraft.grafting.mixer import Independent, Mixer
 from kgraft.grafting.peers import check_distinct, checked_models
 from kgraft.keras_private import train_validation_split
-from kgraft.links.link import Link
+from kgraft.links.link import Here, Link
 from kgraft.settings import argument
 from kgraft.training.feeds import check_listed, is_arrays, is_listed
 from kgraft.training.mutual import Mutual
@@ -268,7 +268,8 @@ def check_link(link: Any, mutual: Mutual | None, triplet: Triplet | None) -> Non
     """
     if not isinstance(link, Link | None):
         raise UserError(f"link is {told(link)}: expected kgraft.RingLink(...) or None.")
-    if link is not None and mutual is not None:
+    several = link is not None and not isinstance(link, Here)
+    if several and mutual is not None:
         raise UserError(
             f"{type(mutual).__name__} needs all peers in one process, where each sees what the "
             "others say of a batch: leave out link=."
