@@ -107,16 +107,16 @@ class RingLink(Link):
             raise UserError(f"rank is {self.rank} of {self.ranks} ranks: they are counted from 0.")
         self.store = store or store_of(directory, self.timeout)
         self._rows = Rows(carrier or carrier_of(self.store))
-        self._name, self._generation = name, 0
+        self._name, self._generation, self._tries = name, 0, 0
         self._lane: Lane | None = None
         self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
+        self._called = torchrun_rank(self.rank)
         if self.lanes > 1:
             self._part()
         self._at, self._number, self._view = "start", 0, ""
         self._epoch = 0, -1  # which series, for a training may begin anew, and which epoch of it
         self._said: list[str] = []
         self._roll = Roll(self.store, self.start, self.rank, self.timeout)
-        self._tries = 0
         self.waits = on_lost_peer == "wait"
         self.waited = self.exchanged = 0.0
 
@@ -128,14 +128,14 @@ class RingLink(Link):
                 "needs as many."
             )
         (self.rank, self.lane), self.ranks = divmod(self.rank, self.lanes), self.ranks // self.lanes
-        self.block = RingLink(
+        block = self.block = RingLink(
             rank=self.lane,
             ranks=self.lanes,
             timeout=self.timeout,
             store=self.store,
             name=f"{self._name}-block-{self.rank}",
         )
-        self._lane = Lane(self.block, self.lane, self.lanes)
+        block._called, self._lane = self._called, Lane(block, self.lane, self.lanes)
         self._name = f"{self._name}-lane-{self.lane}"
 
     @property
@@ -176,7 +176,7 @@ class RingLink(Link):
             self.returning = self.on_lost_peer == "skip" and self._roll.goes_on(self.ranks)
             if not self.returning:
                 self._announce(self._generation + 1)
-        self._meet({"rank": torchrun_rank(self.rank), "peers": peers, "regroups": regroups})
+        self._meet({"rank": self._called, "peers": peers, "regroups": regroups})
         self._roll.read(self.ranks)
         if not self.holds:  # its thread beats on for as long as the process runs
             atexit.register(leave, weakref.ref(self))
@@ -244,9 +244,12 @@ class RingLink(Link):
     def begin_epoch(self, epoch: int) -> None:
         """See `Link`."""
         said, self._said = self._said, []
-        series, last = self._epoch
-        self._turn_to(series + (epoch <= last), epoch)
-        self.gather_small(None, opens=True)
+        self._turn_to(self._epoch[0] + (epoch <= self._epoch[1]), epoch)
+        found = self.gather_small(False, opens=True)
+        if back := [rank for rank, is_back in found.items() if is_back]:
+            self._rows.forget()  # also where nobody has missed them
+            self._roll.renew(back)
+            self._view = f"{self.start}/{self._at}/0"
         self._begun()
         for key in said:  # of the epoch before, in which nobody is any more
             drop(self.store, key)
@@ -266,7 +269,7 @@ class RingLink(Link):
             series, epoch = map(int, (now or b"0 -1").split())
             self._turn_to(series, epoch + 1)
             key, pause = self._next(), Pause()
-            self._say(key, None)
+            self._say(key, True)
             decided = f"{key}/decided"
             while not self.store.has([decided]) and self.store.get(self._now) == now:
                 self.check()
