@@ -301,7 +301,7 @@ def failing_ring(times):
 
 def test_an_exchange_that_tears_on_one_rank_is_begun_anew_on_all():
     own = failing_ring(1)
-    for _ in range(2):  # the second has three tries of its own
+    for _ in range(3):  # each has three tries of its own
         came = tried(own, swap)
         assert [type(error) for error in came] == [ChangedError] * 3
         together(own, swap)
