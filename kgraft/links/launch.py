@@ -6,10 +6,11 @@ import sys
 import weakref
 from typing import Any
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, told
 from kgraft.links.carrier import Carrier, StoreCarrier
 from kgraft.links.roll import PATIENCE
 from kgraft.links.store import DirectoryStore, Store
+from kgraft.settings import argument
 
 
 def store_of(directory: str | os.PathLike[str] | None, timeout: float) -> Store:
@@ -20,6 +21,8 @@ def store_of(directory: str | os.PathLike[str] | None, timeout: float) -> Store:
         timeout: seconds after which one is lost.
     """
     if directory is not None:
+        if not isinstance(directory, str | os.PathLike) or not str(directory):
+            raise UserError(f"directory is {told(directory)}: expected a directory's name.")
         return DirectoryStore(directory)
     if (found := _of_jax()) is not None:
         return found
@@ -48,6 +51,29 @@ def _of_jax() -> Any:
     return JaxStore() if JaxStore.is_there() else None
 
 
+def place_of(rank: int | None, ranks: int | None, each: int) -> tuple[int, int]:
+    """Which rank of how many a process is.
+
+    Args:
+        rank: as given; the launcher's where it is None, as `ranks`.
+        ranks: how many.
+        each: how many a peer has.
+
+    Raises:
+        UserError: nobody knows, or they cannot be.
+    """
+    found = at_hand() if rank is None or ranks is None else (rank, ranks)
+    rank = found[0] if rank is None else argument("rank", rank, int, low=0)
+    ranks = found[1] if ranks is None else argument("ranks", ranks, int, low=1)
+    if rank >= ranks:
+        raise UserError(f"rank is {rank} of {ranks} ranks: they are counted from 0.")
+    if ranks % each:
+        raise UserError(
+            f"{ranks} ranks are no multiple of ranks_per_peer = {each}: every peer needs as many."
+        )
+    return rank, ranks
+
+
 def at_hand() -> tuple[int, int]:
     """This process' rank and how many there are, as its launcher says."""
     jax = _of_jax()
@@ -56,7 +82,8 @@ def at_hand() -> tuple[int, int]:
     with contextlib.suppress(KeyError, ValueError):
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     raise UserError(
-        "RingLink knows no rank: start with torchrun --nproc-per-node N, or give rank= and ranks=."
+        "RingLink does not know which rank of how many this is: start with torchrun "
+        "--nproc-per-node N, or give both rank= and ranks=."
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from kgraft.errors import UserError
 from kgraft.nests import packed, unpacked
 
 
@@ -35,12 +36,14 @@ class Link(ABC):
         waits: whether a lost rank is waited for, to go on from what all have saved.
         lane: which of its peers' replicas this is, counted from 0, of `lanes`; each lane is a ring.
         block: joins the replicas of the peers here; None where there is one.
+        on_lost_peer: what the ring does when a rank is lost.
         check: called while this rank waits; may raise to end the wait, which ends it for all.
     """
 
     rank = 0
     returning = restarted = waits = False
     lane, lanes = 0, 1
+    on_lost_peer: str = "stop"
     block: "Link | None" = None
 
     def __init__(self) -> None:
@@ -49,6 +52,7 @@ class Link(ABC):
         self.members: tuple[int, ...] = (0,)
 
     def __enter__(self) -> Self:
+        """A block at whose end this rank leaves the ring; an error tells the others why."""
         return self
 
     def __exit__(
@@ -61,8 +65,25 @@ class Link(ABC):
 
     @property
     def here(self) -> range:
-        """The ring's places that this rank holds."""
+        """The ring's places that this rank holds.
+
+        Raises:
+            UserError: it has not joined.
+        """
+        self.check_joined()
         return self.holds[self.rank]
+
+    def check_joined(self) -> None:
+        """Refuse to speak for a ring that this rank has not joined.
+
+        Raises:
+            UserError: so it is.
+        """
+        if not self.holds:
+            raise UserError(
+                "the link has not joined a ring: that is done by GraftingFit(link=), by the first "
+                "fit of a GraftCallback, or by link.join(number of peers)."
+            )
 
     @property
     def count(self) -> int:
@@ -87,6 +108,7 @@ class Link(ABC):
 
     def owner(self, k: int) -> int:
         """The rank that holds a place."""
+        self.check_joined()
         return next(rank for rank, places in self.holds.items() if k in places)
 
     @abstractmethod
@@ -145,6 +167,10 @@ class Link(ABC):
         Raises:
             ChangedError: it did not; all ranks raise it.
         """
+
+    def again(self) -> None:
+        """Meet anew, where this rank has left the ring since the last fit."""
+        return None
 
     def regroup(self) -> None:
         """Meet all ranks anew, where one was lost and is started again.

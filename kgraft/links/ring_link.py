@@ -15,7 +15,7 @@ from kgraft.errors import LostPeerError, UserError
 from kgraft.links.agreement import Agreement
 from kgraft.links.carrier import Carrier, LimitedWait, Together
 from kgraft.links.lanes import Lane
-from kgraft.links.launch import at_hand, carrier_of, leave, store_of, torchrun_rank
+from kgraft.links.launch import carrier_of, leave, place_of, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
 from kgraft.links.presence import Pause
 from kgraft.links.roll import PATIENCE, Roll
@@ -52,7 +52,8 @@ class RingLink(Link):
             of `jax.distributed`.
         rank: which one this is, counted from 0; torchrun's (`RANK`) by default.
         ranks: how many there are; torchrun's (`WORLD_SIZE`) by default.
-        timeout: seconds after which a rank that is not heard of is lost.
+        timeout: seconds after which a rank that is not heard of is lost; ten times as long is
+            waited for one that has not come yet.
         on_lost_peer: `"stop"` ends all ranks with an error that names the lost one; `"skip"` closes
             the ring over the gap, and lets a rank in again that comes back; `"wait"` waits for it
             to be started again, and goes on with all from the last epoch that all have saved.
@@ -100,16 +101,12 @@ class RingLink(Link):
                 f"on_lost_peer is {on_lost_peer!r}: expected one of {', '.join(get_args(OnLost))}."
             )
         self.on_lost_peer = on_lost_peer
-        found = at_hand() if rank is None or ranks is None else (rank, ranks)
-        self.rank = found[0] if rank is None else argument("rank", rank, int, low=0)
-        self.ranks = found[1] if ranks is None else argument("ranks", ranks, int, low=1)
-        if self.rank >= self.ranks:
-            raise UserError(f"rank is {self.rank} of {self.ranks} ranks: they are counted from 0.")
+        self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
+        self.rank, self.ranks = place_of(rank, ranks, self.lanes)
         self.store = store or store_of(directory, self.timeout)
         self._rows = Rows(carrier or carrier_of(self.store))
-        self._name, self._generation, self._tries = name, 0, 0
+        self._name, self._generation, self._tries, self._has_left = name, 0, 0, False
         self._lane: Lane | None = None
-        self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
         self._called = torchrun_rank(self.rank)
         if self.lanes > 1:
             self._part()
@@ -122,11 +119,6 @@ class RingLink(Link):
 
     def _part(self) -> None:
         """Become one of a lane, with a link to the others of the block."""
-        if self.ranks % self.lanes:
-            raise UserError(
-                f"{self.ranks} ranks are no multiple of ranks_per_peer = {self.lanes}: every peer "
-                "needs as many."
-            )
         (self.rank, self.lane), self.ranks = divmod(self.rank, self.lanes), self.ranks // self.lanes
         block = self.block = RingLink(
             rank=self.lane,
@@ -138,9 +130,13 @@ class RingLink(Link):
         block._called, self._lane = self._called, Lane(block, self.lane, self.lanes)
         self._name = f"{self._name}-lane-{self.lane}"
 
+    def __repr__(self) -> str:
+        return f"RingLink(rank {self.rank} of {self.ranks}, {self.store.where})"
+
     @property
     def called(self) -> str:
         """This rank with its host and peers, in words."""
+        self.check_joined()
         return self._roll.called(self.rank)
 
     def places(self, count: int) -> range:
@@ -160,7 +156,8 @@ class RingLink(Link):
             range(3, 5)
         """
         if argument("count", count, int, low=1) < self.ranks:
-            raise UserError(f"{count} peers for {self.ranks} ranks: every rank needs one.")
+            peers = f"{count} peer{'s' * (count > 1)}"
+            raise UserError(f"{peers} for {self.ranks} ranks: every rank needs one.")
         each, more = divmod(count, self.ranks)
         start = self.rank * each + min(self.rank, more)
         return range(start, start + each + (self.rank < more))
@@ -175,13 +172,13 @@ class RingLink(Link):
         if self._roll.is_written:  # this rank has been here before
             self.returning = self.on_lost_peer == "skip" and self._roll.goes_on(self.ranks)
             if not self.returning:
-                self._announce(self._generation + 1)
+                self.store.set(f"{self._name}/generation", b"%d" % (self._generation + 1))
         self._meet({"rank": self._called, "peers": peers, "regroups": regroups})
         self._roll.read(self.ranks)
         if not self.holds:  # its thread beats on for as long as the process runs
             atexit.register(leave, weakref.ref(self))
         self.holds = self._roll.holds
-        self.members = tuple(range(self.ranks))
+        self.members, self._has_left = tuple(range(self.ranks)), False
         self.restarted = self.returning or (self._roll.anybody_regroups and not regroups)
         if self._lane is not None:
             self._lane.join(peers, self.here, self.check)
@@ -238,8 +235,13 @@ class RingLink(Link):
     def regroup(self) -> None:
         """See `Link`."""
         if self._newest_generation() == self._generation:
-            self._announce(self._generation + 1)
+            self.store.set(f"{self._name}/generation", b"%d" % (self._generation + 1))
         self.join(len(self.here))
+
+    def again(self) -> None:
+        """See `Link`."""
+        if self._has_left:
+            self.regroup()
 
     def begin_epoch(self, epoch: int) -> None:
         """See `Link`."""
@@ -265,13 +267,13 @@ class RingLink(Link):
         """
         self.returning, others = False, [r for r in range(self.ranks) if r != self.rank]
         while True:
-            now = self.store.get(self._now)
+            now = self.store.get(f"{self.start}/now")
             series, epoch = map(int, (now or b"0 -1").split())
             self._turn_to(series, epoch + 1)
             key, pause = self._next(), Pause()
             self._say(key, True)
             decided = f"{key}/decided"
-            while not self.store.has([decided]) and self.store.get(self._now) == now:
+            while not self.store.has([decided]) and self.store.get(f"{self.start}/now") == now:
                 self.check()
                 if all(self._roll.why_lost(rank, 0.0) for rank in others):
                     raise LostPeerError("the others have ended the training without this rank.")
@@ -287,6 +289,7 @@ class RingLink(Link):
 
     def gather_small(self, value: Any, *, opens: bool = False) -> dict[int, Any]:
         """See `Link`."""
+        self.check_joined()
         key, began = self._next(), time.monotonic()
         self._say(key, value)
         said = self._agreement().on(key, self.members, self.check)
@@ -357,6 +360,7 @@ class RingLink(Link):
 
     def end(self, words: str = "") -> None:
         """See `Link`."""
+        self._has_left = words != _ANEW
         self._roll.end(words or "it is over")
         if self._lane is not None:
             self._lane.end(words)
@@ -388,15 +392,11 @@ class RingLink(Link):
 
     def _turn_to(self, series: int, epoch: int) -> None:
         self._epoch = series, epoch
-        self._at, self._number, self._roll.epoch = f"e{series}.{epoch}", 0, None
+        self._at, self._number = f"e{series}.{epoch}", 0
 
     def _begun(self) -> None:
         self._roll.begin(self._epoch[1])
-        self.store.set(self._now, b"%d %d" % self._epoch)
-
-    @property
-    def _now(self) -> str:
-        return f"{self.start}/now"
+        self.store.set(f"{self.start}/now", b"%d %d" % self._epoch)
 
     def _next(self) -> str:
         key = f"{self.start}/{self._at}/{self._number}"
@@ -405,6 +405,3 @@ class RingLink(Link):
 
     def _newest_generation(self) -> int:
         return int(self.store.get(f"{self._name}/generation") or 0)
-
-    def _announce(self, generation: int) -> None:
-        self.store.set(f"{self._name}/generation", b"%d" % generation)

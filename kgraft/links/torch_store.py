@@ -52,7 +52,9 @@ class TorchStore:
                 f"a link needs the environment variables of torchrun, {', '.join(missing)} is not "
                 "set: start with torchrun --nproc-per-node N, or give RingLink(directory=...)."
             )
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        host, told = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        if not told.isdecimal() or not 0 < (port := int(told)) < 1 << 16:
+            raise UserError(f"MASTER_PORT is {told!r} in the environment: expected a port.")
         hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         first = os.environ["RANK"] == "0" and not hosted
         if (host, port) not in _STORES:  # several rings of one process meet in one store

@@ -77,8 +77,8 @@ class GraftCallback(keras.callbacks.Callback):
             compiles too; clone before `compile` for peers that follow the model. One that is not
             built is built from the first batch. In their place may be a `RingLink`.
         link: joins the rings of several processes, see above; with one, `peers` may be empty, and
-            K and the `peerK_` logs are those of the whole ring. With `"wait"` or `ranks_per_peer`
-            use `GraftingFit`.
+            numbers of peers are those of the whole ring, in `peerK_` logs too, of which there are
+            none of other processes. With `"wait"` or `ranks_per_peer` use `GraftingFit`.
         mixer: what a grafting does, and when; the entropy ring `Graft()` by default, or another
             `Mixer` that acts at the end of an epoch.
         data: batches for the peers, one a step, begun anew when they are exhausted. Either a list

@@ -201,7 +201,7 @@ def feeds_of(
             "for every peer."
         )
     if len(x) != count:
-        raise UserError(f"{len(x)} data sets for {count} peers: one for each.")
+        raise UserError(f"{len(x)} data sets for {count} peers: one for each of the ring.")
     made: dict[int, Feed] = {}
     feeds = []
     for k, data in [(k, x[k]) for k in places]:

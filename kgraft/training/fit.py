@@ -160,6 +160,7 @@ class GraftingFit(Inference):
         self._replicas = replicas_of(self._session.link)
         students = Engine(self.peers, engine, self._replicas)
         self._learning = learning_of(students, self.teachers, lesson, mutual, triplet)
+        self._session.said = {"seeds": self.seed, "numbers of teachers": len(self.teachers)}
         self._session.check()
         self._fits = SavedFits()
 
@@ -283,6 +284,7 @@ class GraftingFit(Inference):
             (x, y, sample_weight), validation_data = split(x, y, sample_weight, validation_split)
         shared = shared_batches or self._learning.shared
         link = self._session.link
+        link.again()
         feeds = feeds_of(
             link.count,
             x,
@@ -343,10 +345,14 @@ class GraftingFit(Inference):
                     loop.run(told, same_batches=shared_batches)
             except LostPeerError as error:
                 if saved is None or not link.waits:
+                    link.end(str(error))
                     raise
                 _log.warning("%s All meet anew, and go on from what they have saved.", error)
                 link.regroup()
                 continue
+            except BaseException as error:  # the others do not have to find out by themselves
+                link.end(f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": "))
+                raise
             self._fits.end(self._session.epochs_done)
             break
         return [peer.history for peer in self.peers]

@@ -97,6 +97,7 @@ class PeerLoop:
                 epochs = range(restored, epochs.stop)
             if self.replicas is not None:
                 settle(peers, self.replicas)
+            session.said["last epochs of fit"] = whole.stop
             session.begin(same_batches=same_batches, steps=self.feeds[0].steps)
             done = session.epochs_done
             if epochs == whole:  # else a part of the training, which has begun before

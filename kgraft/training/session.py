@@ -1,5 +1,6 @@
 """One grafting, first step to last, whoever trains: GraftingFit's loop or Keras' `fit`."""
 
+import itertools
 import json
 import logging
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,7 @@ class Session:
         link: how the ring's other models are reached; by default there are none.
 
     Attributes:
+        said: what else has to be equal in all processes of a ring, by the words that name it.
         alphas: each model's mean coefficient in this epoch, 1 where nothing was grafted.
         epochs_done: whole epochs so far, that is, the number of the next one.
     """
@@ -56,6 +58,12 @@ class Session:
         self.link = link or Here()
         if not self.link.holds:
             self.link.join(len(models))
+        elif len(self.link.here) != len(models):
+            raise UserError(
+                f"the link has joined a ring with {len(self.link.here)} peers, these are "
+                f"{len(models)}: make another RingLink for them."
+            )
+        self.said: dict[str, Any] = {}
         self.models, self.students = list(models), [student_of(model) for model in models]
         self.mixer, self.records = mixer, records
         self.alphas = [1.0 for _ in models]
@@ -108,7 +116,10 @@ class Session:
             return
         self._peers = self._peers or self._compared()
         if not self.link.returning:
-            check_alike(self._peers, self.mixer, steps if self.mixer.between_steps else None)
+            steps = steps if self.mixer.between_steps else None
+            policy = self.link.on_lost_peer
+            said = {"on_lost_peer": policy, "steps an epoch": steps, **self.said}
+            check_alike(self._peers, self.mixer, said)
         elif not self._restored:
             raise LostPeerError("there is no checkpoint that this rank could come back with.")
         if not self._restored:  # else it is in the middle of what it began
@@ -166,7 +177,10 @@ class Session:
         """
         assert isinstance(self.link, RingLink)
         epoch = self.link.rejoin()
-        missed, self._let_in, self._put_off = epoch - self.epochs_done, True, None
+        ended = Moment(epoch - 1)
+        put_off = self.mixer.evaluate == "before" and self.mixer.due(ended)
+        self._put_off = ended if put_off else None  # the others do it now
+        missed, self._let_in = epoch - self.epochs_done, True
         missed -= self._in_epoch  # whose steps it has taken, left out at its end
         for optimizer in (own for model in self.models for own in optimizers_of(model)):
             optimizer.iterations.assign_add(max(missed, 0) * (steps or 0))
@@ -322,24 +336,23 @@ def replicas_of(link: Link) -> Replicas | None:
     return None if link.lanes == 1 else Replicas(link.lane, link.lanes, link.add)
 
 
-def check_alike(peers: Peers, mixer: Mixer, steps: int | None = None) -> None:
+def check_alike(peers: Peers, mixer: Mixer, said: dict[str, Any]) -> None:
     """Refuse a ring whose processes do not train the same.
 
     Args:
         peers: those of this process.
         mixer: what is done to all of them.
-        steps: how many an epoch has, where that has to be the same.
+        said: what else has to be the same, by the words that name it.
 
     Raises:
         UserError: names the first peer of another process that differs, and in what.
     """
     groups = peers.plan.groups
     told = {
+        **said,
         "mixers": mixer.get_config(),
-        "steps an epoch": steps,
-        "groups": [group.name.rpartition("/")[2] for group in groups],
-        "shapes": [[*group.kernel_shape] for group in groups],
-        "weights": sum(len(model.weights) for model in peers.models[:1]),
+        "weights": [f"{[*w.shape]}" for w in peers.models[0].weights],
+        "kernels that are blended": [f"{[*group.kernel_shape]}" for group in groups],
     }
     everybody = peers.gather([json.dumps(told)] * len(peers.models), opens=True)
     others = {k: json.loads(own) for k, own in enumerate(everybody) if own is not None}
@@ -348,9 +361,19 @@ def check_alike(peers: Peers, mixer: Mixer, steps: int | None = None) -> None:
         for what, value in own.items():
             if value != first[what]:
                 raise UserError(
-                    f"peer 1 and peer {k + 1}, which is in another process, have different {what}: "
-                    "all processes of a ring run the same program."
+                    f"peer 1 and peer {k + 1}, which is in another process, have different {what}"
+                    f"{_first_of(first[what], value)}: all processes of a ring run the same "
+                    "program."
                 )
+
+
+def _first_of(these: Any, those: Any) -> str:
+    """The first difference between two values, in words; empty where they are long."""
+    if isinstance(these, list) and isinstance(those, list):
+        pairs = enumerate(itertools.zip_longest(these, those, fillvalue="none"), start=1)
+        place, (one, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        return f" (number {place} is {one} and {other})"
+    return "" if isinstance(these, dict) else f" ({these} and {those})"
 
 
 def _is_built(model: keras.Model) -> bool:

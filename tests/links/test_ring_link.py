@@ -418,7 +418,8 @@ def test_arguments_out_of_range_are_refused(options, message):
 
 def test_without_a_launcher_it_says_what_to_do(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(UserError, match=r"knows no rank: start with torchrun .* or give rank="):
+    said = "which rank of how many this is: start with torchrun .*give both"
+    with pytest.raises(UserError, match=said):
         RingLink(store=MemoryStore())
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")

@@ -181,7 +181,7 @@ def test_a_rank_that_stops_early_ends_all_fits_with_that_epoch(found, one_thread
     [
         ("other_epochs", "epochs= of fit is 2 on rank 0 and 3 on rank 1"),
         ("other_mixer", "peer 1 and peer 2, which is in another process, have different mixer"),
-        ("other_network", "peer 1 and peer 2, which is in another process, have different shapes"),
+        ("other_network", "peer 1 and peer 2, which is in another process, have different weights"),
         ("one_backup", "ranks 0 and 1 have BackupAndRestore("),
         ("behind", "the first epoch of fit is 3 on rank 0 and 1 on rank 1"),
         ("registered", "leave out init_process_group"),
