@@ -1,5 +1,7 @@
 """Weights as NumPy arrays: views without a copy, where they lie on the host, and copies."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -40,6 +42,17 @@ def host_array(value: Any) -> NDArray[Any]:
     if view is not None:
         return view
     return keras.ops.convert_to_numpy(keras.ops.stop_gradient(value)).astype(np.float32, copy=False)
+
+
+def parted(row: NDArray[Any], shapes: Sequence[tuple[int, ...]]) -> list[NDArray[Any]]:
+    """Weights that lie one after the other in a row.
+
+    Args:
+        row: one-dimensional, as long as all of them.
+        shapes: one a weight; there may be none.
+    """
+    ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
+    return [row[a:b].reshape(shape) for (a, b), shape in zip(pairwise(ends), shapes, strict=True)]
 
 
 def host_copy(value: Any) -> NDArray[Any]:

@@ -137,8 +137,8 @@ class WithAverages:
 
     def commit(self) -> None:
         """See `Population`."""
+        self._weights.commit()  # first: over a link this may raise, and then nothing is assigned
         self._averages.commit()
-        self._weights.commit()
 
 
 def _tensor(value: Any) -> Any:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from kgraft import equations
 from kgraft.equations import Float64
 from kgraft.errors import UserError
+from kgraft.grafting.arrays import parted
 from kgraft.grafting.population import Local, Mix, towards_mean
 from kgraft.links.device_matrix import Edges
 from kgraft.links.link import Link
@@ -49,7 +50,6 @@ class Linked:
         """See `Population`: donors elsewhere are guests for as long as it takes."""
         guests = self._admit_donors(indices, ring)
         shapes = [own.shape for own in self._own.on_host(0, indices)]
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
         found = {}
         for k in self._here:
             donor = ring[k]
@@ -58,8 +58,7 @@ class Linked:
             if donor in self._here:
                 found[k] = self._own.on_host(self._at(donor), indices)
             else:
-                parts = np.split(guests[donor], ends)
-                found[k] = [own.reshape(shape) for own, shape in zip(parts, shapes, strict=True)]
+                found[k] = parted(guests[donor], shapes)
         return found
 
     def mix(self, members: Sequence[int], mix: Mix) -> None:
@@ -175,6 +174,14 @@ class Linked:
                 "peers.places, and mixes all with mix, graft or pull."
             )
         return k - self._here.start
+
+
+class LinkedAverages(Linked):
+    """Averages, which are assigned after their weights, whose confirmation is theirs too."""
+
+    def commit(self) -> None:
+        """See `Population`."""
+        self._own.commit()
 
 
 def _placed(mix: Mix, values: list[Any], places: list[int], at: dict[int, int]) -> list[Any]:

@@ -1,7 +1,7 @@
 """K peers with what they have in common, and the moments at which they are mixed."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -9,7 +9,7 @@ import numpy as np
 
 from kgraft.errors import UserError, told
 from kgraft.grafting.averages import Averages, Kept, WithAverages, forget
-from kgraft.grafting.linked import Linked
+from kgraft.grafting.linked import Linked, LinkedAverages
 from kgraft.grafting.plan import GraftPlan, Grouping
 from kgraft.grafting.population import Local, Population, population
 from kgraft.links.link import Here, Link
@@ -81,7 +81,11 @@ class Peers:
         weights = Linked(own, self.link, healthy)
         if not any(said and said[1] for said in told):
             return weights
-        return WithAverages(weights, Linked(self._averages(averages), self.link, healthy))
+        return WithAverages(weights, LinkedAverages(self._averages(averages), self.link, healthy))
+
+    def alone(self) -> "Peers":
+        """Those of this process as a ring of their own, which waits for nobody."""
+        return replace(self, link=Here())
 
     def _averages(self, averages: Sequence[Averages]) -> Local:
         return population(list(map(Kept.of, self.models, averages)))

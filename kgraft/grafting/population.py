@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kgraft import equations
 from kgraft.engines.backends import BACKEND
 from kgraft.equations import Float64
-from kgraft.grafting.arrays import host_array
+from kgraft.grafting.arrays import host_array, parted
 from kgraft.grafting.ring import ring_mix
 from kgraft.links.columns import is_float
 from kgraft.links.device_matrix import DeviceMatrix, Edges
@@ -341,13 +341,10 @@ class _ByWeight(_ByGroup):
         floats = self._floats(members)
         weights = [self._weights[0][index] for index in floats]
         shapes = [tuple(own.shape) for own in weights]
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
         self._guests = [
             {
-                index: keras.ops.convert_to_tensor(
-                    part.reshape(shape), self._weights[0][index].dtype
-                )
-                for index, shape, part in zip(floats, shapes, np.split(row, ends), strict=True)
+                index: keras.ops.convert_to_tensor(part, own.dtype)
+                for index, own, part in zip(floats, weights, parted(row, shapes), strict=True)
             }
             for row in rows
         ]

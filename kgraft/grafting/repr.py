@@ -132,8 +132,8 @@ class RePr(Mixer):
         return {**back, "ended": ended}
 
     def _drop(self, peers: Peers) -> State:
-        weights, dropped = peers.population(), []
-        for k, model in zip(peers.places, peers.models, strict=True):
+        weights, dropped = peers.alone().population(), []
+        for k, model in enumerate(peers.models):
             links = _prunable(model, peers.plan)
             kernels = weights.weights(k, [chain.kernel for chain in links])
             filters = [_filters(kernel) for kernel in kernels]
@@ -153,9 +153,9 @@ class RePr(Mixer):
         """Bring back what is dropped; directions follow from the seed, the epoch and the peer."""
         if not any(state["dropped"]):
             return state
-        weights = peers.population()
-        for k, own in zip(peers.places, state["dropped"], strict=True):
-            random = np.random.default_rng([self.seed, epoch, k])
+        weights = peers.alone().population()  # in other processes it may be nobody's turn
+        for k, own in enumerate(state["dropped"]):
+            random = np.random.default_rng([self.seed, epoch, peers.places[k]])
             for entry in own:
                 chain, mask = Chain(**entry["chain"]), entry["filters"]
                 kernel = host_copy(weights.weights(k, [chain.kernel])[0])

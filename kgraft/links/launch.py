@@ -51,12 +51,13 @@ def _of_jax() -> Any:
     return JaxStore() if JaxStore.is_there() else None
 
 
-def place_of(rank: int | None, ranks: int | None) -> tuple[int, int]:
+def place_of(rank: int | None, ranks: int | None, each: int) -> tuple[int, int]:
     """Which rank of how many a process is.
 
     Args:
         rank: as given; the launcher's where it is None, as `ranks`.
         ranks: how many.
+        each: how many a peer has.
 
     Raises:
         UserError: nobody knows, or they cannot be.
@@ -66,6 +67,10 @@ def place_of(rank: int | None, ranks: int | None) -> tuple[int, int]:
     ranks = found[1] if ranks is None else argument("ranks", ranks, int, low=1)
     if rank >= ranks:
         raise UserError(f"rank is {rank} of {ranks} ranks: they are counted from 0.")
+    if ranks % each:
+        raise UserError(
+            f"{ranks} ranks are no multiple of ranks_per_peer = {each}: every peer needs as many."
+        )
     return rank, ranks
 
 

@@ -230,10 +230,14 @@ class Link(ABC):
         Args:
             value: see `gather_small`; nobody looks at the others'.
         """
-        content = np.frombuffer(bytearray(packed(value if self.is_first else None)), np.uint8)
         while True:
+            speaks = self.members[0]
+            given = packed(value if self.rank == speaks else None)
+            content = np.frombuffer(bytearray(given), np.uint8)
             sizes = self.gather_small(content.size, opens=True)
             first, *others = sizes
+            if first != speaks:  # who is lost: the next one has not given anything yet
+                continue
             with contextlib.suppress(ChangedError):
                 if self.rank == first:
                     self.exchange(dict.fromkeys(others, content), {})

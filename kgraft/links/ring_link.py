@@ -101,38 +101,33 @@ class RingLink(Link):
                 f"on_lost_peer is {on_lost_peer!r}: expected one of {', '.join(get_args(OnLost))}."
             )
         self.on_lost_peer = on_lost_peer
-        self.rank, self.ranks = place_of(rank, ranks)
+        self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
+        self.rank, self.ranks = place_of(rank, ranks, self.lanes)
         self.store = store or store_of(directory, self.timeout)
         self._rows = Rows(carrier or carrier_of(self.store))
-        self._name, self._generation = name, 0
+        self._name, self._generation, self._tries, self._has_left = name, 0, 0, False
         self._lane: Lane | None = None
-        self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
+        self._called = torchrun_rank(self.rank)
         if self.lanes > 1:
             self._part()
         self._at, self._number, self._view = "start", 0, ""
         self._epoch = 0, -1  # which series, for a training may begin anew, and which epoch of it
         self._said: list[str] = []
         self._roll = Roll(self.store, self.start, self.rank, self.timeout)
-        self._tries, self._has_left = 0, False
         self.waits = on_lost_peer == "wait"
         self.waited = self.exchanged = 0.0
 
     def _part(self) -> None:
         """Become one of a lane, with a link to the others of the block."""
-        if self.ranks % self.lanes:
-            raise UserError(
-                f"{self.ranks} ranks are no multiple of ranks_per_peer = {self.lanes}: every peer "
-                "needs as many."
-            )
         (self.rank, self.lane), self.ranks = divmod(self.rank, self.lanes), self.ranks // self.lanes
-        self.block = RingLink(
+        block = self.block = RingLink(
             rank=self.lane,
             ranks=self.lanes,
             timeout=self.timeout,
             store=self.store,
             name=f"{self._name}-block-{self.rank}",
         )
-        self._lane = Lane(self.block, self.lane, self.lanes)
+        block._called, self._lane = self._called, Lane(block, self.lane, self.lanes)
         self._name = f"{self._name}-lane-{self.lane}"
 
     def __repr__(self) -> str:
@@ -155,10 +150,6 @@ class RingLink(Link):
 
         Raises:
             UserError: there are fewer peers than ranks.
-
-        Example:
-            >>> RingLink("/tmp/kgraft-ring", rank=1, ranks=2).places(5)
-            range(3, 5)
         """
         if argument("count", count, int, low=1) < self.ranks:
             peers = f"{count} peer{'s' * (count > 1)}"
@@ -178,7 +169,7 @@ class RingLink(Link):
             self.returning = self.on_lost_peer == "skip" and self._roll.goes_on(self.ranks)
             if not self.returning:
                 self.store.set(f"{self._name}/generation", b"%d" % (self._generation + 1))
-        self._meet({"rank": torchrun_rank(self.rank), "peers": peers, "regroups": regroups})
+        self._meet({"rank": self._called, "peers": peers, "regroups": regroups})
         if not self.holds:  # its thread beats on for as long as the process runs
             atexit.register(leave, weakref.ref(self))
         self.holds = self._roll.holds
@@ -255,9 +246,12 @@ class RingLink(Link):
     def begin_epoch(self, epoch: int) -> None:
         """See `Link`."""
         said, self._said = self._said, []
-        series, last = self._epoch
-        self._turn_to(series + (epoch <= last), epoch)
-        self.gather_small(None, opens=True)
+        self._turn_to(self._epoch[0] + (epoch <= self._epoch[1]), epoch)
+        found = self.gather_small(False, opens=True)
+        if back := [rank for rank, is_back in found.items() if is_back]:
+            self._rows.forget()  # also where nobody has missed them
+            self._roll.renew(back)
+            self._view = f"{self.start}/{self._at}/0"
         self._begun()
         for key in said:  # of the epoch before, in which nobody is any more
             drop(self.store, key)
@@ -277,7 +271,7 @@ class RingLink(Link):
             series, epoch = map(int, (now or b"0 -1").split())
             self._turn_to(series, epoch + 1)
             key, pause = self._next(), Pause()
-            self._say(key, None)
+            self._say(key, True)
             decided = f"{key}/decided"
             while not self.store.has([decided]) and self.store.get(f"{self.start}/now") == now:
                 self.check()

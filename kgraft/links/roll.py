@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from kgraft.errors import LostPeerError
@@ -86,15 +87,16 @@ class Roll:
             ranks: how many there are.
         """
         start = 0
+        self.renew(range(ranks))
         for rank in range(ranks):
-            self.renew(rank)
             self._holds[rank] = range(start, start + self._known[rank]["peers"])
             start = self._holds[rank].stop
 
-    def renew(self, rank: int) -> None:
-        """Read one anew, who has come back as another process it may be."""
-        self._known[rank] = self._written(rank)
-        self._listener.begin(self._key("beat", rank))
+    def renew(self, ranks: Iterable[int]) -> None:
+        """Read some anew, who have come back as other processes they may be."""
+        for rank in ranks:
+            self._known[rank] = self._written(rank)
+            self._listener.begin(self._key("beat", rank))
 
     def begin(self, epoch: int) -> None:
         """An epoch begins."""
@@ -232,7 +234,7 @@ class Roll:
             why = self.why_lost(rank, 0.0) or "it did not come in time"
             _log.warning("%s The ring closes over the gap.", self.lost(rank, why))
         for rank in sorted({*members} - {*before}):
-            self.renew(rank)
+            self.renew([rank])
             _log.warning("%s is in the ring again.", self.called(rank))
 
     def _written(self, rank: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import distributed
 
 from kgraft.errors import LostPeerError, UserError
 from kgraft.links.carrier import Together, TornError, Wait
-from kgraft.links.store import DirectoryStore
+from kgraft.links.store import DirectoryStore, Store
 
 _STORES: dict[tuple[str, int], Any] = {}  # by host and port
 _LINGER = 5.0  # seconds
@@ -177,7 +177,7 @@ class ReplicaGroup:
 
     @classmethod
     def over(
-        cls, store: TorchStore | DirectoryStore, name: str, number: int, count: int, timeout: float
+        cls, store: Store, name: str, number: int, count: int, timeout: float
     ) -> "ReplicaGroup":
         """One whose replicas meet where a ring does.
 
@@ -187,9 +187,17 @@ class ReplicaGroup:
             number: see the class.
             count: see the class.
             timeout: see the class.
+
+        Raises:
+            UserError: it is a store that torch knows nothing of.
         """
         if isinstance(store, TorchStore):
             return cls(distributed.PrefixStore(name, store.store.clone()), number, count, timeout)
+        if not isinstance(store, DirectoryStore):
+            raise UserError(
+                f"ranks_per_peer = {count} over the {store.where}: replicas meet in torchrun's "
+                "store or in a directory, start with torchrun or give RingLink(directory=...)."
+            )
         file = distributed.FileStore(str(store.path / name.replace("/", "+")), count)
         return cls(file, number, count, timeout)
 

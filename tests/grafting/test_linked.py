@@ -26,7 +26,7 @@ from kgraft.grafting import (
     Wash,
 )
 from kgraft.grafting.averages import averages_of
-from kgraft.links.link import ChangedError, Here
+from kgraft.links.link import ChangedError, Here, Link
 from tests.links.rings import ended, joined, together, tried
 
 pytestmark = pytest.mark.core
@@ -287,4 +287,98 @@ def test_a_mixing_that_is_torn_assigns_nothing_anywhere(dtype):
     ended(links)
     expected = [model(k, dtype=dtype) for k in range(2)]
     once(here(expected), expected)
+    assert_equal(models, expected)
+
+
+class Alone(Link):
+    """One rank of one, which one of its confirmations tells to begin anew."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.fails, self.asked = fails, 0
+
+    def join(self, peers):
+        self.holds = {0: range(peers)}
+
+    def begin_epoch(self, epoch):
+        pass
+
+    def gather_small(self, value, *, opens=False):
+        return {0: value}
+
+    def exchange(self, sent, wanted):
+        pass
+
+    def confirm(self):
+        self.asked += 1
+        if self.asked == self.fails:
+            raise ChangedError
+
+    def end(self, words=""):
+        pass
+
+
+@pytest.mark.parametrize("mixer", [Graft(), Papa(rate=0.5), Noise(threshold=100.0)])
+def test_weights_and_averages_are_assigned_all_or_not_at_all(mixer):
+    def looked():
+        variables = [own for made in models for own in made.weights]
+        variables += [own for of in averages for own in of.values()]
+        return [keras.ops.convert_to_numpy(own.value).copy() for own in variables]
+
+    for fails in (1, 2, 3):
+        models = [with_average(k) for k in (0, 2)]
+        averages = [averages_of(made, made.weights) for made in models]
+        link = Alone(fails)
+        peers = Peers(models, mixer.plan(models), averages=averages, link=link)
+        state, before = mixer.init(peers), looked()
+        try:
+            mixer.apply(peers, state, Moment())
+        except ChangedError:
+            assert all(map(np.array_equal, before, looked()))
+        else:
+            assert link.asked
+            moved = {id(own) for own in before if own.size > 4}
+            moved -= {id(a) for a, b in zip(before, looked(), strict=True) if np.array_equal(a, b)}
+            assert moved
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_nothing_may_be_mixed_too(dtype):
+    """E.g. the frozen weights of a group, by Wash."""
+    models = [model(k, dtype=dtype) for k in range(2)]
+    links = joined([1, 1])
+
+    def nothing(link, own):
+        weights = Peers(own, Graft().plan(own), link=link).population()
+        weights.mix([], lambda values: values)
+        assert weights.of_donors([], (1, 0)) == {link.rank: []}
+        weights.graft([], np.ones((2, 0)), (1, 0))
+        weights.pull([], [0.5] * 2, [True] * 2)
+        weights.commit()
+
+    together(links, nothing, parts([1, 1], models))
+    ended(links)
+    assert_equal(models, [model(k, dtype=dtype) for k in range(2)])
+
+
+def test_a_rank_may_come_back_into_a_repr_that_has_dropped_its_filters():
+    """The others bring theirs back, it has none to: nobody waits for it."""
+    mixer = RePr(full_epochs=1, pruned_epochs=1, cycles=1, share=0.4)
+    expected, models = ([model(k) for k in range(2)] for _ in range(2))
+    links = joined([1, 1])
+
+    def goes_on(link, own):
+        peers = Peers(own, mixer.plan(own), link=link)
+        state = mixer.init(peers)
+        if link.rank == 0:
+            state, _ = mixer.apply(peers, state, Moment(0, 0))
+            assert any(state["dropped"])
+        mixer.apply(peers, state, Moment(1, 1))
+        return link.gather_small(link.rank)
+
+    assert together(links, goes_on, parts([1, 1], models)) == [{0: 0, 1: 1}] * 2
+    ended(links)
+    alone = Peers(expected[:1], mixer.plan(expected[:1]), link=here(expected[:1]))
+    state, _ = mixer.apply(alone, mixer.init(alone), Moment(0, 0))
+    mixer.apply(alone, state, Moment(1, 1))
     assert_equal(models, expected)

@@ -411,3 +411,37 @@ def test_who_is_waited_for_in_vain_is_named(ring, monkeypatch):
     monkeypatch.setattr("kgraft.links.ring_link.PATIENCE", 0.5)
     with pytest.raises(LostPeerError, match=r"rank 1 of 2 did not come within 0\.25 s"):
         own[0].regroup()
+
+
+def test_a_rank_started_again_that_nobody_has_missed_is_known_anew(ring):
+    """The others were busy all the time, and had sent rows to the process that is gone."""
+    store = MemoryStore()
+    own = ring([1, 1], store, on_lost_peer="skip", timeout=10.0)
+    fall_silent(own[1])
+    again = RingLink(rank=1, ranks=2, store=store, timeout=10.0, on_lost_peer="skip")
+    again.join(1)
+    assert again.returning
+    back = Ranks([again.rejoin])
+    while not any(key.startswith("ring/0/e0.1/0/1") for key in store.values):
+        time.sleep(0.01)
+    own[0].send_ahead({1: np.zeros(3)}, {1: np.zeros(3)})
+    own[0].begin_epoch(1)
+    assert back.ended() == [1]
+    assert own[0].members == again.members == (0, 1)
+    assert own[0]._together.since == again._together.since
+
+    def swapped(link):
+        wanted, other = np.empty(3), 1 - link.rank
+        link.exchange({other: np.full(3, float(link.rank))}, {other: wanted})
+        link.confirm()
+        return wanted.tolist()
+
+    assert together([own[0], again], swapped) == [[1.0] * 3, [0.0] * 3]
+    assert own[0]._roll._known[1]["pid"] == again._roll._known[1]["pid"]
+    again.end()
+
+
+def test_what_a_lost_rank_had_to_share_the_next_one_shares(ring):
+    own = ring([1, 1, 1], on_lost_peer="skip")
+    own[0].end("it is switched off")
+    assert tried(own[1:], lambda link: link.share(f"of {link.rank}")) == ["of 1"] * 2

@@ -418,9 +418,8 @@ def test_arguments_out_of_range_are_refused(options, message):
 
 def test_without_a_launcher_it_says_what_to_do(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(
-        UserError, match=r"which rank of how many this is: start with torchrun .*give both"
-    ):
+    said = "which rank of how many this is: start with torchrun .*give both"
+    with pytest.raises(UserError, match=said):
         RingLink(store=MemoryStore())
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -514,3 +513,22 @@ def test_threads_of_a_ring_end_with_it():
     together(own, ahead)
     ended(own)
     assert threading.active_count() == before
+
+
+def test_replicas_have_the_names_of_their_processes(summed):
+    own = links(4, ranks_per_peer=2)
+    together(own, RingLink.join, [1] * 4)
+    for number, link in enumerate(own):
+        assert link.called.startswith(f"rank {number} on ")
+        assert link.block.called == link.called
+    ended(own)
+
+
+def test_replicas_need_a_store_that_torch_knows():
+    own = links(2, ranks_per_peer=2)
+    for error in tried(own, RingLink.join, [1, 1]):
+        assert isinstance(error, UserError)
+        assert "ranks_per_peer = 2 over the memory: replicas meet in torchrun's" in str(error)
+    for link in own:
+        link._roll.end("")
+        link.block.end()
