@@ -43,7 +43,7 @@ def run_ranks(
         more: further arguments.
         launcher: what starts them all, e.g. torchrun; by default each is started here.
     """
-    epochs = "120" if policy == "skip" else "6"  # long enough to come back in
+    epochs = "50" if policy == "skip" else "6"  # long enough to come back in
     arguments = [*RUN, "--epochs", epochs, "--out", str(out), "--on-lost-peer", policy, *more]
     arguments += ["--set", f"ring.timeout={TIMEOUT}"]
     if meet is not None:
