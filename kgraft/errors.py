@@ -67,6 +67,33 @@ def suggest(word: str, candidates: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
 
 
+def line_of(error: BaseException) -> str:
+    r"""The first line of what an error says; its kind where it says nothing.
+
+    Args:
+        error: anybody's.
+
+    Example:
+        >>> line_of(RuntimeError("gone\nframe #0")), line_of(KeyboardInterrupt())
+        ('gone', 'KeyboardInterrupt')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def kind_and_line_of(error: BaseException) -> str:
+    """An error's kind before what it says, in one line.
+
+    Args:
+        error: anybody's.
+
+    Example:
+        >>> kind_and_line_of(ValueError("x is 3")), kind_and_line_of(KeyboardInterrupt())
+        ('ValueError: x is 3', 'KeyboardInterrupt')
+    """
+    kind = type(error).__name__
+    return f"{kind}: {line_of(error)}" if str(error).strip() else kind
+
+
 def told(value: Any) -> str:
     """What a user has given, in a few words for an error.
 

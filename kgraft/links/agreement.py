@@ -27,6 +27,7 @@ class Agreement:
         ranks: how many there are.
         skips: whether those who are there go on without one that is lost.
         is_over: whether all meet anew.
+        is_past: whether the others are past this.
     """
 
     store: Store
@@ -35,6 +36,7 @@ class Agreement:
     ranks: int
     skips: bool
     is_over: Callable[[], bool]
+    is_past: Callable[[], bool]
 
     def on(self, key: str, members: Sequence[int], check: Callable[[], None]) -> dict[str, Any]:
         """Wait for the ranks that say something under a key, and settle it.
@@ -45,7 +47,7 @@ class Agreement:
             check: called while this rank waits; where it raises, all stop.
 
         Returns:
-            `"members"`, or `"broken"` and why.
+            `"members"`, none where they are past it; or `"broken"` and why.
         """
         began, pause = time.monotonic(), Pause()
         looked = began
@@ -69,6 +71,8 @@ class Agreement:
                 looked = time.monotonic()
                 if self.is_over():
                     return {"broken": "another rank was lost: all meet anew."}
+                if self.is_past():  # what they settled then is cleared away
+                    return {"members": []}
                 if (given_up := self._given_up(arrived, away, looked - began)) is not None:
                     return self._decide(key, given_up)
             pause()

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from kgraft.errors import LostPeerError
+from kgraft.errors import LostPeerError, line_of
 
 
 class JaxStore:
@@ -77,7 +77,7 @@ class JaxStore:
         try:
             return ask("kgraft/" + key.replace("/", "+"), *what, **options)
         except jax.errors.JaxRuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = line_of(error)
             if unless and unless in reason:
                 return None
             raise LostPeerError(

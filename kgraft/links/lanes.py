@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from kgraft.errors import LostPeerError
+from kgraft.errors import LostPeerError, line_of
 from kgraft.links.torch_store import ReplicaGroup
 
 
@@ -48,7 +48,7 @@ class Lane:
         except RuntimeError as error:
             self._block.check()
             others = [lane for lane in range(self._count) if lane != self._number]
-            reason = str(error).splitlines()[0]
+            reason = line_of(error)
             raise LostPeerError(self._block.blamed(others, reason)) from None
 
     def end(self, words: str) -> None:

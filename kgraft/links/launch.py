@@ -6,7 +6,7 @@ import sys
 import weakref
 from typing import Any
 
-from kgraft.errors import UserError, told
+from kgraft.errors import UserError, kind_and_line_of, told
 from kgraft.links.carrier import Carrier, StoreCarrier
 from kgraft.links.roll import PATIENCE
 from kgraft.links.store import DirectoryStore, Store
@@ -102,5 +102,4 @@ def leave(link: "weakref.ref[Any]") -> None:
     found = link()
     if found is not None:
         error = vars(sys).get("last_value")
-        words = "" if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
-        found.end(words.removesuffix(": "))  # KeyboardInterrupt says nothing
+        found.end("" if error is None else kind_and_line_of(error))

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, kind_and_line_of
 from kgraft.nests import packed, unpacked
 
 
@@ -61,7 +61,7 @@ class Link(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.end("" if error is None else f"{type(error).__name__}: {error}".splitlines()[0])
+        self.end("" if error is None else kind_and_line_of(error))
 
     @property
     def here(self) -> range:
@@ -178,7 +178,7 @@ class Link(ABC):
         Raises:
             LostPeerError: not all come within ten times the limit.
         """
-        raise NotImplementedError("there is nobody to wait for")
+        return None
 
     @abstractmethod
     def end(self, words: str = "") -> None:
@@ -194,8 +194,8 @@ class Link(ABC):
         return found if self.block is None else self.block.anywhere(found)
 
     def add(self, flat: Any) -> None:
-        """Replace a flat tensor by its sum over the lanes; see `kgraft.engines.replicas`."""
-        raise NotImplementedError("there is one lane")
+        """Replace a flat tensor by its sum over the lanes, of which there may be one."""
+        return None
 
     def barrier(self) -> None:
         """Go on when all are here."""

@@ -6,14 +6,14 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
 from kgraft.errors import LostPeerError, UserError
 from kgraft.links.agreement import Agreement
-from kgraft.links.carrier import Carrier, LimitedWait, Together
+from kgraft.links.carrier import Carrier, Exchange, LimitedWait, Together
 from kgraft.links.lanes import Lane
 from kgraft.links.launch import carrier_of, leave, place_of, store_of, torchrun_rank
 from kgraft.links.link import ChangedError, LeftOutError, Link
@@ -133,12 +133,6 @@ class RingLink(Link):
     def __repr__(self) -> str:
         return f"RingLink(rank {self.rank} of {self.ranks}, {self.store.where})"
 
-    @property
-    def called(self) -> str:
-        """This rank with its host and peers, in words."""
-        self.check_joined()
-        return self._roll.called(self.rank)
-
     def places(self, count: int) -> range:
         """This rank's share of K peers: neighbours in the ring, as many as others have or one more.
 
@@ -152,8 +146,7 @@ class RingLink(Link):
             UserError: there are fewer peers than ranks.
         """
         if argument("count", count, int, low=1) < self.ranks:
-            peers = f"{count} peer{'s' * (count > 1)}"
-            raise UserError(f"{peers} for {self.ranks} ranks: every rank needs one.")
+            raise UserError(f"peers: {count}, ranks: {self.ranks}; every rank needs one.")
         each, more = divmod(count, self.ranks)
         start = self.rank * each + min(self.rank, more)
         return range(start, start + each + (self.rank < more))
@@ -255,6 +248,8 @@ class RingLink(Link):
         self._begun()
         for key in said:  # of the epoch before, in which nobody is any more
             drop(self.store, key)
+            if self.is_first:
+                self.store.delete(f"{key.rpartition('/')[0]}/decided")
 
     def rejoin(self) -> int:
         """Be let in again where the others went on without this rank.
@@ -267,13 +262,12 @@ class RingLink(Link):
         """
         self.returning, others = False, [r for r in range(self.ranks) if r != self.rank]
         while True:
-            now = self.store.get(f"{self.start}/now")
-            series, epoch = map(int, (now or b"0 -1").split())
+            now = series, epoch = self._now()
             self._turn_to(series, epoch + 1)
             key, pause = self._next(), Pause()
             self._say(key, True)
             decided = f"{key}/decided"
-            while not self.store.has([decided]) and self.store.get(f"{self.start}/now") == now:
+            while not self.store.has([decided]) and self._now() == now:
                 self.check()
                 if all(self._roll.why_lost(rank, 0.0) for rank in others):
                     raise LostPeerError("the others have ended the training without this rank.")
@@ -283,7 +277,7 @@ class RingLink(Link):
                 self.members, self._view = members, key
                 self._rows.forget()
                 self._begun()
-                _log.warning("%s is in the ring again from epoch %d on", self.called, epoch + 2)
+                _log.warning("this rank is in the ring again from epoch %d on", epoch + 2)
                 return epoch + 1
             time.sleep(0.05)
 
@@ -315,9 +309,9 @@ class RingLink(Link):
         self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
     ) -> None:
         """See `Link`."""
-        began, wait = time.monotonic(), LimitedWait(self._look, self.timeout)
+        began = time.monotonic()
         self._view = self._rows.exchange(
-            *(self._next(), self._together, sent, wanted, wait),
+            self._asked(sent, wanted, self._look),
             lambda own: all(self.gather_small(own).values()),
         )
         took = time.monotonic() - began
@@ -327,10 +321,8 @@ class RingLink(Link):
         self, sent: Mapping[int, NDArray[Any]], wanted: Mapping[int, NDArray[Any]]
     ) -> None:
         """See `Link`."""
-        if self.lost:  # who lacks a neighbour has nothing to send: all do the same
-            return
-        wait = LimitedWait(self._roll.look, self.timeout)
-        self._rows.send_ahead(self._next(), self._together, sent, wanted, wait)
+        if not self.lost:  # who lacks a neighbour has nothing to send: all do the same
+            self._rows.send_ahead(self._asked(sent, wanted, self._roll.look))
 
     @property
     def sent(self) -> int:
@@ -367,9 +359,14 @@ class RingLink(Link):
         if words != _ANEW:
             self.store.leave(lambda: all(map(self._roll.has_ended, self.members)))
 
-    @property
-    def _together(self) -> Together:
-        return Together(self._view, self.members, self.rank)
+    def _asked(
+        self,
+        sent: Mapping[int, NDArray[Any]],
+        wanted: Mapping[int, NDArray[Any]],
+        look: Callable[[int, float], None],
+    ) -> Exchange:
+        together = Together(self._view, self.members, self.rank)
+        return Exchange(self._next(), together, sent, wanted, LimitedWait(look, self.timeout))
 
     def _look(self, rank: int, waited: float) -> None:
         self.check()
@@ -383,6 +380,7 @@ class RingLink(Link):
             self.ranks,
             self.on_lost_peer == "skip",
             lambda: self._newest_generation() > self._generation,
+            lambda: self._now() > self._epoch,
         )
 
     def _say(self, key: str, value: Any) -> None:
@@ -397,6 +395,11 @@ class RingLink(Link):
     def _begun(self) -> None:
         self._roll.begin(self._epoch[1])
         self.store.set(f"{self.start}/now", b"%d %d" % self._epoch)
+
+    def _now(self) -> tuple[int, int]:
+        """The series and the epoch that somebody was the last to begin."""
+        series, epoch = map(int, (self.store.get(f"{self.start}/now") or b"0 -1").split())
+        return series, epoch
 
     def _next(self) -> str:
         key = f"{self.start}/{self._at}/{self._number}"

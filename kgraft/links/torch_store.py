@@ -6,16 +6,15 @@ stays false: from Keras 3.16 on the trainer would otherwise average gradients an
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import distributed
 
-from kgraft.errors import LostPeerError, UserError
-from kgraft.links.carrier import Together, TornError, Wait
+from kgraft.errors import LostPeerError, UserError, line_of
+from kgraft.links.carrier import Exchange, Together, TornError
 from kgraft.links.store import DirectoryStore, Store
 
 _STORES: dict[tuple[str, int], Any] = {}  # by host and port
@@ -63,7 +62,7 @@ class TorchStore:
                     host, port, None, first, timedelta(seconds=timeout), wait_for_workers=False
                 )
             except RuntimeError as error:
-                reason = str(error).splitlines()[0]
+                reason = line_of(error)
                 raise UserError(
                     f"no store answers at {host}:{port} ({reason}): is rank 0 up?"
                 ) from None
@@ -107,7 +106,7 @@ class TorchStore:
         try:
             return ask(*what)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = line_of(error)
             raise LostPeerError(
                 f"the {self.where}, does not answer any more ({reason}): is the process that holds "
                 "it alive?"
@@ -126,30 +125,21 @@ class GlooCarrier:
         self._group: Any = None
         self._of: Together | None = None
 
-    def exchange(
-        self,
-        name: str,
-        together: Together,
-        sent: Mapping[int, NDArray[Any]],
-        wanted: Mapping[int, NDArray[Any]],
-        wait: Wait,
-    ) -> None:
+    def exchange(self, own: Exchange) -> None:
         """See `Carrier`; a group is made whenever the members have changed."""
-        limit = timedelta(seconds=wait.limit)
+        limit = timedelta(seconds=own.wait.limit)
         try:
-            group = self._group_of(together, limit)
-            at = {member: place for place, member in enumerate(together.members)}
+            group = self._group_of(own.together, limit)
+            at = {member: place for place, member in enumerate(own.together.members)}
             works = [
-                group.recv([torch.from_numpy(row)], at[other], 0) for other, row in wanted.items()
-            ]
-            works += [
-                group.send([torch.from_numpy(row)], at[other], 0) for other, row in sent.items()
+                *(group.recv([torch.from_numpy(row)], at[r], 0) for r, row in own.wanted.items()),
+                *(group.send([torch.from_numpy(row)], at[r], 0) for r, row in own.sent.items()),
             ]
             for work in works:
                 work.wait(limit)
         except RuntimeError as error:
             self._group = self._of = None
-            raise TornError(str(error).splitlines()[0]) from None
+            raise TornError(line_of(error)) from None
 
     def _group_of(self, together: Together, limit: timedelta) -> Any:
         if self._of != together:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, line_of
 from kgraft.files import write_bytes
 
 State = dict[str, np.ndarray]
@@ -118,7 +118,7 @@ def _load(path: Path) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} is no safetensors file: {_first_line(error)}") from None
+            raise UserError(f"{path} is no safetensors file: {line_of(error)}") from None
     import torch
 
     _check_zip(path)
@@ -207,7 +207,3 @@ def _array(path: Path, key: str, tensor: Any) -> np.ndarray:
             "half precision, which lose nothing."
         )
     return tensor.contiguous().numpy()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

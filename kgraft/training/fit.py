@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 
 from kgraft.engines.engine import Engine
-from kgraft.errors import LostPeerError, UserError
+from kgraft.errors import LostPeerError, UserError, kind_and_line_of
 from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.links.link import Link
@@ -351,7 +351,7 @@ class GraftingFit(Inference):
                 link.regroup()
                 continue
             except BaseException as error:  # the others do not have to find out by themselves
-                link.end(f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": "))
+                link.end(kind_and_line_of(error))
                 raise
             self._fits.end(self._session.epochs_done)
             break

@@ -133,9 +133,10 @@ class Session:
 
     def _name_chance(self) -> None:
         """Say what of several processes is not what it would be in one."""
+        if isinstance(self.link, Here):
+            return
         layers = flat_layers(self.models[0])
-        drawing = [layer.name for layer in layers if BACKEND.draws_elsewhere(layer)]
-        if drawing and not isinstance(self.link, Here):
+        if drawing := [layer.name for layer in layers if BACKEND.draws_elsewhere(layer)]:
             _log.warning(
                 "%s: without a seed of its own a layer draws from its process' random numbers, "
                 "which are others than in one process; give it one (seed=) for the same results.",

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.victims import differences
+from tests.processes import free_port
 
 RUN = (
     *("fit", "--peers", "4", "--teachers", "0", "--batch-size", "32"),
@@ -49,14 +49,6 @@ def run_ranks(
     if meet is not None:
         arguments += ["--set", f'ring.directory="{meet}"']
     return Ranks(arguments, out.with_suffix(".log"), free_port(), launcher)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as own:
-        own.bind(("127.0.0.1", 0))
-        port: int = own.getsockname()[1]
-        return port
 
 
 @dataclass

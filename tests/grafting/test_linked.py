@@ -26,6 +26,7 @@ from kgraft.grafting import (
     Wash,
 )
 from kgraft.grafting.averages import averages_of
+from kgraft.links.carrier import TornError
 from kgraft.links.link import ChangedError, Here, Link
 from tests.links.rings import ended, joined, together, tried
 
@@ -261,10 +262,8 @@ class Fails:
     def __init__(self, carrier, times):
         self._carrier, self._left = carrier, times
 
-    def exchange(self, *given):
-        from kgraft.links.carrier import TornError
-
-        self._carrier.exchange(*given)
+    def exchange(self, own):
+        self._carrier.exchange(own)
         if self._left:
             self._left -= 1
             raise TornError("the cable is out")

@@ -428,7 +428,7 @@ def test_a_rank_started_again_that_nobody_has_missed_is_known_anew(ring):
     own[0].begin_epoch(1)
     assert back.ended() == [1]
     assert own[0].members == again.members == (0, 1)
-    assert own[0]._together.since == again._together.since
+    assert own[0]._view == again._view
 
     def swapped(link):
         wanted, other = np.empty(3), 1 - link.rank

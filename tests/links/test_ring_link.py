@@ -152,9 +152,9 @@ class Counting(StoreCarrier):
         super().__init__(store)
         self.names = set()
 
-    def exchange(self, name, *arguments):
-        self.names.add(name)
-        super().exchange(name, *arguments)
+    def exchange(self, own):
+        self.names.add(own.name)
+        super().exchange(own)
 
 
 def ahead(link, changes=False):
@@ -182,6 +182,46 @@ def test_what_went_ahead_is_taken_if_it_is_still_so_on_all_ranks(ring, changed):
         assert sent == 32
     assert len(carrier.names) == 1 + bool(changed)
     together(own, swap)
+
+
+class LosesTheStore(StoreCarrier):
+    """Its first exchange ends as when the store is gone."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.is_well = False
+
+    def exchange(self, own):
+        super().exchange(own)
+        if not self.is_well:
+            self.is_well = True
+            for row in own.wanted.values():
+                row[...] = np.nan
+            raise LostPeerError("the store does not answer any more")
+
+
+def test_what_never_came_ahead_is_asked_for_anew(ring):
+    """Else what is filled in would be whatever the memory held."""
+    own = ring([1, 1])
+    own[1]._rows._carrier = LosesTheStore(own[1].store)
+    for rank, (found, _) in enumerate(together(own, ahead)):
+        assert found == {1 - rank: row(1 - rank, rank).tolist()}
+
+
+def test_an_epoch_that_is_over_leaves_nothing_in_the_store(ring):
+    store = MemoryStore()
+    own = ring([1, 1], store)
+
+    def trained(link, epochs):
+        for epoch in epochs:
+            link.begin_epoch(epoch)
+            for _ in range(3):
+                link.gather_small(epoch)
+
+    together(own, lambda link: trained(link, range(2)))
+    before = len(store.values)
+    together(own, lambda link: trained(link, range(2, 9)))
+    assert len(store.values) == before
 
 
 def test_what_went_ahead_is_of_that_moment(ring):
@@ -282,8 +322,8 @@ class Failing(StoreCarrier):
         super().__init__(store)
         self.times = times
 
-    def exchange(self, *arguments):
-        super().exchange(*arguments)
+    def exchange(self, own):
+        super().exchange(own)
         if self.times:
             self.times -= 1
             raise TornError("the cable is out")
@@ -392,7 +432,7 @@ def test_places_are_shared_out_evenly(count, ranks, expected):
 
 
 def test_fewer_peers_than_ranks_are_refused():
-    with pytest.raises(UserError, match="2 peers for 3 ranks: every rank needs one"):
+    with pytest.raises(UserError, match="peers: 2, ranks: 3; every rank needs one"):
         links(3)[0].places(2)
     with pytest.raises(UserError, match="count"):
         links(3)[0].places(0)
@@ -519,8 +559,9 @@ def test_replicas_have_the_names_of_their_processes(summed):
     own = links(4, ranks_per_peer=2)
     together(own, RingLink.join, [1] * 4)
     for number, link in enumerate(own):
-        assert link.called.startswith(f"rank {number} on ")
-        assert link.block.called == link.called
+        called = link._roll.called(link.rank)
+        assert called.startswith(f"rank {number} on ")
+        assert link.block._roll.called(link.block.rank) == called
     ended(own)
 
 

@@ -84,4 +84,4 @@ def test_processes_that_do_not_train_the_same_are_refused_on_all(found):
         assert "have different weights (number 1 is [72, 4] and [72, 5])" in errors["shapes"]
         assert "needs all peers in one process" in errors["mutual"]
         assert errors["link"] == "link is 'ring': expected kgraft.RingLink(...) or None."
-        assert errors["few"] == "1 peer for 2 ranks: every rank needs one."
+        assert errors["few"] == "peers: 1, ranks: 2; every rank needs one."

@@ -16,6 +16,7 @@ from keras import tree
 
 from kgraft.engines.torch.closeness import distance
 from kgraft.engines.torch.trace import Trace, tensors_of
+from kgraft.errors import line_of
 
 _log = logging.getLogger("kgraft")
 
@@ -177,8 +178,3 @@ def restore(variables: Tensors, values: Tensors) -> None:
     """Give variables the values that they had."""
     for variable, value in zip(variables, values, strict=True):
         variable.copy_(value)
-
-
-def line_of(error: Exception) -> str:
-    """The first line of what an error says."""
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -20,11 +20,11 @@ from kgraft.engines.torch.cuda_graph import (
     as_before,
     captured,
     check,
-    line_of,
     restore,
 )
 from kgraft.engines.torch.trace import Trace, tensors_of
 from kgraft.engines.torch.traced_steps import Form, Play, TracedSteps, form_of
+from kgraft.errors import line_of
 
 _log = logging.getLogger("kgraft")
 

@@ -20,7 +20,7 @@ import torch
 
 from kgraft.engines.steps import Logs, on_device
 from kgraft.engines.torch.closeness import distance, tolerance
-from kgraft.engines.torch.cuda_graph import CudaGraph, Graphs, line_of, restore
+from kgraft.engines.torch.cuda_graph import CudaGraph, Graphs, restore
 from kgraft.engines.torch.native_steps import NativeSteps
 from kgraft.engines.torch.settings import (
     Numbers,
@@ -30,6 +30,7 @@ from kgraft.engines.torch.settings import (
     variables_of,
 )
 from kgraft.engines.torch.trace import Trace, tensors_of
+from kgraft.errors import line_of
 from kgraft.keras_private import flat_layers
 
 _log = logging.getLogger("kgraft")
