@@ -119,6 +119,18 @@ def test_backends_are_named_only_in_engines_and_where_they_reach_other_processes
 
 
 @pytest.mark.parametrize("path", sources("kgraft"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_module_can_be_imported_where_torch_is_the_only_backend(path):
+    """As the doctests do, and whoever looks through a package."""
+    named = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not BACKENDS - {"torch"} & {module.split(".")[0] for module in named}
+
+
+@pytest.mark.parametrize("path", sources("kgraft"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_one_place_acts_on_the_backends_name(path):
     """Elsewhere it is said at most."""
     if "backends" not in path.parts and part_of(path) != "backend":

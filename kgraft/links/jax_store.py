@@ -8,8 +8,6 @@ this is the one file that names the client itself.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from kgraft.errors import LostPeerError, line_of
 
 
@@ -19,21 +17,25 @@ class JaxStore:
     where = "coordinator of jax.distributed"
 
     def __init__(self) -> None:
-        self._client: Any = jax._src.distributed.global_state.client  # has no public name
+        self._client = _client()
 
     @staticmethod
     def is_there() -> bool:
         """Whether `jax.distributed` is initialised in this process."""
-        return jax._src.distributed.global_state.client is not None
+        return _client() is not None
 
     @staticmethod
     def rank() -> int:
         """Which process this is."""
+        import jax
+
         return int(jax.process_index())
 
     @staticmethod
     def ranks() -> int:
         """How many there are."""
+        import jax
+
         return int(jax.process_count())
 
     def set(self, key: str, value: bytes) -> None:
@@ -74,6 +76,8 @@ class JaxStore:
 
         A key is below kgraft's own name, and none below another: to delete one is to delete those.
         """
+        import jax
+
         try:
             return ask("kgraft/" + key.replace("/", "+"), *what, **options)
         except jax.errors.JaxRuntimeError as error:
@@ -83,3 +87,10 @@ class JaxStore:
             raise LostPeerError(
                 f"the {self.where} does not answer any more ({reason}): is process 0 alive?"
             ) from None
+
+
+def _client() -> Any:
+    """This process' end of the coordinator, which has no public name; None without one."""
+    import jax
+
+    return jax._src.distributed.global_state.client
