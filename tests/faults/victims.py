@@ -261,9 +261,9 @@ def _noting() -> tuple[Any, str, str]:
 
 
 def _testing() -> tuple[Any, str, str]:
-    from kgraft.runs import execution
+    from kgraft.runs import ending
 
-    return execution, "predict", "after"
+    return ending, "answers", "after"
 
 
 PLACES: dict[str, Callable[[], tuple[Any, str, str]]] = {
