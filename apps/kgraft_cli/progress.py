@@ -33,7 +33,7 @@ class PlainProgress:
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console, self._clock = console, clock
-        self._epochs = self._steps = 0
+        self._models = self._epochs = self._steps = 0
         self._began, self._before = 0.0, -1
 
     def __enter__(self) -> "PlainProgress":
@@ -44,7 +44,7 @@ class PlainProgress:
 
     def begin(self, phase: str, models: int, epochs: int, steps: int) -> None:
         """Say what begins."""
-        self._epochs, self._steps = epochs, steps
+        self._models, self._epochs, self._steps = models, epochs, steps
         self._began, self._before = self._clock(), -1
         of = f" of {steps} steps" if steps else ""
         say(self._console, f"{phase}: {_count(models)}, {epochs} epochs{of}")
@@ -58,7 +58,7 @@ class PlainProgress:
             self._before = epoch - 1
         elif self._before < 0:  # of a run that another process trains: nobody saw it begin
             self._began, self._before = self._clock(), epoch
-        figures = [_line(row, numbered=len(rows) > 1) for row in rows]
+        figures = [_line(row, numbered=self._models > 1) for row in rows]
         if (seen := epoch - self._before) > 0:
             left = (self._clock() - self._began) / seen * (self._epochs - epoch)
             figures.append(f"{left:.0f} s left")
@@ -139,7 +139,8 @@ class LiveProgress(_Redrawn):
 
     def epoch(self, phase: str, epoch: int, rows: Rows) -> None:
         """Fill the table with the epoch's figures."""
-        self._rows = [dict(row) for row in rows]
+        known = {row["model"]: dict(row) for row in rows}  # of one that is lost there is none
+        self._rows = [known.get(own["model"], {"model": own["model"]}) for own in self._rows]
         self._bar.update(self._task, completed=epoch * self._steps)
         self._draw(phase, epoch)
         if epoch == self._epochs and phase != "peers":

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kgraft.runs.finished import told_lost
 from kgraft_cli.figures import Figures
 from kgraft_cli.messages import say
 
@@ -32,8 +33,8 @@ def print_summary(console: Console, summary: dict[str, Any], path: Path, epochs:
     last = max((own for own in told if isinstance(own, int)), default=epochs)
     if last < epochs:
         say(console, f"stopped after epoch {last} of {epochs} by a callback")
-    if lost := summary.get("lost"):
-        say(console, f"peer {', '.join(map(str, lost))} was lost on the way, and did not come back")
+    for sentence in told_lost(summary):
+        say(console, sentence)
     share = summary.get("waiting")
     waiting = "" if share is None else f", {share:.1%} of it waiting for photographs"
     console.print(

@@ -1,9 +1,12 @@
 """What a run ends with: its networks tested and saved, and the summary of it all."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
+from kgraft.analysis.records import read_metrics
 from kgraft.runs.assembly import Assembly, peer_rate
 from kgraft.runs.beside import Beside
 from kgraft.runs.directory import RunDirectory
@@ -51,7 +54,7 @@ def summary_of(
         **({"committee": scores(teachers, assembly)} if len(teachers) > 1 else {}),
         "selected_on": assembly.config.run.select,
         "seconds": round(seconds, 3),
-        "images_per_second": _trained_images(assembly, recorder) / seconds,
+        "images_per_second": trained_epochs(directory.path) * len(assembly.dataset.train) / seconds,
     }
     return summary
 
@@ -111,7 +114,11 @@ def best_of(model: keras.Model, recorder: Recorder, k: int, assembly: Assembly) 
     }
 
 
-def _trained_images(assembly: Assembly, recorder: Recorder) -> int:
-    """A callback may have stopped the run before its last epoch."""
-    epochs: int = recorder.last[0]["epoch"]
-    return assembly.link.count * epochs * len(assembly.dataset.train)
+def trained_epochs(run: Path) -> int:
+    """Of all peers: a callback may have stopped the run, and a lost one missed some.
+
+    Args:
+        run: its directory.
+    """
+    rates = read_metrics(run).values["lr"]
+    return int(np.isfinite(rates).sum())

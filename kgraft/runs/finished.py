@@ -29,9 +29,26 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     return config, summary
 
 
+def rows_of(summary: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """By its number, counted from 1, what each peer of a finished run has come to.
+
+    Those that were lost on the way are missing.
+    """
+    return {row.get("peer", k): row for k, row in enumerate(summary["peers"], start=1)}
+
+
 def numbers_of(summary: dict[str, Any]) -> list[int]:
     """The peers of a finished run, counted from 1: all, but for those that were lost on the way."""
-    return [row.get("peer", k) for k, row in enumerate(summary["peers"], start=1)]
+    return [*rows_of(summary)]
+
+
+def told_lost(summary: dict[str, Any]) -> list[str]:
+    """A sentence on the peers of a finished run that were lost on the way, or none."""
+    lost = summary.get("lost", ())
+    if not lost:
+        return []
+    were = "peer {} was" if len(lost) == 1 else "peers {} were"
+    return [were.format(", ".join(map(str, lost))) + " lost on the way, and did not come back"]
 
 
 def told_numbers(numbers: list[int]) -> str:

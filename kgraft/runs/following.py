@@ -76,7 +76,7 @@ class Following:
             raise UserError(_no_run(run))
         self.config = read(run / "run.toml")
         self._phases = {phase.name: phase for phase in planned(self.config)}
-        self._stamp: tuple[int, ...] = ()
+        self._stamp: tuple[Any, ...] = ()
         self._known: list[tuple[str, int]] = []
 
     def tell(self, observer: Observer, wait: Callable[[float], None] = time.sleep) -> bool:
@@ -97,7 +97,7 @@ class Following:
             now = time.monotonic()
             if has_writer(self.run) is not False:
                 seen = now
-            for (name, epoch), rows in self._news()[0 if told else -1 :]:
+            for (name, epoch), rows in self._news(finished)[0 if told else -1 :]:
                 if told != name:
                     told = self._begin(observer, name)
                 observer.epoch(name, epoch, rows)
@@ -114,30 +114,35 @@ class Following:
         observer.begin(name, phase.models, phase.epochs, 0)
         return name
 
-    def _news(self) -> list[tuple[tuple[str, int], Rows]]:
+    def _news(self, finished: bool) -> list[tuple[tuple[str, int], Rows]]:
         """The epochs that are new; those after which the file was cut off are when they return."""
         try:
             found = (self.run / "metrics.jsonl").stat()
         except OSError:  # there is none yet
             return []
-        stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
+        stamp = (found.st_ino, found.st_size, found.st_mtime_ns, finished)
         if stamp == self._stamp:
             return []
         self._stamp, self.written = stamp, found.st_mtime
-        epochs, before = list(self._epochs().items()), self._known
+        epochs, before = list(self._epochs(finished).items()), self._known
         self._known = [key for key, _ in epochs]
         alike = (old == new for old, new in zip(before, self._known, strict=False))
         return epochs[sum(itertools.takewhile(bool, alike)) :]
 
-    def _epochs(self) -> dict[tuple[str, int], Rows]:
-        """The epochs that are there with a row of each model, in order."""
+    def _epochs(self, finished: bool) -> dict[tuple[str, int], Rows]:
+        """The epochs that are there in order, the newest only with a row of each model.
+
+        Of one before it, or of a run that is finished, a model has no row that was lost then.
+        """
         found: dict[tuple[str, int], Rows] = {}
         for row in _rows(self.run / "metrics.jsonl"):
             if row["phase"] in self._phases:
                 found.setdefault((row["phase"], row["epoch"]), []).append(row)
-        return {
-            key: rows for key, rows in found.items() if len(rows) == self._phases[key[0]].models
-        }
+        if found and not finished:
+            newest = next(reversed(found))
+            if len(found[newest]) < self._phases[newest[0]].models:
+                del found[newest]
+        return found
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:

@@ -16,9 +16,10 @@ from kgraft.files import is_file
 from kgraft.grafting import Entropy
 from kgraft.runs.comparisons.runs import NO_MATTER
 from kgraft.runs.config import Config
-from kgraft.runs.finished import best_peer, peer_file, read_run
+from kgraft.runs.finished import best_peer, peer_file, read_run, rows_of, told_lost
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import tables
+from kgraft.runs.ranks import wherever
 from kgraft.runs.records import is_comparison, runs_of_comparison
 
 _ALONE = ("baseline", "distill")  # what every method is with one peer
@@ -50,7 +51,9 @@ def peer_counts(
     """
     runs = [run for place in places for run in _runs_in(place)]
     finished = [run for run in runs if is_file(run / "summary.json")]
-    told = {run: read_run(run) for run in dict.fromkeys(finished)}
+    read = {run: read_run(run) for run in dict.fromkeys(finished)}
+    less = {run: told_lost(summary)[0] for run, (_, summary) in read.items() if told_lost(summary)}
+    told = {run: own for run, own in read.items() if run not in less}
     figure = _figure([summary for _, summary in told.values()])
     lines = _lines({run: config for run, (config, _) in told.items()})
     outcomes = {
@@ -58,7 +61,7 @@ def peer_counts(
         for run in dict.fromkeys(run for members in lines.values() for run in members)
     }
     found = [replace(outcomes[run], line=line) for line, own in lines.items() for run in own]
-    left_out = {run: "not finished" for run in runs if run not in told}
+    left_out = less | {run: "not finished" for run in runs if run not in read}
     alone = "no other run is alike but for peers.count and the seed"
     left_out |= {run: alone for run in told if run not in outcomes}
     return points(found), figure, left_out
@@ -108,7 +111,9 @@ def _lines(configs: dict[Path, Config]) -> dict[str, list[Path]]:
 def _key(config: Config) -> Settings:
     """What sets a line apart."""
     dropped = {"run.seed", "peers.count", *NO_MATTER}
-    key: Settings = {name: own for name, own in config.told().items() if name not in dropped}
+    key: Settings = {
+        name: own for name, own in wherever(config).told().items() if name not in dropped
+    }
     key["teachers.files"] = _SEED.sub("seed", str(key.get("teachers.files")))
     return key
 
@@ -150,14 +155,14 @@ def _plain(value: Any) -> str:
 def _outcome(
     run: Path, config: Config, summary: dict[str, Any], figure: str, weights: bool
 ) -> Outcome:
-    peers = [row[f"test_{figure}"] for row in summary["peers"]]
+    peers = {k: row[f"test_{figure}"] for k, row in rows_of(summary).items()}
     entropy, source = _entropy(run, config, summary, weights)
     return Outcome(
         line="",
         count=config.peers.count,
         seed=config.run.seed,
-        best=peers[best_peer(summary) - 1],
-        mean_peer=float(np.mean(peers)),
+        best=peers[best_peer(summary)],
+        mean_peer=float(np.mean([*peers.values()])),
         ensemble=summary["ensemble"][f"test_{figure}"],
         entropy=entropy,
         source=source,

@@ -2,12 +2,13 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from kgraft.errors import UserError
 from kgraft.links.link import Here, Link
 from kgraft.links.ring_link import RingLink
-from kgraft.runs.config import Config
+from kgraft.runs.config import Config, Ring
 from kgraft.runs.directory import check_free, check_no_file
 
 _log = logging.getLogger("kgraft")
@@ -66,6 +67,15 @@ def link_of(config: Config) -> Link:
     )
     link.join(len(link.places(count)))
     return link
+
+
+def wherever(config: Config) -> Config:
+    """Settings in which how the ranks meet is as if nobody had set it: the results are the same.
+
+    Args:
+        config: a run's.
+    """
+    return replace(config, ring=Ring(ranks_per_peer=config.ring.ranks_per_peer))
 
 
 def directory_of(link: Link, path: Path, *, named: bool) -> tuple[Path, bool]:

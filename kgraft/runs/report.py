@@ -17,7 +17,7 @@ from kgraft.files import is_file
 from kgraft.runs.analysis import filters_of
 from kgraft.runs.comparisons.report import ComparisonRecords
 from kgraft.runs.directory import read_json
-from kgraft.runs.finished import best_peer
+from kgraft.runs.finished import best_peer, numbers_of, rows_of, told_lost
 from kgraft.runs.graft_cache import cached_grafts
 from kgraft.runs.methods import without_unread
 from kgraft.runs.records import (
@@ -118,7 +118,7 @@ def _best(own: RunRecords) -> str:
     if own.summary is None:
         return ""
     number = best_peer(own.summary)
-    return f"{_share(own.summary['peers'][number - 1])} (peer {number})"
+    return f"{_share(rows_of(own.summary)[number])} (peer {number})"
 
 
 def _share(row: Mapping[str, Any] | None) -> str:
@@ -144,6 +144,7 @@ def _results(own: RunRecords) -> Part:
         said.append(f"The run is {own.status}; it has no test figures yet.")
     else:
         given.append(tables.measured(own.summary))
+        said += [f"{_capital(sentence)}." for sentence in told_lost(own.summary)]
     if chosen := own.selected():
         given.append(tables.selected(chosen))
     if own.metrics:
@@ -230,7 +231,8 @@ def _filters(own: RunRecords, threshold: float, weights: bool, most: int) -> Par
         networks = filters_of([str(own.path)])
     except UserError as error:
         return Part(own.name, notes=[f"Not looked into: {error}"])
-    short = {f"peer {k}": layers for k, layers in enumerate(networks.values(), start=1)}
+    numbers = numbers_of(own.summary)
+    short = {f"peer {k}": layers for k, layers in zip(numbers, networks.values(), strict=True)}
     told = [tables.filters(short, threshold), tables.invalid_by_layer(short, threshold)]
     drawn = [
         Picture(

@@ -161,6 +161,21 @@ def test_no_figure_is_cut_however_narrow_the_terminal(width):
         assert figure in text
 
 
+def test_a_lost_peer_keeps_its_row_and_the_others_their_numbers():
+    rows = [{"model": 2, "lr": 0.1, "loss": 10.1234, "accuracy": 0.75, "alpha": 0.5}]
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    table, lines = LiveProgress(console), PlainProgress(console)
+    for progress in (table, lines):
+        progress.begin("peers", 2, 3, 4)
+        progress.epoch("peers", 1, rows)
+    console.print(table.shown())
+    text = console.file.getvalue()
+    assert "peers 1/3 | 2: loss 10.1234" in text
+    cells = [line.replace("│", " ").split() for line in text.splitlines()]
+    assert ["1", *"-----"] in cells
+    assert ["2", "0.1000", "10.1234", "75.00%", "-", "0.500"] in cells
+
+
 def test_a_dumb_terminal_gets_a_line_an_epoch():
     text = on_a_terminal(80, term="dumb")
     assert "\x1b" not in text

@@ -95,6 +95,22 @@ def test_a_run_is_followed_from_its_beginning_to_its_end(run):
     assert follows.written == write.clock
 
 
+def test_epochs_that_a_lost_peer_missed_are_told_when_no_row_of_it_can_come(run):
+    alone = [line("peers", 1, 2, 2.0), line("peers", 1, 3, 3.0)]
+    write(run, *TEACHER, *PEERS[:2])
+    told = Told(
+        lambda: write(run, *TEACHER, *PEERS[:2], alone[0]),  # another row may follow
+        lambda: told.told.append("not yet"),
+        lambda: write(run, *TEACHER, *PEERS[:2], *alone),
+        finish(run),
+    )
+    assert Following(run).tell(told, told.wait)
+    assert told.told == [
+        ("peers", 2, 3, 0),
+        ("peers", 1, [1.0, 0.5]), "not yet", ("peers", 2, [2.0]), ("peers", 3, [3.0])
+    ]  # fmt: skip
+
+
 def test_of_what_is_there_the_newest_epoch_is_told(run):
     write(run, *TEACHER, *PEERS[:4])
     told = Told(lambda: write(run, *TEACHER, *PEERS), finish(run))

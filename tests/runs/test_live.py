@@ -14,6 +14,7 @@ import pytest
 from kgraft.analysis import event_files
 from kgraft.errors import UserError
 from kgraft.runs.assembly import assemble
+from kgraft.runs.ending import trained_epochs
 from kgraft.runs.environment import parts_of
 from kgraft.runs.execution import execute
 from kgraft.runs.methods import settled
@@ -190,6 +191,14 @@ def test_one_that_stops_its_peer_stops_them_all(tiny, tmp_path, own, name):
     assert [row["last_epoch"] for row in summary["peers"]] == [2, 2]
     images = summary["images_per_second"] * summary["seconds"]
     assert images == pytest.approx(2 * 2 * 86, rel=0.01)  # peers, epochs, images without held-out
+
+
+def test_epochs_that_a_lost_peer_missed_are_not_counted(tmp_path):
+    rows = [(1, 1), (2, 1), (1, 2), (1, 3), (2, 3)]
+    lines = [{"phase": "peers", "model": k, "epoch": e, "lr": 0.1} for k, e in rows]
+    lines.append({"phase": "teacher 1", "model": 1, "epoch": 1, "lr": 0.1})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(own) + "\n" for own in lines))
+    assert trained_epochs(tmp_path) == 5
 
 
 def test_what_a_checkpoint_does_not_hold_is_named(tiny, tmp_path, own, caplog):

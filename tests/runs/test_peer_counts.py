@@ -100,6 +100,24 @@ def test_another_setting_makes_another_line_which_names_it(tmp_path):
     assert peer_counts(runs[:1])[0] == ()
 
 
+def test_a_run_that_ended_without_a_peer_does_not_count(tmp_path):
+    runs = [finished(tmp_path / str(k), "graft", k) for k in (2, 3, 4)]
+    file = runs[2] / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps({**summary, "peers": summary["peers"][1:], "lost": [1]}))
+    found, _, left_out = peer_counts(runs)
+    assert [own[1] for own in shown(found)] == [2, 3]
+    assert left_out == {runs[2]: "peer 1 was lost on the way, and did not come back"}
+
+
+def test_how_ranks_met_makes_no_other_line(tmp_path):
+    runs = [
+        finished(tmp_path / str(k), "graft", k, ring={"timeout": k, "on_lost_peer": policy})
+        for k, policy in ((2, "skip"), (3, "wait"))
+    ]
+    assert [own[:2] for own in shown(peer_counts(runs)[0])] == [("graft", 2), ("graft", 3)]
+
+
 def test_where_data_lie_and_what_is_kept_is_no_matter(tmp_path):
     runs = [
         finished(

@@ -100,6 +100,21 @@ def test_the_tables_of_a_run_are_its_figures(tmp_path):
     assert 'method = "graft"' in parsed.text
 
 
+def test_a_run_that_ended_without_a_peer_says_which_the_others_are(tmp_path):
+    run = made.write_run(tmp_path / "own", peers=3)
+    file = run / "summary.json"
+    summary = json.loads(file.read_text())
+    first, _, third = summary["peers"]
+    third["validation_accuracy"] = 0.99
+    file.write_text(json.dumps({**summary, "peers": [first, third], "lost": [2]}))
+    parsed = told(run, weights=False)
+    names = [row[0] for row in parsed.tables["On the test images, after the last epoch"][1:]]
+    assert names == ["peer 1", "peer 3", "ensemble of 2"]
+    best = dict(parsed.tables["Runs"])["best peer, on the test images"]
+    assert best == f"{100 * third['test_accuracy']:.2f} % (peer 3)"
+    assert "Peer 2 was lost on the way, and did not come back." in parsed.text
+
+
 def test_what_differs_between_runs_is_told(tmp_path):
     first = made.write_run(tmp_path / "a", peers=2, more="seed = 1")
     second = made.write_run(tmp_path / "b", peers=3, more="seed = 2")

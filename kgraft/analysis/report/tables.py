@@ -100,7 +100,7 @@ def measured(summary: Mapping[str, Any]) -> Table:
         summary: what `summary.json` holds.
     """
     peers, teachers, together = summary["peers"], summary["teachers"], summary["ensemble"]
-    rows = [(f"peer {k}", row) for k, row in enumerate(peers, start=1)]
+    rows = [(f"peer {row.get('peer', k)}", row) for k, row in enumerate(peers, start=1)]
     rows += [(f"ensemble of {len(peers)}", together)] if len(peers) > 1 else []
     rows += [(f"teacher {m}", row) for m, row in enumerate(teachers, start=1)]
     if "committee" in summary:

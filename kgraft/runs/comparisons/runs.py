@@ -17,10 +17,11 @@ from kgraft.runs.comparisons.file import Comparison, Entry, differences, taught_
 from kgraft.runs.comparisons.jobs import Job, Watcher, side_by_side
 from kgraft.runs.config import Config, read
 from kgraft.runs.execution import execute
-from kgraft.runs.finished import peer_file, read_run
+from kgraft.runs.finished import peer_file, read_run, told_lost
 from kgraft.runs.keras_file import read_model
 from kgraft.runs.methods import settled, taught_epochs, without_unread
 from kgraft.runs.networks import network
+from kgraft.runs.ranks import wherever
 from kgraft.runs.recorder import Observer
 from kgraft.runs.selection import selected
 from kgraft.runs.stopping import Stopping
@@ -240,7 +241,8 @@ def _ensure(
     config = _seeded(comparison, entry, seed, out)
     if (path / "summary.json").is_file():
         _check_settings(path, config)
-        tell(f"{entry.name}, seed {seed}: found")
+        lost = told_lost(read_run(path)[1])
+        tell(", ".join([f"{entry.name}, seed {seed}: found", *lost]))
         return
     resume = (path / "run.toml").is_file()
     if resume:
@@ -253,8 +255,8 @@ def _ensure(
 
 
 def _check_settings(path: Path, config: Config) -> None:
-    known = without_unread(read(path / "run.toml"))
-    wanted = _filled(config, known)
+    known = wherever(without_unread(read(path / "run.toml")))
+    wanted = wherever(_filled(config, known))
     for where, a, b in differences("", known, wanted):
         if where in NO_MATTER or (where == "teachers.files" and _same_runs(a, b)):
             continue

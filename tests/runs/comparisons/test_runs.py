@@ -1,6 +1,7 @@
 """Comparisons: what they refuse, what they train, what they read."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,15 @@ def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     moved = out.rename(tmp_path / "moved")
     assert len(read_results(comparison, moved)) == 8  # "@plain" is where plain now lies
     out = moved
+
+    skips = COMMON + "[common.ring]\ntimeout = 5\non_lost_peer = 'skip'\n"
+    assert len(read_results(read_comparison(written(entries, skips)), out)) == 8  # is no matter
+    file = out / "two" / "seed-0" / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps({**summary, "peers": summary["peers"][1:], "lost": [1]}))
+    told.clear()
+    train_missing(comparison, out, Silent(), told.append)
+    assert "two, seed 0: found, peer 1 was lost on the way, and did not come back" in told
 
     other = read_comparison(written(entries, COMMON.replace("batch_size = 32", "batch_size = 16")))
     with pytest.raises(UserError, match=r"run\.batch_size = 32, the comparison wants 16"):
