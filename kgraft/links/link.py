@@ -193,6 +193,15 @@ class Link(ABC):
         found = any(self.gather_small(value, opens=True).values())
         return found if self.block is None else self.block.anywhere(found)
 
+    def kept(self, name: str, value: Any) -> Any:
+        """Keep what all ranks hold the same, for one that comes back later, which gets it here.
+
+        Args:
+            name: of what is kept.
+            value: JSON-able.
+        """
+        return value
+
     def add(self, flat: Any) -> None:
         """Replace a flat tensor by its sum over the lanes, of which there may be one."""
         return None

@@ -67,6 +67,7 @@ class RingLink(Link):
     Attributes:
         waited: seconds that it has spent waiting for others and their weights, of which `exchanged`
             for weights.
+        rows: weights on their way, and how many bytes were `sent` and `received`.
 
     Raises:
         UserError: an argument is out of range, or there is nothing to find the others by.
@@ -104,7 +105,7 @@ class RingLink(Link):
         self.lanes = argument("ranks_per_peer", ranks_per_peer, int, low=1)
         self.rank, self.ranks = place_of(rank, ranks, self.lanes)
         self.store = store or store_of(directory, self.timeout)
-        self._rows = Rows(carrier or carrier_of(self.store))
+        self.rows = Rows(carrier or carrier_of(self.store))
         self._name, self._generation, self._tries, self._has_left = name, 0, 0, False
         self._lane: Lane | None = None
         self._called = torchrun_rank(self.rank)
@@ -181,7 +182,7 @@ class RingLink(Link):
                 self._roll.end(_ANEW)
                 self._generation = written = newest
                 self._at, self._number, self._said, self._epoch = "start", 0, [], (0, -1)
-                self._rows.forget()
+                self.rows.forget()
                 self._view = f"{self._name}/{newest}"
                 self._roll = Roll(self.store, self.start, self.rank, self.timeout)
                 self._roll.write(told)
@@ -242,7 +243,7 @@ class RingLink(Link):
         self._turn_to(self._epoch[0] + (epoch <= self._epoch[1]), epoch)
         found = self.gather_small(False, opens=True)
         if back := [rank for rank, is_back in found.items() if is_back]:
-            self._rows.forget()  # also where nobody has missed them
+            self.rows.forget()  # also where nobody has missed them
             self._roll.renew(back)
             self._view = f"{self.start}/{self._at}/0"
         self._begun()
@@ -264,18 +265,18 @@ class RingLink(Link):
         while True:
             now = series, epoch = self._now()
             self._turn_to(series, epoch + 1)
-            key, pause = self._next(), Pause()
+            key, pause, began = self._next(), Pause(), time.monotonic()
             self._say(key, True)
             decided = f"{key}/decided"
             while not self.store.has([decided]) and self._now() == now:
                 self.check()
-                if all(self._roll.why_lost(rank, 0.0) for rank in others):
+                if self._roll.are_gone(others, time.monotonic() - began):
                     raise LostPeerError("the others have ended the training without this rank.")
                 pause()
             members = tuple(json.loads(self.store.get(decided) or b"{}").get("members", ()))
             if self.rank in members:
                 self.members, self._view = members, key
-                self._rows.forget()
+                self.rows.forget()
                 self._begun()
                 _log.warning("this rank is in the ring again from epoch %d on", epoch + 2)
                 return epoch + 1
@@ -296,7 +297,7 @@ class RingLink(Link):
         self.members = members
         if members != before:
             self._view = key
-            self._rows.forget()
+            self.rows.forget()
             self._roll.tell_change(before, members)
             if not opens:
                 raise ChangedError
@@ -310,7 +311,7 @@ class RingLink(Link):
     ) -> None:
         """See `Link`."""
         began = time.monotonic()
-        self._view = self._rows.exchange(
+        self._view = self.rows.exchange(
             self._asked(sent, wanted, self._look),
             lambda own: all(self.gather_small(own).values()),
         )
@@ -322,21 +323,19 @@ class RingLink(Link):
     ) -> None:
         """See `Link`."""
         if not self.lost:  # who lacks a neighbour has nothing to send: all do the same
-            self._rows.send_ahead(self._asked(sent, wanted, self._roll.look))
+            self.rows.send_ahead(self._asked(sent, wanted, self._roll.look))
 
-    @property
-    def sent(self) -> int:
-        """Bytes of weights that this rank has sent."""
-        return self._rows.sent
-
-    @property
-    def received(self) -> int:
-        """Bytes of weights that it has received."""
-        return self._rows.received
+    def kept(self, name: str, value: Any) -> Any:
+        """See `Link`."""
+        key = f"{self.start}/kept/{name}"
+        if self.returning:
+            return json.loads(self.store.get(key) or json.dumps(value))
+        self.store.set(key, json.dumps(value).encode())
+        return value
 
     def confirm(self) -> None:
         """See `Link`."""
-        torn, self._rows.torn = self._rows.torn, ""
+        torn, self.rows.torn = self.rows.torn, ""
         told = {rank: why for rank, why in self.gather_small(torn).items() if why}
         self._tries = self._tries + 1 if told else 0
         if not told:
@@ -353,7 +352,7 @@ class RingLink(Link):
     def end(self, words: str = "") -> None:
         """See `Link`."""
         self._has_left = words != _ANEW
-        self._roll.end(words or "it is over")
+        self._roll.end(words)
         if self._lane is not None:
             self._lane.end(words)
         if words != _ANEW:

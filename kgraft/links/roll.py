@@ -129,6 +129,18 @@ class Roll:
         gone = known is not None and state_of(known) == "gone"
         return gone or self._store.has([self._key("ended", rank)])
 
+    def are_gone(self, ranks: list[int], waited: float) -> bool:
+        """Whether some ranks have all ended, or were silent for as long as anybody is waited for.
+
+        Args:
+            ranks: which.
+            waited: seconds that they have kept this one waiting.
+        """
+        if all(map(self.has_ended, ranks)):
+            return True
+        late = waited > PATIENCE * self._timeout
+        return late and all(self.why_lost(rank, 0.0) for rank in ranks)
+
     def why_lost(self, rank: int, waited: float) -> str:
         """Why a rank is given up, empty for one that may yet come.
 
@@ -138,7 +150,8 @@ class Roll:
         """
         said = self._store.get(self._key("ended", rank))
         if said is not None:
-            return f"it has ended ({said.decode(errors='replace')})"
+            words = said.decode(errors="replace")
+            return f"it has ended ({words})" if words else "it has left the ring"
         state = state_of(self._known[rank])
         if state == "gone":
             return "its process is gone"

@@ -188,20 +188,20 @@ def first_batch(feed: Feed) -> Batch:
     return batch
 
 
-def as_short_as_any(feeds: Sequence[Feed], link: Link) -> list[Feed]:
+def as_short_as_any(feeds: Sequence[Feed], link: Link, epoch: int) -> list[Feed]:
     """Feeds of this process that end an epoch where the shortest of all processes' ends.
 
     Args:
         feeds: one a peer here.
         link: joins the processes.
+        epoch: the first one that they are for.
     """
-    if link.restarted:  # the others are past this
-        return list(feeds)
-    own = min((feed.steps for feed in feeds if feed.steps is not None), default=None)
-    told = [steps for steps in link.gather_small(own, opens=True).values() if steps is not None]
-    if not told or own in (None, min(told)):
-        return list(feeds)
-    return [Limited(feed, min(told)) for feed in feeds]
+    least = own = min((feed.steps for feed in feeds if feed.steps is not None), default=None)
+    if not link.returning:  # else the others are past this
+        told = link.gather_small(own, opens=True).values()
+        least = min((steps for steps in told if steps is not None), default=None)
+    least = link.kept(f"steps/{epoch}", least)
+    return list(feeds) if own in (None, least) else [Limited(feed, least) for feed in feeds]
 
 
 def side_by_side(

@@ -9,6 +9,7 @@ import keras
 from kgraft.engines.backends import BACKEND
 from kgraft.errors import UserError
 from kgraft.links.ring_link import RingLink
+from kgraft.training.alike import check_same
 
 
 class RingOfFits:
@@ -64,15 +65,10 @@ class RingOfFits:
             UserError: names two ranks, and in what they differ.
         """
         everybody = self.link.gather_small({"said": said, "built": built}, opens=True)
-        first = next(iter(everybody))
-        for rank, found in everybody.items():
-            for what, value in found["said"].items():
-                before = everybody[first]["said"][what]
-                if before != value:
-                    raise UserError(
-                        f"{what} is {before} on rank {first} and {value} on rank {rank}: all ranks "
-                        "of a ring train the same epochs, and go on from backups of the same one."
-                    )
+        check_same(
+            {rank: found["said"] for rank, found in everybody.items()},
+            "all ranks of a ring train the same epochs, and go on from backups of the same one",
+        )
         if self._last is None or epoch <= self._last:  # said before in this ring
             self._join_anew()
         return all(found["built"] for found in everybody.values())

@@ -14,7 +14,9 @@ from kgraft.grafting.mixer import Mixer
 from kgraft.grafting.ring import GraftRecord
 from kgraft.links.link import Link
 from kgraft.settings import argument
+from kgraft.training.alike import check_same
 from kgraft.training.batches import as_short_as_any
+from kgraft.training.callback import GraftCallback
 from kgraft.training.checkpoints import Checkpoints
 from kgraft.training.features import checked_losses
 from kgraft.training.feeds import (
@@ -63,6 +65,15 @@ _ONE_ORDER = (
     "all peers read the data in one order, the weakest setting of the papers: shuffle them, or "
     "give a list with one data set for every peer."
 )
+_GRAFTS_ITSELF = (
+    "callbacks holds a GraftCallback, which is for Keras' own fit: GraftingFit grafts its peers "
+    "itself, as graft= or mixer= says."
+)
+_WAITS = (
+    'on_lost_peer="wait" goes on from checkpoints: give fit(checkpoint=DIRECTORY), the same '
+    'directory on all ranks, or "stop" or "skip".'
+)
+_ONE_PROGRAM = "all ranks of a ring run the same program"
 
 
 class GraftingFit(Inference):
@@ -301,8 +312,9 @@ class GraftingFit(Inference):
         )
         if self._learning.shared:
             feeds = self._learning.views(feeds[0])
+        first = self._session.epochs_done if initial_epoch is None else begin
         if listed:
-            feeds = as_short_as_any(feeds, link)
+            feeds = as_short_as_any(feeds, link, first)
         validation = None
         if validation_data is not None:
             check_targets(self.peers, *parts_of(validation_data), name="validation_data")
@@ -318,6 +330,10 @@ class GraftingFit(Inference):
             steps=feeds[0].steps,
         )
         check_backups(watchers)
+        if any(isinstance(own, GraftCallback) for kept in watchers for own in kept.callbacks):
+            raise UserError(_GRAFTS_ITSELF)
+        if link.waits and checkpoint is None:
+            raise UserError(_WAITS)
         if link.count > 1 and not (shared or listed) and in_one_order(feeds[0]):
             _log.warning(_ONE_ORDER)
         if initial_epoch is not None:
@@ -328,7 +344,14 @@ class GraftingFit(Inference):
         if self._replicas is not None:
             trained = *trained[:2], shards(feeds, self._replicas), *trained[3:]
         settings = Checkpoints.of(checkpoint)
+        said = {
+            "batch_size": None if batch_size is None else int(batch_size),
+            "initial_epoch": initial_epoch and int(initial_epoch),
+            "checkpoint=": "None" if settings is None else "given",
+        }
         while True:
+            if not link.returning:
+                check_same(link.gather_small(said, opens=True), _ONE_PROGRAM)
             saved = self._saved(settings, told, read, validation, watchers)
             if saved is not None and saved.over_at is not None:
                 self._session.epochs_done = saved.over_at
@@ -349,6 +372,8 @@ class GraftingFit(Inference):
                     raise
                 _log.warning("%s All meet anew, and go on from what they have saved.", error)
                 link.regroup()
+                if listed:
+                    as_short_as_any(feeds, link, first)  # to tell who was started again
                 continue
             except BaseException as error:  # the others do not have to find out by themselves
                 link.end(kind_and_line_of(error))

@@ -1,7 +1,5 @@
 """One grafting, first step to last, whoever trains: GraftingFit's loop or Keras' `fit`."""
 
-import itertools
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -20,10 +18,16 @@ from kgraft.grafting.ring import GraftRecord
 from kgraft.keras_private import flat_layers
 from kgraft.links.link import ChangedError, Here, Link
 from kgraft.links.ring_link import RingLink
+from kgraft.training.alike import check_alike
 from kgraft.training.distiller import student_of
 from kgraft.training.preflight import learning_rates, optimizers_of, preflight
 
 _log = logging.getLogger("kgraft")
+
+_EQUAL = (
+    "peer %d and peer %d, which are in different processes, begin with equal weights, and equal "
+    "ones learn little from each other: build peer k with a seed of its own, k of link.places(K)."
+)
 
 
 class Session:
@@ -119,7 +123,9 @@ class Session:
             steps = steps if self.mixer.between_steps else None
             policy = self.link.on_lost_peer
             said = {"on_lost_peer": policy, "steps an epoch": steps, **self.said}
-            check_alike(self._peers, self.mixer, said)
+            equal = check_alike(self._peers, self.mixer, said)
+            if equal is not None and not (self.epochs_done or self._restored):
+                _log.warning(_EQUAL, *[k + 1 for k in equal])
         elif not self._restored:
             raise LostPeerError("there is no checkpoint that this rank could come back with.")
         if not self._restored:  # else it is in the middle of what it began
@@ -335,46 +341,6 @@ def replicas_of(link: Link) -> Replicas | None:
         UserError: the backend cannot.
     """
     return None if link.lanes == 1 else Replicas(link.lane, link.lanes, link.add)
-
-
-def check_alike(peers: Peers, mixer: Mixer, said: dict[str, Any]) -> None:
-    """Refuse a ring whose processes do not train the same.
-
-    Args:
-        peers: those of this process.
-        mixer: what is done to all of them.
-        said: what else has to be the same, by the words that name it.
-
-    Raises:
-        UserError: names the first peer of another process that differs, and in what.
-    """
-    groups = peers.plan.groups
-    told = {
-        **said,
-        "mixers": mixer.get_config(),
-        "weights": [f"{[*w.shape]}" for w in peers.models[0].weights],
-        "kernels that are blended": [f"{[*group.kernel_shape]}" for group in groups],
-    }
-    everybody = peers.gather([json.dumps(told)] * len(peers.models), opens=True)
-    others = {k: json.loads(own) for k, own in enumerate(everybody) if own is not None}
-    first = next(iter(others.values()))
-    for k, own in others.items():
-        for what, value in own.items():
-            if value != first[what]:
-                raise UserError(
-                    f"peer 1 and peer {k + 1}, which is in another process, have different {what}"
-                    f"{_first_of(first[what], value)}: all processes of a ring run the same "
-                    "program."
-                )
-
-
-def _first_of(these: Any, those: Any) -> str:
-    """The first difference between two values, in words; empty where they are long."""
-    if isinstance(these, list) and isinstance(those, list):
-        pairs = enumerate(itertools.zip_longest(these, those, fillvalue="none"), start=1)
-        place, (one, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
-        return f" (number {place} is {one} and {other})"
-    return "" if isinstance(these, dict) else f" ({these} and {those})"
 
 
 def _is_built(model: keras.Model) -> bool:

@@ -273,7 +273,7 @@ class Fails:
 def test_a_mixing_that_is_torn_assigns_nothing_anywhere(dtype):
     models = [model(k, dtype=dtype) for k in range(2)]
     links = joined([1, 1])
-    links[1]._rows._carrier = Fails(links[1]._rows._carrier, 1)
+    links[1].rows._carrier = Fails(links[1].rows._carrier, 1)
 
     def once(link, own):
         peers = Peers(own, Graft().plan(own), link=link)

@@ -114,7 +114,7 @@ def test_who_has_gone_on_is_not_told_what_came_after(ring):
     tried([own[0]], lambda link: link._say(f"{link.start}/e0.0/1", "bye"))
     own[0].end()
     assert own[1].gather_small("last") == {0: "bye", 1: "last"}
-    with pytest.raises(LostPeerError, match=r"rank 0 on here .*it has ended \(it is over\)"):
+    with pytest.raises(LostPeerError, match=r"rank 0 on here .*it has left the ring"):
         own[1].barrier()
 
 
@@ -336,7 +336,7 @@ def test_a_torn_exchange_does_not_outlive_the_mixing(ring):
 
     def torn(link):
         link.exchange({2: np.zeros(2)}, {2: np.zeros(2)})
-        assert link._rows.torn
+        assert link.rows.torn
         link.barrier()
 
     assert [type(error) for error in tried(left, torn)] == [ChangedError] * 2

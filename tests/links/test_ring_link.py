@@ -100,7 +100,7 @@ def swap(link):
     link.confirm()
     for other, found in wanted.items():
         np.testing.assert_array_equal(found, row(other, link.rank))
-    return link.sent, link.received
+    return link.rows.sent, link.rows.received
 
 
 def gloo_ring(ranks):
@@ -131,7 +131,7 @@ def test_rows_go_through_the_store_and_are_cleared_away(ring):
 def test_rows_go_over_gloo():
     host, own = gloo_ring(3)
     together(own, RingLink.join, [1, 1, 1])
-    assert type(own[0]._rows._carrier).__name__ == "GlooCarrier"
+    assert type(own[0].rows._carrier).__name__ == "GlooCarrier"
     for _ in range(2):
         told = together(own, swap)
     assert told == [(64, 64)] * 3
@@ -164,7 +164,7 @@ def ahead(link, changes=False):
         sent = {other: own + 1 for other, own in sent.items()}
     link.exchange(sent, wanted)
     link.confirm()
-    return {other: own.tolist() for other, own in wanted.items()}, link.sent
+    return {other: own.tolist() for other, own in wanted.items()}, link.rows.sent
 
 
 @pytest.mark.parametrize("changed", [(), (1,), (0, 1, 2)])
@@ -203,7 +203,7 @@ class LosesTheStore(StoreCarrier):
 def test_what_never_came_ahead_is_asked_for_anew(ring):
     """Else what is filled in would be whatever the memory held."""
     own = ring([1, 1])
-    own[1]._rows._carrier = LosesTheStore(own[1].store)
+    own[1].rows._carrier = LosesTheStore(own[1].store)
     for rank, (found, _) in enumerate(together(own, ahead)):
         assert found == {1 - rank: row(1 - rank, rank).tolist()}
 
@@ -345,7 +345,7 @@ def test_an_exchange_that_tears_on_one_rank_is_begun_anew_on_all():
         came = tried(own, swap)
         assert [type(error) for error in came] == [ChangedError] * 3
         together(own, swap)
-        own[1]._rows._carrier.times = 1
+        own[1].rows._carrier.times = 1
     ended(own)
 
 

@@ -6,6 +6,7 @@ RANK=0 WORLD_SIZE=2 MASTER_ADDR=... MASTER_PORT=... python -m tests.training.rin
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
@@ -185,6 +186,26 @@ def errors():
         Case("shapes", validation_data=None).run([other])
 
     refused("shapes", wide)
+    refused("batches", lambda: Case("batches", batch_size=8 + rank).run())
+    saved = Case("saved", checkpoint=None if rank else tempfile.mkdtemp())
+    refused("saved", saved.run)
+
+    def mixed():
+        case = Case("policies")
+        keras.config.set_dtype_policy("mixed_bfloat16" if rank else "float32")
+        peers = [built(k) for k in case.here]
+        keras.config.set_dtype_policy("float32")
+        case.run(peers)
+
+    refused("policies", mixed)
+
+    def waits():
+        link = kgraft.RingLink(name="waits", timeout=20, on_lost_peer="wait")
+        kgraft.GraftingFit([built(rank)], link=link).fit(X, Y)
+
+    refused("waits", waits)
+    callback = Case("callback", callbacks=lambda k: [kgraft.GraftCallback([built(9)])])
+    refused("callback", callback.run)
     refused("link", lambda: kgraft.GraftingFit([built(0)], link="ring"))
     refused("few", lambda: Case("few").link.places(1))
     return found

@@ -1,6 +1,7 @@
 """GraftingFit over several processes is GraftingFit in one, bit for bit."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -80,7 +81,17 @@ def test_processes_that_do_not_train_the_same_are_refused_on_all(found):
             "peer 1 and peer 3, which is in another process, have different mixers"
             in (errors["mixers"])
         )
+        assert re.search(r"have different mixers \(\w+ is .+ and .+\)", errors["mixers"])
         assert "have different steps an epoch" in errors["steps"]
+        rule = "all ranks of a ring run the same program."
+        assert errors["batches"] == f"batch_size is 8 on rank 0 and 9 on rank 1: {rule}"
+        assert errors["saved"] == f"checkpoint= is given on rank 0 and None on rank 1: {rule}"
+        assert (
+            "different dtype policies (number 1 is float32 and mixed_bfloat16)"
+            in (errors["policies"])
+        )
+        assert errors["waits"].startswith('on_lost_peer="wait" goes on from checkpoints')
+        assert errors["callback"].startswith("callbacks holds a GraftCallback")
         assert "have different weights (number 1 is [72, 4] and [72, 5])" in errors["shapes"]
         assert "needs all peers in one process" in errors["mutual"]
         assert errors["link"] == "link is 'ring': expected kgraft.RingLink(...) or None."

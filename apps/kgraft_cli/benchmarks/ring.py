@@ -127,7 +127,7 @@ def _child(task: Task, rank: int | None, port: int, pipe: Any) -> None:
         else:
             floats = [w for w in peers[0].weights if keras.backend.is_float_dtype(w.dtype)]
             size = sum(4 * int(w.value.numel()) for w in floats)
-            told = {"sent": link.sent, "exchanged": link.exchanged} if link is not None else {}
+            told = {"sent": link.rows.sent, "exchanged": link.exchanged} if link is not None else {}
             pipe.send({**told, "weights": size})
 
 
