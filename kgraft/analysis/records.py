@@ -31,6 +31,11 @@ class Metrics:
     values: dict[str, np.ndarray]
 
     @property
+    def is_there(self) -> np.ndarray:
+        """Which networks an epoch has a row of: one that was lost has none; bool `(E, K)`."""
+        return np.any([~np.isnan(own) for own in self.values.values()], axis=0)
+
+    @property
     def accuracy(self) -> str:
         """Which of them is the accuracy on images that were not trained on, or else on those."""
         return "val_accuracy" if "val_accuracy" in self.values else "accuracy"

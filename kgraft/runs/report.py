@@ -153,8 +153,19 @@ def _results(own: RunRecords) -> Part:
         tables.network(phase, number, len(metrics.models))
         for phase, metrics in own.metrics.items()
         for k, number in enumerate(metrics.models.tolist())
-        if "loss" in metrics.values and not np.isfinite(metrics.values["loss"][:, k]).all()
+        if "loss" in metrics.values
+        and not np.isfinite(metrics.values["loss"][metrics.is_there[:, k], k]).all()
     ]
+    away = [
+        f"{tables.network(phase, number, len(metrics.models))} ({missed} of {len(metrics.epochs)})"
+        for phase, metrics in own.metrics.items()
+        for number, missed in zip(
+            metrics.models.tolist(), (~metrics.is_there).sum(axis=0).tolist(), strict=True
+        )
+        if missed
+    ]
+    if away:
+        said.append(f"Lost, for some of the epochs: {', '.join(away)}.")
     if sick:
         said.append(f"The loss was no finite number in some epochs of: {', '.join(sick)}.")
     return Part(own.name, given, said)

@@ -107,12 +107,19 @@ def test_a_run_that_ended_without_a_peer_says_which_the_others_are(tmp_path):
     first, _, third = summary["peers"]
     third["validation_accuracy"] = 0.99
     file.write_text(json.dumps({**summary, "peers": [first, third], "lost": [2]}))
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    rows = [json.loads(text) for text in lines]
+    missed = [row["phase"] == "peers" and row["model"] == 2 and row["epoch"] > 1 for row in rows]
+    left = [text for text, gone in zip(lines, missed, strict=True) if not gone]
+    (run / "metrics.jsonl").write_text("".join(left))
     parsed = told(run, weights=False)
     names = [row[0] for row in parsed.tables["On the test images, after the last epoch"][1:]]
     assert names == ["peer 1", "peer 3", "ensemble of 2"]
     best = dict(parsed.tables["Runs"])["best peer, on the test images"]
     assert best == f"{100 * third['test_accuracy']:.2f} % (peer 3)"
     assert "Peer 2 was lost on the way, and did not come back." in parsed.text
+    assert f"Lost, for some of the epochs: peer 2 ({sum(missed)} of 3)." in parsed.text
+    assert sum(missed) == 2 and "no finite number" not in parsed.text
 
 
 def test_what_differs_between_runs_is_told(tmp_path):
