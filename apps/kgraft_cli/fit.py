@@ -168,11 +168,11 @@ def command(
 def _go_on(path: Path, more: str) -> str:
     """The command that goes on with what a directory holds, empty where there is none."""
     from kgraft.runs.ranks import launched
+    from kgraft_cli.messages import program
 
     if (path / "run.toml").is_file() and not (path / "summary.json").is_file():
-        each = os.environ.get("LOCAL_WORLD_SIZE", "N")
-        program = f"torchrun --nproc-per-node {each} -m kgraft_cli" if launched() > 1 else "kgraft"
-        return f"{program} fit --resume {shlex.quote(str(path))}{more}"
+        each = os.environ.get("LOCAL_WORLD_SIZE", "N") if launched() > 1 else 1
+        return f"{program(each)} fit --resume {shlex.quote(str(path))}{more}"
     return ""
 
 

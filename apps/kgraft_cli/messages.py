@@ -101,6 +101,15 @@ def stderr_on(console: Console) -> Iterator[None]:
             reader.join()
 
 
+def program(ranks: int | str) -> str:
+    """How the command is started in so many processes.
+
+    Args:
+        ranks: how many on this machine.
+    """
+    return "kgraft" if ranks == 1 else f"torchrun --nproc-per-node {ranks} -m kgraft_cli"
+
+
 def say(console: Console, text: str) -> None:
     """Print text as it is."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)

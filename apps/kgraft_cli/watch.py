@@ -24,10 +24,12 @@ def command(run: str, wait: bool) -> None:
     """
     from rich.console import Console
 
+    from kgraft.runs.directory import checkpoints_of
     from kgraft.runs.finished import read_run
     from kgraft.runs.following import Following, is_on
     from kgraft.runs.own import called
-    from kgraft_cli.messages import quiet_tensorflow, say
+    from kgraft.training.saved_fit import processes_of
+    from kgraft_cli.messages import program, quiet_tensorflow, say
     from kgraft_cli.progress import progress_on
     from kgraft_cli.summary import print_summary
 
@@ -44,10 +46,11 @@ def command(run: str, wait: bool) -> None:
         print_summary(console, read_run(path)[1], path, following.config.run.epochs)
         return
     progress.stay()
+    ranks = processes_of(checkpoints_of(path, "peers"))
     trust = " --trust" if called(following.config) else ""
     console.print(
         f"no process that can be seen from here trains in {path}. To go on: "
-        f"kgraft fit --resume {shlex.quote(run)}{trust}",
+        f"{program(ranks)} fit --resume {shlex.quote(run)}{trust}",
         highlight=False,
         soft_wrap=True,
     )

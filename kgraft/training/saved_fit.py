@@ -74,6 +74,23 @@ def place_of(settings: Checkpoints, link: Link) -> Path:
     return where / f"rank-{link.rank}-of-{len(link.holds)}{replica}"
 
 
+def processes_of(directory: Path) -> int:
+    """How many processes have saved a training, 1 where one has, or none.
+
+    Args:
+        directory: where all keep their checkpoints.
+    """
+    kept = [path.name for path in directory.glob("rank-*-of-*")]
+    return _told_by(kept[0].partition("of-")[2])[0] if kept else 1
+
+
+def _told_by(name: str) -> tuple[int, int]:
+    """How many processes there were, and how many for every peer: `"2"`, `"2-replica-0-of-3"`."""
+    ranks, _, replicas = name.partition("-replica-")
+    each = int(replicas.partition("-of-")[2] or 1)
+    return int(ranks) * each, each
+
+
 def check_ranks(directory: Path, own: Path) -> None:
     """Refuse to go on with what other processes have saved, or as many others.
 
@@ -90,9 +107,7 @@ def check_ranks(directory: Path, own: Path) -> None:
     others = {name.partition("of-")[2] for name in kept} - {own.name.partition("of-")[2]}
     if not others:
         return
-    ranks, _, replicas = others.pop().partition("-replica-")
-    each = int(replicas.partition("-of-")[2] or 1)
-    count = int(ranks) * each
+    count, each = _told_by(others.pop())
     how = f"torchrun --nproc-per-node {count}" if count > 1 else "it alone, without torchrun"
     raise UserError(
         f"the checkpoint in {directory} is of {count} process{'es' if count > 1 else ''}"

@@ -47,7 +47,7 @@ def until(happens, seconds=120.0):
 
 
 @pytest.mark.multiprocess
-def test_a_run_of_another_process_is_watched_until_it_is_killed(tmp_path):
+def test_a_run_of_another_process_is_watched_until_it_is_killed(tmp_path, kgraft):
     run = tmp_path / "run"
     trains = started(*FIT, "--epochs", 400, "--out", run)
     metrics = run / "metrics.jsonl"
@@ -72,6 +72,12 @@ def test_a_run_of_another_process_is_watched_until_it_is_killed(tmp_path):
         f"no process that can be seen from here trains in {run}. To go on: "
         f"kgraft fit --resume {run}"
     )
+    checkpoints = run / "checkpoints" / "peers"
+    for kept, ranks in (("rank-0-of-2", 2), ("rank-1-of-2-replica-0-of-3", 6)):
+        (checkpoints / kept).mkdir(parents=True)
+        out = kgraft("watch", run)[1]
+        assert out.endswith(f"torchrun --nproc-per-node {ranks} -m kgraft_cli fit --resume {run}\n")
+        (checkpoints / kept).rmdir()
 
 
 def test_a_finished_run_shows_what_it_came_to(tmp_path, kgraft):
