@@ -23,8 +23,8 @@ def read_run(path: Path) -> tuple[Config, dict[str, Any]]:
     if not (path / "summary.json").is_file():
         raise UserError(f"the run in {path} did not finish: it holds no summary.json.")
     config, summary = read(path / "run.toml"), read_json(path / "summary.json", SUMMARY)
-    count, told = config.peers.count, len(numbers_of(summary)) + len(summary.get("lost", ()))
-    if told != count:
+    count, told = config.peers.count, len(summary["peers"]) + len(summary.get("lost", ()))
+    if told != count or len(rows_of(summary)) != len(summary["peers"]):
         raise UserError(f"{path}: summary.json has {told} peers, run.toml {count}: copy it anew.")
     return config, summary
 
