@@ -1,5 +1,6 @@
 """Who a rank is, whether it is there, and how others come to know."""
 
+import atexit
 import contextlib
 import os
 import socket
@@ -55,9 +56,11 @@ class Heartbeat:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kgraft-heartbeat", daemon=True)
         self._thread.start()
+        atexit.register(self.stop)  # who is in a store of C++ when Python ends aborts the process
 
     def stop(self) -> None:
         """End it."""
+        atexit.unregister(self.stop)
         self._ended.set()
         self._thread.join(self._every + 1.0)
 
