@@ -33,7 +33,10 @@ class Metrics:
     @property
     def is_there(self) -> np.ndarray:
         """Which networks an epoch has a row of: one that was lost has none; bool `(E, K)`."""
-        return np.any([~np.isnan(own) for own in self.values.values()], axis=0)
+        found = np.zeros((len(self.epochs), len(self.models)), bool)
+        for own in self.values.values():
+            found |= ~np.isnan(own)
+        return found
 
     @property
     def accuracy(self) -> str:

@@ -1,11 +1,12 @@
 """A run in several processes: which peers each has, where they meet, and in which directory."""
 
+import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
-from kgraft.errors import UserError
+from kgraft.errors import UserError, kind_and_line_of
 from kgraft.links.link import Here, Link
 from kgraft.links.ring_link import RingLink
 from kgraft.runs.config import Config, Ring
@@ -66,7 +67,31 @@ def link_of(config: Config) -> Link:
         ranks_per_peer=each,
     )
     link.join(len(link.places(count)))
+    try:
+        _check_settings(link, config)
+    except UserError as error:
+        link.end(kind_and_line_of(error))
+        raise
     return link
+
+
+def _check_settings(link: RingLink, config: Config) -> None:
+    """Refuse a rank whose run is another one than that of the rank that came first.
+
+    Said in the store, so that one that is started again asks nobody. What a run fills in by itself
+    is there in a run that goes on, and not in one that begins.
+    """
+    own = wherever(config).told()
+    del own["data.directory"]  # a host may have a copy
+    for ring in (link, link.block):
+        if isinstance(ring, RingLink):
+            first = json.loads(ring.store.first(f"{ring.start}/settings", json.dumps(own)))
+            for key in sorted(first.keys() & own.keys()):
+                if None not in (first[key], own[key]) and first[key] != own[key]:
+                    raise UserError(
+                        f"{key} is {own[key]} here, and {first[key]} on the rank that came first: "
+                        "all ranks train one run, start them with one command."
+                    )
 
 
 def wherever(config: Config) -> Config:

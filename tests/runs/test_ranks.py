@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 
 import keras
@@ -96,6 +97,36 @@ def test_what_cannot_be_shared_out_is_refused_in_one_line(tmp_path, ranks, more,
     told = [own.communicate(timeout=60)[0] for own in processes]
     assert [own.returncode for own in processes] == [2] * ranks
     assert said in told[0] and "Traceback" not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        (
+            "--peers",
+            6,
+            r"peers\.count is [46] here, and [46] on the rank that came first: all ranks",
+        ),
+        (
+            "--lr",
+            0.05,
+            r"optimizer\.lr is 0\.[01]5? here, and 0\.[01]5? on the rank that came first",
+        ),
+        ("--limit-train", 96, r"data\.limit_train is (128|96) here, and (128|96) on the rank"),
+    ],
+)
+def test_ranks_with_other_settings_train_no_run(tmp_path, option, value, said):
+    arguments = ["-m", "kgraft_cli", *RUN, "--out", tmp_path / "run"]
+    meet = ["--set", f'ring.directory="{tmp_path / "meet"}"']
+    ranks = [
+        process([*arguments, *meet, *more], RANK=str(rank), WORLD_SIZE="2")
+        for rank, more in enumerate(([], [option, value]))
+    ]
+    told = [own.communicate(timeout=60)[0] for own in ranks]
+    assert sorted(own.returncode for own in ranks) == [1, 2]  # who came second, and who was first
+    second = told[[own.returncode for own in ranks].index(2)]
+    assert re.search(said, second) and "Traceback" not in "".join(told)
+    assert re.search(said, "".join(text for text in told if text is not second))  # it is told why
 
 
 def test_ranks_per_peer_need_a_launcher(tmp_path):
