@@ -54,6 +54,7 @@ def command(
         train_missing,
         train_missing_beside,
     )
+    from kgraft.runs.finished import told_lost
     from kgraft_cli.many_runs import train_shown
     from kgraft_cli.messages import say
 
@@ -92,6 +93,9 @@ def command(
         content[figure] = {"runs": rows, "entries": [line.to_json() for line in found]}
     for note in notes(found, references):
         say(console, note)
+    for row in rows:
+        for sentence in told_lost(row):
+            say(console, f"{row['entry']}, seed {row['seed']}: {sentence}")
     write_text(path / "comparison.md", "\n".join(text))
     told = content.pop("accuracy")  # where others stand beside it, rank-1
     write_text(path / "comparison.json", json.dumps({**told, **content}, indent=2) + "\n")

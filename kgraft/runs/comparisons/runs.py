@@ -197,9 +197,9 @@ def result_row(entry: Entry, seed: int, path: Path, figure: str = "accuracy") ->
         figure: see `read_results`.
 
     Returns:
-        `entry`, `seed`, `networks`, `seconds`, and the figure, in 0..1: `last` (the entry's
-        result), `best` (the best-on-validation epoch of the peer that is best then; None for soups
-        and ensembles), `mean_peer`, `uniform_soup` and `ensemble`.
+        `entry`, `seed`, `networks`, `seconds`, `lost` peers if there are any, and the figure, in
+        0..1: `last` (the entry's result), `best` (the best-on-validation epoch of the peer that is
+        best then; None for soups and ensembles), `mean_peer`, `uniform_soup` and `ensemble`.
     """
     config, summary = read_run(path)
     found = selected(path)
@@ -219,6 +219,7 @@ def result_row(entry: Entry, seed: int, path: Path, figure: str = "accuracy") ->
         "seed": seed,
         "method": config.run.method,
         "networks": own["networks"],
+        **({"lost": summary["lost"]} if "lost" in summary else {}),
         "seconds": summary["seconds"],
         "last": own[f"test_{figure}"],
         "best": None if best is None else best[f"best_test_{figure}"],

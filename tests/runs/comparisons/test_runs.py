@@ -262,6 +262,8 @@ def test_runs_are_done_once_and_read_many_times(written, tmp_path):
     told.clear()
     train_missing(comparison, out, Silent(), told.append)
     assert "two, seed 0: found, peer 1 was lost on the way, and did not come back" in told
+    lost = {(row["entry"], row["seed"]): row.get("lost") for row in read_results(comparison, out)}
+    assert {key for key, own in lost.items() if own == [1]} == {("two", 0), ("soup", 0)}
 
     other = read_comparison(written(entries, COMMON.replace("batch_size = 32", "batch_size = 16")))
     with pytest.raises(UserError, match=r"run\.batch_size = 32, the comparison wants 16"):
