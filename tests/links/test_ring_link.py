@@ -13,6 +13,7 @@ from kgraft.links.ring_link import RingLink
 from kgraft.links.store import PART, DirectoryStore
 from tests.links.memory_store import MemoryStore
 from tests.links.rings import ended, joined, links, together, tried
+from tests.processes import process
 
 
 @pytest.fixture
@@ -573,3 +574,16 @@ def test_replicas_need_a_store_that_torch_knows():
     for link in own:
         link._roll.end("")
         link.block.end()
+
+
+def test_no_heart_beats_when_python_ends(tmp_path):
+    """Not that of a link that is gone either: in a store of C++ it would abort the process."""
+    script = (
+        "import atexit, gc, threading, kgraft\n"
+        "beating = lambda: [own.name for own in threading.enumerate() if 'heart' in own.name]\n"
+        "atexit.register(lambda: print(beating()))\n"
+        f"link = kgraft.RingLink({str(tmp_path)!r}, rank=0, ranks=1)\n"
+        "link.join(1); print(beating()); del link; gc.collect()\n"
+    )
+    said = process(["-c", script]).communicate(timeout=60)[0]
+    assert said.splitlines()[-2:] == ["['kgraft-heartbeat']", "[]"]
